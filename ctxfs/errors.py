@@ -1,0 +1,115 @@
+"""Every error that ctxfs raises on purpose, and the one table that maps an error to an errno.
+
+Owns the exception tree and each class's `errno`. It must not know who raises or who answers: the FUSE boundary reads `errno`, the
+command line prints the message, the sync engine asks `transient`.
+
+    CtxfsError
+     ├─ NotFound ENOENT           ├─ NotPermitted EPERM        ├─ NoSpace ENOSPC
+     ├─ Exists EEXIST             ├─ ReadOnly EROFS            ├─ TooLarge EFBIG
+     ├─ NotEmpty ENOTEMPTY        ├─ StaleHandle EBADF         ├─ TooManyLinks EMLINK
+     ├─ IsADirectory EISDIR       ├─ RemoteChanged ESTALE      ├─ InvalidArgument EINVAL
+     ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
+     ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
+     ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
+     └─ UsageError (a wrong command line or option: exit status 2)
+"""
+from __future__ import annotations
+
+import errno as _errno
+
+
+class CtxfsError(Exception):
+    """Base of all expected errors. `errno` is what a program on the mount sees; `transient` says whether a retry may help."""
+    errno: int = _errno.EIO
+    transient: bool = False
+
+
+class NotFound(CtxfsError):
+    errno = _errno.ENOENT
+
+
+class Exists(CtxfsError):
+    errno = _errno.EEXIST
+
+
+class NotEmpty(CtxfsError):
+    errno = _errno.ENOTEMPTY
+
+
+class IsADirectory(CtxfsError):
+    errno = _errno.EISDIR
+
+
+class NotADirectory(CtxfsError):
+    errno = _errno.ENOTDIR
+
+
+class NameTooLong(CtxfsError):
+    errno = _errno.ENAMETOOLONG
+
+
+class Denied(CtxfsError):
+    """The store or the system refused: wrong credentials, no right. Permanent until somebody changes something."""
+    errno = _errno.EACCES
+
+
+class NotPermitted(CtxfsError):
+    errno = _errno.EPERM
+
+
+class ReadOnly(CtxfsError):
+    errno = _errno.EROFS
+
+
+class StaleHandle(CtxfsError):
+    errno = _errno.EBADF
+
+
+class RemoteChanged(CtxfsError):
+    """A condition failed (HTTP 412/409): the object is not the version that the caller named."""
+    errno = _errno.ESTALE
+
+
+class NoSpace(CtxfsError):
+    errno = _errno.ENOSPC
+
+
+class TooLarge(CtxfsError):
+    errno = _errno.EFBIG
+
+
+class TooManyLinks(CtxfsError):
+    errno = _errno.EMLINK
+
+
+class InvalidArgument(CtxfsError):
+    errno = _errno.EINVAL
+
+
+class NoAttribute(CtxfsError):
+    errno = _errno.ENODATA
+
+
+class NoSuchDevice(CtxfsError):
+    errno = _errno.ENXIO
+
+
+class Unsupported(CtxfsError):
+    """The store or the file system has no such operation (also: HTTP 501)."""
+    errno = _errno.ENOTSUP
+
+
+class RemoteUnavailable(CtxfsError):
+    """The store could not be reached or answered 5xx/429: transient."""
+    errno = _errno.EIO
+    transient = True
+
+
+class Corrupted(CtxfsError):
+    """Bytes or records that contradict their checksum or format: permanent."""
+    errno = _errno.EIO
+
+
+class UsageError(CtxfsError):
+    """The command line or an option is wrong; the message says what to do. Exit status 2."""
+    errno = _errno.EINVAL

@@ -1,0 +1,57 @@
+"""The values that cross layers: identifiers, attributes, object descriptions, listing pages, index records.
+
+Owns their names, types and units, nothing else: no I/O and no behaviour beyond what a value can say of itself. Everything here is
+immutable and msgspec-encodable, so that it can also cross the pipe to a transfer worker.
+"""
+from __future__ import annotations
+
+from typing import NewType
+
+import msgspec
+
+Ino = NewType('Ino', int)
+Fh = NewType('Fh', int)
+#: a full object key inside the bucket (after the store's own prefix), as the store returns it
+Key = NewType('Key', str)
+
+ROOT_INO = Ino(1)
+#: reserved directory inside a context for ctxfs's own objects; hidden in the mount
+RESERVED_DIR = '.ctxfs/'
+
+
+class Attrs(msgspec.Struct, frozen=True, kw_only=True):
+    """The attributes that travel with a file to other hosts. Times are ns since the epoch; mode includes the type (S_IFMT)."""
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    atime_ns: int
+    ctime_ns: int
+    target: bytes | None = None
+    rdev: int = 0
+    xattrs: dict[str, bytes] | None = None
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store knows of one object. `etag` is opaque: kept and sent back exactly as it came. `metadata` is None in a listing
+    (stores do not list it); keys in it are lower case without the x-amz-meta- prefix."""
+    key: str
+    size: int
+    etag: str
+    mtime_ns: int
+    metadata: dict[str, str] | None = None
+    content_type: str | None = None
+
+
+class ListPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a listing in the store's key order. `prefixes` are the common prefixes when a delimiter was given (they end with it).
+    `next_token` is None on the last page."""
+    objects: list[ObjectInfo]
+    prefixes: list[str]
+    next_token: str | None
+
+
+class PutResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that a PUT, a completed multipart upload or a copy made."""
+    etag: str
+    size: int

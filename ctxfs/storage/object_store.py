@@ -1,0 +1,84 @@
+"""The port to an object store: what every store must do, and how a URL becomes one.
+
+Owns the contract (this Protocol, checked by tests/contract against each store) and nothing of any provider. It must not know paths,
+inodes or schedules: keys and bytes only. All calls are synchronous, thread-safe, bounded in time, and raise only `ctxfs.errors`:
+NotFound, RemoteChanged (a condition failed), Denied (credentials, rights), Unsupported (no such feature), RemoteUnavailable
+(transient), InvalidArgument (this store cannot hold such a key, or a part is too large).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from ctxfs.records import ListPage, ObjectInfo, PutResult
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What this endpoint and bucket were found to honour (probed once, remembered). A False makes the caller, or the store itself
+    where it says so, fall back to check-then-act with a window that is as small as it can be."""
+    conditional_create: bool
+    conditional_overwrite: bool
+    conditional_delete: bool
+    conditional_copy: bool
+    batch_delete: bool
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always."""
+    etag: str | None = None
+    absent: bool = False
+
+
+ALWAYS = Condition()
+
+
+class ObjectStore(Protocol):
+    """See the module docstring for errors. Keys are non-empty str that encode to at most 1,023 bytes of UTF-8 (S3's and OSS's rule)."""
+
+    url: str
+
+    def capabilities(self) -> Capabilities: ...
+
+    def check(self) -> None:
+        """Answer within 10 s whether the bucket exists and may be listed. Raises RemoteUnavailable (endpoint unreachable), Denied
+        (wrong credentials), NotFound (no such bucket); each message is one line that says what to do."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """The object's description with metadata."""
+
+    def get(self, key: str, start: int = 0, stop: int | None = None, *, if_match: str | None = None) -> bytes:
+        """Bytes [start, stop) of the object (to its end if stop is None; shorter where the object ends). RemoteChanged unless its etag
+        is `if_match`, when given; never a mixture of two versions. An empty range returns b'' (still verified where if_match is set)."""
+
+    def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
+            condition: Condition = ALWAYS) -> PutResult:
+        """Store `body` whole, or raise and leave the object as it was."""
+
+    def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
+                 content_type: str | None = None, condition: Condition = ALWAYS,
+                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
+        """Store `size` bytes read from `file` from offset 0, as one PUT or as a multipart upload in parallel parts of bounded memory.
+        After the last byte was read and before the object becomes visible `may_commit()` is asked: False means the content moved, so
+        the attempt is thrown away (multipart aborted) and RemoteChanged is NOT raised but `Aborted`. `progress(n)`: n more bytes sent."""
+
+    def copy(self, source: str, key: str, *, source_etag: str | None = None, condition: Condition = ALWAYS,
+             metadata: dict[str, str] | None = None, content_type: str | None = None) -> PutResult:
+        """Server-side copy, metadata kept unless given. RemoteChanged when the source is not `source_etag` or the condition fails."""
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """Remove the object; absent is success. RemoteChanged where if_match names another version."""
+
+    def delete_many(self, items: Sequence[tuple[str, str | None]]) -> list[tuple[str, Exception]]:
+        """Remove (key, etag or None) pairs with as few requests as the store allows; returns what failed and why (RemoteChanged: the
+        object is no longer that version and was left alone). Absent is success."""
+
+    def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
+        """One page of the keys that start with prefix, in UTF-8 byte order. Any key the store holds comes back exactly."""
+
+    def close(self) -> None: ...
+
+
+class Aborted(Exception):
+    """`may_commit` said no: nothing became visible in the store. Not an error; the caller schedules a new attempt."""
