@@ -1,0 +1,383 @@
+"""Where things live and what a mount was asked to do: directories, the config file, sizes, store URLs, `MountOptions`.
+
+Owns the resolution order (command line, environment, config file, default), the names of the per-context directories and the host id.
+It must not know stores, FUSE or processes: it computes paths and values, and creates directories only when it is told to.
+
+    state    --state-dir, config `state_dir`, $XDG_STATE_HOME/ctxfs, ~/.local/state/ctxfs     one directory per (store, context) below it
+    cache    beside the state with --state-dir, else $XDG_CACHE_HOME/ctxfs, ~/.cache/ctxfs    the same names below it
+    store    --store, $CTXFS_STORE, config `store`, file://$XDG_DATA_HOME/ctxfs/store
+    runtime  $XDG_RUNTIME_DIR/ctxfs, /run/user/UID/ctxfs, /tmp/ctxfs-UID                      see ctxfs.edge.runtime_dir
+    config   $XDG_CONFIG_HOME/ctxfs/config.toml, ~/.config/ctxfs/config.toml
+
+Credentials are in none of these: they come from the environment and the files of the AWS tools, and a store URL that carries some is
+refused, because URLs end up in logs, in mount.json and in `ctxfs status`.
+"""
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import pwd
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+import msgspec
+
+from ctxfs.errors import Denied, UsageError
+
+GIB = 1 << 30
+DEFAULT_CACHE_LIMIT = 10 * GIB
+#: one block of the block cache: a smaller bound could hold nothing
+MIN_CACHE_SIZE = 1 << 20
+#: -o options that go to mount(2) as they are; the rest of -o is ctxfs's own
+KERNEL_OPTIONS = frozenset({'noatime', 'nodev', 'dev', 'noexec', 'exec', 'nosuid', 'suid'})
+LOG_LEVELS = ('debug', 'info', 'warning', 'error')
+
+
+class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """Everything the daemon is told about one mount; travels to it as JSON through a pipe. Sizes are bytes, paths absolute."""
+    context_id: str
+    context_name: str
+    mountpoint: str
+    store_url: str
+    state_dir: str
+    cache_dir: str
+    runtime_dir: str
+    log_file: str
+    host_id: str
+    cache_size: int
+    read_only: bool = False
+    foreground: bool = False
+    fsync: Literal['local', 'remote'] = 'local'
+    #: owner and mask of files whose objects carry no attributes
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0o022
+    allow_other: bool = False
+    xattrs: bool = False
+    kernel_options: tuple[str, ...] = ()
+    policy_file: str | None = None
+    log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> MountOptions:
+        """Raises UsageError when `data` is no JSON form of these options."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError as e:
+            raise UsageError(f'mount options cannot be read: {e}') from e
+
+
+class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The keys that config.toml may have; each is the default of the command-line option of the same name."""
+    store: str | None = None
+    state_dir: str | None = None
+    cache_size: str | int | None = None
+    fsync: Literal['local', 'remote'] | None = None
+    log_level: Literal['debug', 'info', 'warning', 'error'] | None = None
+
+
+class FuseOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """What `-o` said, parsed. None: not given."""
+    read_only: bool = False
+    allow_other: bool = False
+    nonempty: bool = False
+    xattrs: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+    kernel_options: tuple[str, ...] = ()
+
+
+class Paths(msgspec.Struct, frozen=True, kw_only=True):
+    """The roots for one invocation. `cache` is None where the cache lies inside each context's state directory."""
+    state: Path
+    cache: Path | None
+    data: Path
+    runtime: Path
+    config_file: Path
+
+
+# --- directories -------------------------------------------------------------------------------------------------------------------
+
+def home(env: Mapping[str, str]) -> Path:
+    """The user's home: $HOME, else the password database (services and containers often run without HOME).
+    Raises UsageError when neither knows one."""
+    if env.get('HOME', '').startswith('/'):
+        return Path(env['HOME'])
+    try:
+        entry = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        entry = ''
+    if not entry.startswith('/'):
+        raise UsageError(f'user {os.getuid()} has no home directory; set HOME, or XDG_STATE_HOME, XDG_CACHE_HOME and XDG_DATA_HOME')
+    return Path(entry)
+
+
+def xdg(env: Mapping[str, str], variable: str, default: str) -> Path:
+    """$variable/ctxfs, or ~/default/ctxfs. A relative value is ignored, as the XDG base directory specification demands."""
+    value = env.get(variable, '')
+    return Path(value) / 'ctxfs' if value.startswith('/') else home(env) / default / 'ctxfs'
+
+
+def runtime_root(env: Mapping[str, str], uid: int | None = None) -> Path:
+    """Where sockets and records of running mounts are; not created here."""
+    uid = os.getuid() if uid is None else uid
+    value = env.get('XDG_RUNTIME_DIR', '')
+    if value.startswith('/'):
+        return Path(value) / 'ctxfs'
+    per_user = Path(f'/run/user/{uid}')
+    return per_user / 'ctxfs' if per_user.is_dir() else Path(f'/tmp/ctxfs-{uid}')
+
+
+def resolve_paths(env: Mapping[str, str], state_dir: str | None = None) -> Paths:
+    """All roots. `state_dir` (the option, else the config file's) moves state and cache together."""
+    own = Path(os.path.abspath(os.path.expanduser(state_dir))) if state_dir else None
+    return Paths(state=own or xdg(env, 'XDG_STATE_HOME', '.local/state'), cache=None if own else xdg(env, 'XDG_CACHE_HOME', '.cache'),
+                 data=xdg(env, 'XDG_DATA_HOME', '.local/share'), runtime=runtime_root(env), config_file=config_file(env))
+
+
+def config_file(env: Mapping[str, str]) -> Path:
+    return xdg(env, 'XDG_CONFIG_HOME', '.config') / 'config.toml'
+
+
+def private_dir(path: Path) -> Path:
+    """Create `path` (0700, parents too) or check that the existing one is ours alone. Returns it. Raises Denied otherwise: in a
+    world-writable place such as /tmp somebody else may have made it first."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except (FileExistsError, NotADirectoryError):
+        raise Denied(f'{path} must be a directory, but something else is in the way') from None
+    except OSError as e:
+        raise Denied(f'cannot create {path}: {e.strerror}') from e
+    if not stat.S_ISDIR(found.st_mode):
+        raise Denied(f'{path} must be a directory, but something else is in the way')
+    if found.st_uid != os.getuid():
+        raise Denied(f'{path} belongs to user {found.st_uid}, not to you; choose another place or remove it')
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def context_slug(store_url: str, context_id: str) -> str:
+    """The name of the directories of one (store, context): readable, and unique by a hash of what identifies the two."""
+    readable = re.sub(r'[^A-Za-z0-9._-]', '_', context_id).lstrip('.')[:60]
+    digest = hashlib.sha256(f'{store_identity(store_url)}\0{context_id}'.encode('utf-8', 'surrogateescape')).hexdigest()
+    return f'{readable}-{digest[:16]}'
+
+
+def state_dir_of(paths: Paths, store_url: str, context_id: str) -> Path:
+    return paths.state / context_slug(store_url, context_id)
+
+
+def cache_dir_of(paths: Paths, store_url: str, context_id: str) -> Path:
+    slug = context_slug(store_url, context_id)
+    return paths.state / slug / 'cache' if paths.cache is None else paths.cache / slug
+
+
+def load_host_id(state_root: Path) -> str:
+    """This host's random id, made once per state root: another state root is another host. Safe against two processes at once:
+    the file appears whole by link(2), and the loser reads the winner's."""
+    file = private_dir(state_root) / 'host-id'
+    for _ in range(2):
+        try:
+            found = file.read_text('ascii').strip()
+        except FileNotFoundError:
+            found = ''
+        except (OSError, UnicodeDecodeError) as e:
+            raise Denied(f'cannot read {file}: {e}') from e
+        if re.fullmatch(r'[0-9a-f]{16}', found):
+            return found
+        _publish(file, secrets.token_hex(8) + '\n', replace=file.exists())
+    raise Denied(f'{file} does not keep what is written to it')
+
+
+def _publish(file: Path, text: str, *, replace: bool) -> None:
+    temporary = file.with_name(f'.{file.name}.{os.getpid()}.{secrets.token_hex(4)}')
+    try:
+        temporary.write_text(text, 'ascii')
+        if replace:
+            os.replace(temporary, file)
+        else:
+            os.link(temporary, file)
+    except FileExistsError:
+        return      # another process was first: its id is the host's
+    except OSError as e:
+        raise Denied(f'cannot write {file}: {e.strerror}') from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- values ------------------------------------------------------------------------------------------------------------------------
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)` where a known word is close, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f' (did you mean {close[0]}?)' if close else ''
+
+
+_UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of `500M`, `10G`, `1.5T`, `10GiB` (powers of 1,024), `10GB` (powers of 1,000) or a plain number. Raises UsageError."""
+    match = re.fullmatch(r'\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?B)?\s*', str(text).upper())
+    if not match:
+        raise UsageError(f'{text!r} is not a size; write it like 500M, 10G or 1.5T')
+    number, unit, suffix = match.groups()
+    factor = 1000 ** ' KMGT'.index(unit) if unit and suffix == 'B' else _UNITS[unit]
+    return int(float(number) * factor) if '.' in number else int(number) * factor
+
+
+def default_cache_size(cache_dir: Path) -> int:
+    """10 GiB, or half of what is free where the cache lies, whichever is less."""
+    place = cache_dir
+    while not place.exists():
+        place = place.parent
+    found = os.statvfs(place)
+    return max(MIN_CACHE_SIZE, min(DEFAULT_CACHE_LIMIT, found.f_bavail * found.f_frsize // 2))
+
+
+def cache_size_of(text: str | int | None, cache_dir: Path) -> int:
+    """Raises UsageError for a text that is no size, or too small to hold one block."""
+    if text is None:
+        return default_cache_size(cache_dir)
+    size = parse_size(text)
+    if size < MIN_CACHE_SIZE:
+        raise UsageError(f'a cache of {text} holds nothing; the least is 1M')
+    return size
+
+
+def parse_fuse_options(texts: Iterable[str]) -> FuseOptions:
+    """The comma-separated words of all `-o`. Raises UsageError for one that is unknown: an option that does nothing must not pass."""
+    found: dict[str, Any] = {}
+    kernel: list[str] = []
+    for word in (w.strip() for text in texts for w in text.split(',')):
+        name, equals, value = word.partition('=')
+        if not word or word in ('rw', 'default_permissions'):
+            continue    # both are what ctxfs does anyway
+        if word in _FLAGS:
+            found[_FLAGS[word]] = True
+        elif word in KERNEL_OPTIONS:
+            kernel.append(word)
+        elif name in _NUMBERS and equals:
+            found[name] = _number(name, value)
+        else:
+            raise UsageError(f'unknown mount option -o {word}{nearest(name, [*_FLAGS, *_NUMBERS, *KERNEL_OPTIONS])}')
+    return FuseOptions(kernel_options=tuple(kernel), **found)
+
+
+_FLAGS = {'ro': 'read_only', 'allow_other': 'allow_other', 'nonempty': 'nonempty', 'xattrs': 'xattrs'}
+#: name → (base, largest value)
+_NUMBERS = {'uid': (10, 2**32 - 2), 'gid': (10, 2**32 - 2), 'umask': (8, 0o777)}
+
+
+def _number(name: str, text: str) -> int:
+    base, largest = _NUMBERS[name]
+    try:
+        value = int(text, base)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= largest:
+        raise UsageError(f'-o {name}={text}: not {"an octal mask" if base == 8 else "a number"} from 0 to {largest:{"o" if base == 8 else "d"}}')
+    return value
+
+
+# --- the store URL -----------------------------------------------------------------------------------------------------------------
+
+S3_PARAMETERS = ('endpoint', 'region', 'addressing')
+
+
+def normalise_store_url(url: str) -> str:
+    """One spelling of a store URL. Raises UsageError with what to write instead."""
+    parts = urlsplit(url)
+    if parts.scheme == 'file':
+        return _normalise_file_url(url, parts.netloc, parts.path + (f'?{parts.query}' if parts.query else ''))
+    if parts.scheme != 's3':
+        raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
+    if '@' in parts.netloc:
+        raise UsageError('a store URL must not carry credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY')
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', parts.netloc):
+        raise UsageError(f'store {url!r}: {parts.netloc!r} is no bucket name')
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    for name, value in pairs:
+        _check_s3_parameter(url, name, value)
+    prefix = parts.path.strip('/')
+    return f's3://{parts.netloc}' + (f'/{prefix}' if prefix else '') + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
+
+
+def _check_s3_parameter(url: str, name: str, value: str) -> None:
+    if name not in S3_PARAMETERS:
+        raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, S3_PARAMETERS)}')
+    if name == 'endpoint' and not re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value):
+        raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
+    if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
+        raise UsageError(f'store {url!r}: addressing is auto, path or virtual')
+
+
+def _normalise_file_url(url: str, host: str, path: str) -> str:
+    if host or not path.startswith('/'):
+        raise UsageError(f'store {url!r}: write file:///ABSOLUTE/DIRECTORY (three slashes)')
+    return file_store_url(Path(os.path.normpath(unquote(path))))
+
+
+def file_store_url(directory: Path) -> str:
+    """file:// of a directory, percent-encoded where a URL needs it."""
+    return 'file://' + quote(os.fsencode(directory))
+
+
+def store_identity(url: str) -> str:
+    """What makes two URLs the same store: region and addressing only say how to reach it, and must not orphan a journal."""
+    parts = urlsplit(normalise_store_url(url))
+    if parts.scheme == 'file':
+        return f'file://{os.path.realpath(unquote(parts.path))}'
+    return f's3://{parts.netloc}{parts.path}@{dict(parse_qsl(parts.query)).get("endpoint", "").rstrip("/")}'
+
+
+def resolve_store_url(given: str | None, env: Mapping[str, str], config: FileConfig, paths: Paths) -> str:
+    """The store to use. Raises UsageError."""
+    return normalise_store_url(given or env.get('CTXFS_STORE') or config.store or file_store_url(paths.data / 'store'))
+
+
+# --- the config file ---------------------------------------------------------------------------------------------------------------
+
+def load_config(file: Path) -> FileConfig:
+    """config.toml, or the defaults where there is none. Raises UsageError that names the file and the key."""
+    try:
+        text = file.read_text('utf-8')
+    except (FileNotFoundError, NotADirectoryError):
+        return FileConfig()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f'cannot read {file}: {e}') from e
+    values = _parse_toml(file, text)
+    known = FileConfig.__struct_fields__
+    for key in values:
+        if re.search(r'secret|access_key|password|token', key):
+            raise UsageError(f'{file}: {key}: no credentials here; put them into the environment or ~/.aws/credentials')
+        if key not in known:
+            raise UsageError(f'{file}: unknown key {key}{nearest(key, known)}')
+    try:
+        return msgspec.convert(values, FileConfig)
+    except msgspec.ValidationError as e:
+        raise UsageError(f'{file}: {e}') from e
+
+
+def _parse_toml(file: Path, text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):     # noqa: UP036 - 3.10 has no tomllib
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f'{file}: {e}') from e
