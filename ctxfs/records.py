@@ -55,3 +55,25 @@ class PutResult(msgspec.Struct, frozen=True, kw_only=True):
     """The version that a PUT, a completed multipart upload or a copy made."""
     etag: str
     size: int
+
+
+class Stamp(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wrote this version of an object: the `ctxfs` user-metadata key, decoded. A lost response is resolved by it: the object
+    carries our hash, host and revision exactly when our request arrived. `link` is the id of the hard-link group, '' when alone."""
+    sha256: str = ''
+    host: str = ''
+    revision: int = 0
+    link: str = ''
+
+
+class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the index knows of one path. Valid only for the object version (etag, size); for directories etag is '' and size 0.
+
+    `path` is the key relative to the context's prefix (a directory's ends with '/'); `attrs` None is a tombstone: the path was removed.
+    `changed_ns`: when its host made the change; of two records of one path the later one counts."""
+    path: str
+    changed_ns: int
+    etag: str = ''
+    size: int = 0
+    attrs: Attrs | None = None
+    link: str = ''

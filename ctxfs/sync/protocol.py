@@ -1,0 +1,411 @@
+"""What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
+
+Owns every message that crosses the pipe, the framing (4 bytes length, big-endian, then msgpack) and the way an error travels (class name
+and message). It must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
+
+One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
+`Credit` for each one it consumed), any number of `Progress`, and then exactly one `Reply` or `Failed`, in any order among requests.
+File contents never cross the pipe: paths and keys do. Both ends are one installation, so the messages have no version.
+"""
+from __future__ import annotations
+
+import struct
+from typing import Any, Generic, TypeVar, Union
+
+import msgspec
+
+from ctxfs import errors
+from ctxfs.records import Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
+from ctxfs.storage.object_store import ALWAYS, Condition
+
+R = TypeVar('R')
+
+#: a slot number that no upload has: the operation cannot be aborted
+NO_SLOT = -1
+#: the largest frame either side accepts; a longer one means that the stream is out of step
+MAX_FRAME = 64 << 20
+_LENGTH = struct.Struct('>I')
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
+    """Base of all that crosses: encoded as an array, because names would cost more than the values."""
+
+
+class WorkerOptions(_Message, frozen=True, kw_only=True, array_like=True):
+    """All a worker must know. `store_options` go to `open_store` as they are. `capabilities`: what Probe answered on an earlier day."""
+    store_url: str
+    store_options: dict[str, Any] = {}
+    cache_dir: str
+    cache_limit: int
+    host: str
+    threads: int = 16
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0o022
+    capabilities: dict[str, Any] | None = None
+    log_level: int = 20
+
+
+# --- results ---------------------------------------------------------------------------------------------------------------------
+
+class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """What became of an upload. At most one flag is set.
+
+    `is_skipped`: the content equals the base version, nothing was sent, `etag` is the base's. `is_aborted`: the slot was set before the
+    commit, nothing became visible, `etag` is ''. `is_recovered`: the response was lost or a condition failed, but the object is ours."""
+    etag: str
+    size: int
+    sha256: str
+    is_skipped: bool = False
+    is_aborted: bool = False
+    is_recovered: bool = False
+
+
+class CopyDone(_Message, frozen=True, kw_only=True, array_like=True):
+    etag: str
+    size: int
+
+
+class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
+    """One item of a batch that failed; `error()` is the exception."""
+    key: str
+    name: str
+    message: str
+
+    def error(self) -> Exception:
+        return revive(self.name, self.message)
+
+
+class HeadItem(_Message, frozen=True, kw_only=True, array_like=True):
+    """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others)."""
+    key: str
+    info: ObjectInfo | None = None
+    attrs: Attrs | None = None
+    stamp: Stamp | None = None
+    failure: ItemFailure | None = None
+
+
+class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """Blocks [start, stop) are in the cache; `fetched` bytes came from the store (the others were there)."""
+    start: int
+    stop: int
+    fetched: int
+
+
+class HydrateDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """The file is complete; `fetched` bytes came from the store, the rest from the block cache."""
+    size: int
+    fetched: int
+
+
+class AdoptDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """How many staged files are in the cache now; `missing` are paths that were gone or had another size (not an error)."""
+    adopted: int
+    missing: list[str]
+
+
+class IndexPart(_Message, frozen=True, kw_only=True, array_like=True):
+    """A run of merged index records, sorted by path over the whole stream."""
+    records: list[IndexRecord]
+
+
+class IndexDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """`names`: the index objects that this stream covers (give them as `seen` next time). `segments` and `segment_bytes` / `base_bytes`
+    say whether compaction is due; `skipped`: unreadable objects, with the reason."""
+    names: list[str]
+    segments: int
+    segment_bytes: int
+    base_bytes: int
+    skipped: list[tuple[str, str]]
+    is_compaction_due: bool
+
+
+class ListDone(_Message, frozen=True, kw_only=True, array_like=True):
+    objects: int
+    prefixes: int
+
+
+class SegmentDone(_Message, frozen=True, kw_only=True, array_like=True):
+    name: str
+    size: int
+
+
+class CompactDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """`name` is '' when there was nothing to merge. `removed`: covered objects past their grace time that were deleted."""
+    name: str
+    records: int
+    removed: int
+
+
+class DeleteDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """Everything not in `failures` is gone (or never was there)."""
+    failures: list[ItemFailure]
+
+
+class ProbeDone(_Message, frozen=True, kw_only=True, array_like=True):
+    capabilities: dict[str, Any]
+
+
+class CheckDone(_Message, frozen=True, kw_only=True, array_like=True):
+    pass
+
+
+# --- operations ------------------------------------------------------------------------------------------------------------------
+
+class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Base of all requests; the parameter is the type of the result."""
+
+
+class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Upload the staging file at `path`, which must have `size` bytes and, when given, `mtime_ns` at the start and at the end.
+
+    `attrs` become the object's POSIX metadata, `revision` and `link` its stamp (the host is the worker's). Skipped without a request
+    when `base_sha256` equals the content's and `condition.etag` is set. `abort_slot` is asked after the last byte was read.
+    Raises RemoteChanged, RemoteUnavailable (outcome unknown even after a HEAD), Denied, NotFound (the staging file is gone) …"""
+    key: str
+    path: str
+    size: int
+    attrs: Attrs
+    revision: int
+    link: str = ''
+    content_type: str | None = None
+    condition: Condition = ALWAYS
+    abort_slot: int = NO_SLOT
+    base_sha256: str = ''
+
+
+class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Upload a small body: a directory marker, a symlink's target. `attrs` None writes no POSIX metadata but still the stamp."""
+    key: str
+    body: bytes
+    attrs: Attrs | None = None
+    revision: int = 0
+    link: str = ''
+    content_type: str | None = None
+    condition: Condition = ALWAYS
+
+
+class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Server-side copy. Metadata is kept unless `attrs` are given; then the stamp is written anew with `sha256`."""
+    source: str
+    key: str
+    source_etag: str | None = None
+    condition: Condition = ALWAYS
+    attrs: Attrs | None = None
+    sha256: str = ''
+    revision: int = 0
+    link: str = ''
+    content_type: str | None = None
+
+
+class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success."""
+    items: list[tuple[str, str | None]]
+
+
+class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Describe keys in parallel, in their order. Bodies of symlinks up to 4,096 bytes are read too."""
+    keys: list[str]
+
+
+class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Streaming: every page (`ListPage`) of the keys that start with `prefix`, after `start_after`."""
+    prefix: str
+    delimiter: str = ''
+    start_after: str = ''
+
+
+class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Bring blocks [start, start + count) of the version `etag` of `size` bytes into the block cache. RemoteChanged when the object is
+    another version by now."""
+    key: str
+    etag: str
+    size: int
+    start: int = 0
+    count: int = 1
+
+
+class Hydrate(Operation[HydrateDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Make the whole version `etag` a plain file at `path` (written beside it, then renamed: it is there whole or not at all)."""
+    key: str
+    etag: str
+    size: int
+    path: str
+
+
+class AdoptItem(_Message, frozen=True, kw_only=True, array_like=True):
+    path: str
+    key: str
+    etag: str
+    size: int
+
+
+class Adopt(Operation[AdoptDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Link uploaded staging files into the block cache, all in one transaction. The file at `path` must never be written again:
+    cache and staging share its bytes until the caller unlinks it."""
+    items: list[AdoptItem]
+
+
+class ReadIndex(Operation[IndexDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Streaming: `IndexPart`s of all index objects under `<prefix>.ctxfs/index/` that are not `seen`, merged, latest wins."""
+    prefix: str
+    seen: list[str] = []
+
+
+class WriteSegment(Operation[SegmentDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Add one index segment. `records` need no order."""
+    prefix: str
+    records: list[IndexRecord]
+
+
+class CompactIndex(Operation[CompactDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Write a new base that covers all index objects, and delete those covered by an older base for longer than the grace time."""
+    prefix: str
+    grace_seconds: float = 600.0
+
+
+class Probe(Operation[ProbeDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """What the endpoint honours; the dict may be remembered and given back as WorkerOptions.capabilities."""
+
+
+class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """The store answers and the bucket may be listed; raises what ObjectStore.check raises."""
+
+
+AnyOperation = Union[PutFile, PutBytes, Copy, DeleteMany, Head, ListPages, Fetch, Hydrate, Adopt, ReadIndex, WriteSegment, CompactIndex,
+                     Probe, Check]
+#: what a streaming operation yields before its result
+STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
+RESULTS: dict[type[Any], Any] = {
+    PutFile: PutDone, PutBytes: PutDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
+    Fetch: FetchDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
+    CompactIndex: CompactDone, Probe: ProbeDone, Check: CheckDone}
+
+
+# --- envelopes -------------------------------------------------------------------------------------------------------------------
+
+class Start(_Message, frozen=True, kw_only=True, array_like=True):
+    """The first frame to a worker. It answers `Ready` or `Failed` with id 0."""
+    options: WorkerOptions
+
+
+class Request(_Message, frozen=True, kw_only=True, array_like=True):
+    """`credit`: how many `Part`s may be sent before the first `Credit` comes. `wants_progress`: send `Progress` as bytes move."""
+    id: int
+    operation: AnyOperation
+    credit: int = 0
+    wants_progress: bool = False
+
+
+class Credit(_Message, frozen=True, kw_only=True, array_like=True):
+    id: int
+    count: int = 1
+
+
+class Cancel(_Message, frozen=True, kw_only=True, array_like=True):
+    """Nobody waits for this request any more: stop where nothing is left half done. It is still answered."""
+    id: int
+
+
+class Limit(_Message, frozen=True, kw_only=True, array_like=True):
+    """The block cache's bound in bytes is now this."""
+    cache_bytes: int
+
+
+class Ready(_Message, frozen=True, kw_only=True, array_like=True):
+    pid: int
+
+
+class Part(_Message, frozen=True, kw_only=True, array_like=True):
+    """`value` is one encoded element of a stream."""
+    id: int
+    value: msgspec.Raw
+
+
+class Progress(_Message, frozen=True, kw_only=True, array_like=True):
+    """`done` bytes of this transfer have moved in all."""
+    id: int
+    done: int
+
+
+class Reply(_Message, frozen=True, kw_only=True, array_like=True):
+    """`value` is the encoded result, of the type that RESULTS names for the operation."""
+    id: int
+    value: msgspec.Raw
+
+
+class Failed(_Message, frozen=True, kw_only=True, array_like=True):
+    id: int
+    name: str
+    message: str
+
+
+ToWorker = Union[Start, Request, Credit, Cancel, Limit]
+FromWorker = Union[Ready, Part, Progress, Reply, Failed]
+
+_encoder = msgspec.msgpack.Encoder()
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+_value_decoders = {kind: msgspec.msgpack.Decoder(result).decode for kind, result in RESULTS.items()}
+_part_decoders = {kind: msgspec.msgpack.Decoder(part).decode for kind, part in STREAMED.items()}
+
+
+def frame(message: _Message) -> bytes:
+    """The message as it goes over the pipe, length included."""
+    buffer = bytearray(4)
+    _encoder.encode_into(message, buffer, 4)
+    _LENGTH.pack_into(buffer, 0, len(buffer) - 4)
+    return bytes(buffer)
+
+
+def raw(value: Any) -> msgspec.Raw:
+    """A result or part, encoded for its envelope."""
+    return msgspec.Raw(_encoder.encode(value))
+
+
+def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
+    result: R = _value_decoders[type(operation)](value)
+    return result
+
+
+def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
+    return _part_decoders[type(operation)](value)
+
+
+class FrameReader:
+    """Cuts a byte stream into frames: `feed` what arrived, then take the whole frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies of the frames that are complete now. Raises Corrupted on an impossible length."""
+        buffer = self._buffer
+        buffer += data
+        bodies, start = [], 0
+        while len(buffer) - start >= 4:
+            length, = _LENGTH.unpack_from(buffer, start)
+            if length > MAX_FRAME:
+                raise errors.Corrupted(f'a frame of {length} bytes on the worker pipe')
+            if len(buffer) - start - 4 < length:
+                break
+            bodies.append(bytes(buffer[start + 4:start + 4 + length]))
+            start += 4 + length
+        del buffer[:start]
+        return bodies
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message."""
+    name = type(error).__name__
+    if isinstance(error, errors.CtxfsError):
+        return name, str(error)
+    return 'CtxfsError', f'{name}: {error}'
+
+
+def revive(name: str, message: str) -> Exception:
+    """The exception that `describe` described, as the same class of ctxfs.errors."""
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, errors.CtxfsError)):
+        kind = errors.CtxfsError
+    return kind(message)
