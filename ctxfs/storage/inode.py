@@ -1,0 +1,114 @@
+"""The inode as the daemon holds it: one live object per inode, the image of its row, shared by everything in the process.
+
+Owns the field names, the content states and the reasons for which an inode can be pending. It must not know SQL, FUSE or the store.
+Whoever changes a persistent field writes it with a `TreeDB` call in the same transaction; the runtime fields at the end are nobody's
+row and may be lost at any time.
+
+Content states of a regular file (`Content`), with what a crash leaves behind:
+
+        write / truncate (row first, then bytes)          upload done, revision unchanged            linked into the block cache
+  CLEAN ───────────────────────────────────────▶ STAGED ───────────────────────────────▶ SEALED ───────────────────────────▶ CLEAN
+  bytes: object + cache                          bytes: staging only                     bytes: object + staging             …
+                                                   ▲      write again: no copy needed      │
+                                                   └───────────────────────────────────────┘
+"""
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ctxfs.records import Ino
+
+
+class Content:
+    """Where the bytes of an inode are. Plain ints, not an Enum: compared on every request."""
+    NONE = 0        # not a regular file
+    STAGED = 1      # the staging file is the only copy
+    SEALED = 2      # uploaded; the staging file is still there and equal to the object
+    CLEAN = 3       # the object named by (ino, revision) is the truth
+
+
+class Reason:
+    """Why an inode is pending; bits of `pending.reason`."""
+    CONTENT = 1     # bytes (or a symlink's target) the bucket does not have
+    NAMES = 2       # created, linked, renamed, or one of several names removed
+    ATTRS = 4       # mode, owner, times, xattrs
+    SUBTREE = 8     # a directory that moved: everything below has other keys now
+    INDEX = 16      # the bucket has the object; the index record is still to be written
+
+
+class UploadInFlight(Protocol):
+    """What a writer tells an upload of the same inode before it changes a byte."""
+
+    def abort(self) -> None: ...
+
+
+class Inode:
+    """See the module docstring. Times in ns since the epoch, sizes in bytes."""
+
+    __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
+                 'attrs_known', 'target', 'xattrs', 'link_group',
+                 'marked', 'is_planned', 'upload', 'open_count', 'staging_fd', '__weakref__')
+
+    def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
+                 ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
+                 xattrs: bytes | None = None, link_group: str | None = None) -> None:
+        self.ino = ino
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.rdev = rdev
+        self.nlink = nlink
+        self.size = size
+        self.atime_ns = atime_ns
+        self.mtime_ns = mtime_ns
+        self.ctime_ns = ctime_ns
+        self.content = content
+        self.revision = revision
+        self.attrs_known = attrs_known
+        self.target = target
+        self.xattrs = xattrs
+        self.link_group = link_group
+        # --- runtime only ---
+        #: Reason bits known to be in this inode's pending row, so that setting them again needs no statement
+        self.marked = 0
+        #: work on this inode was planned from its pending row: every further change must reach the row (its seq)
+        self.is_planned = False
+        #: the upload that reads the staging file now
+        self.upload: UploadInFlight | None = None
+        #: handles that have it open
+        self.open_count = 0
+        #: the staging file, open for reading and writing while anybody uses it; -1 when not
+        self.staging_fd = -1
+
+    def row(self) -> tuple[object, ...]:
+        """The persistent fields in the column order of schema.sql."""
+        return (self.ino, self.mode, self.uid, self.gid, self.rdev, self.nlink, self.size, self.atime_ns, self.mtime_ns, self.ctime_ns,
+                self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group)
+
+    def assign(self, row: tuple) -> None:  # type: ignore[type-arg]
+        """Take every persistent field from a row (after a rolled-back transaction)."""
+        (self.ino, self.mode, self.uid, self.gid, self.rdev, self.nlink, self.size, self.atime_ns, self.mtime_ns, self.ctime_ns,
+         self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group) = row
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def is_local_only(self) -> bool:
+        """Fifos, sockets and device nodes mean something on this host only; a bucket has no place for them."""
+        return not (stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode) or stat.S_ISLNK(self.mode))
+
+    @property
+    def has_staging(self) -> bool:
+        return self.content == Content.STAGED or self.content == Content.SEALED

@@ -1,0 +1,174 @@
+"""The journal: which inodes the bucket does not fully have, and which objects the bucket is known to hold.
+
+Owns the SQL of `pending`, `object`, `unmountable` and `hint` (schema.sql says what each row means). It must not know when or how
+anything is transferred: sync plans from it and reports back to it; core only marks.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ctxfs.storage.inode import Inode, Reason
+from ctxfs.storage.tree_db import TreeDB
+
+_MARK = ('INSERT INTO pending VALUES (?, ?, 1, ?, 0, 0, \'\') ON CONFLICT (ino) DO UPDATE SET reason = reason | excluded.reason, '
+         'seq = seq + 1, attempt = 0, retry_ns = 0')
+_OBJECT = 'key, etag, size, ino, revision, sha256, doomed'
+
+
+class Pending(NamedTuple):
+    """One row of the journal; see schema.sql."""
+    ino: int
+    reason: int
+    seq: int
+    since_ns: int
+    attempt: int
+    retry_ns: int
+    error: str
+
+
+class Known(NamedTuple):
+    """One object as we know it; see schema.sql."""
+    key: str
+    etag: str
+    size: int
+    ino: int
+    revision: int
+    sha256: str
+    doomed: int
+
+
+class Journal:
+    """See the module docstring. Errors as TreeDB's."""
+
+    def __init__(self, db: TreeDB) -> None:
+        self._db = db
+
+    # --- pending ----------------------------------------------------------------------------------------------------------------
+
+    def mark(self, inode: Inode, reason: int) -> None:
+        """Note in the running transaction that the bucket is to learn of this inode. Nothing is written where the row says so already
+        and no work was planned from it."""
+        if inode.marked & reason == reason and not inode.is_planned:
+            return
+        self._db.execute(_MARK, (inode.ino, reason, time.time_ns()))
+        inode.marked |= reason
+
+    def due(self, now_ns: int, *, limit: int, after: int = 0) -> list[Pending]:
+        """Rows whose retry time has come, by inode number after `after`."""
+        return [Pending(*row) for row in self._db.rows(
+            'SELECT * FROM pending WHERE ino > ? AND retry_ns <= ? ORDER BY ino LIMIT ?', (after, now_ns, limit))]
+
+    def pending_row(self, ino: int) -> Pending | None:
+        row = self._db.row('SELECT * FROM pending WHERE ino = ?', (ino,))
+        return Pending(*row) if row else None
+
+    def advance(self, row: Pending, reason: int) -> bool:
+        """The work planned from `row` is done but for `reason` (0: all of it). False, and the row stays, when the inode changed since."""
+        if reason:
+            cursor = self._db.execute('UPDATE pending SET reason=?, attempt=0, retry_ns=0, error=\'\' WHERE ino=? AND seq=?',
+                                      (reason, row.ino, row.seq))
+        else:
+            cursor = self._db.execute('DELETE FROM pending WHERE ino=? AND seq=?', (row.ino, row.seq))
+        return cursor.rowcount == 1
+
+    def forget(self, ino: int) -> None:
+        """The inode is gone for good: nothing of it is pending."""
+        self._db.execute('DELETE FROM pending WHERE ino = ?', (ino,))
+
+    def fail(self, row: Pending, *, error: str, retry_ns: int) -> None:
+        """The attempt failed: keep the row, say why, and not before when to try again."""
+        self._db.execute('UPDATE pending SET attempt = attempt + 1, retry_ns = ?, error = ? WHERE ino = ?', (retry_ns, error, row.ino))
+
+    def retry_all(self) -> None:
+        """Forget waiting times (a mount or an explicit sync tries everything at once)."""
+        self._db.execute('UPDATE pending SET retry_ns = 0, attempt = 0 WHERE retry_ns > 0')
+
+    def next_retry_ns(self) -> int | None:
+        return self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0')[0]
+
+    def summary(self) -> tuple[int, int, int | None]:
+        """(inodes, bytes, since_ns of the oldest) that the bucket does not have; tombstones count as inodes without bytes. Index-only
+        rows count too: until the segment is written another host would not know the attributes."""
+        files, size, oldest = self._db.row(
+            'SELECT count(*), coalesce(sum(CASE WHEN p.reason & 1 THEN i.size ELSE 0 END), 0), min(p.since_ns) '
+            'FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0 AND (i.mode & 61440) IN (16384, 32768, 40960)')
+        return files + self.doomed_count(), size, oldest
+
+    def failed(self, limit: int) -> list[tuple[Pending, Inode]]:
+        """Rows whose last attempt failed."""
+        rows = [Pending(*row) for row in self._db.rows('SELECT * FROM pending WHERE error <> \'\' ORDER BY since_ns LIMIT ?', (limit,))]
+        inodes = self._db.inodes_of([row.ino for row in rows])
+        return [(row, inodes[row.ino]) for row in rows if row.ino in inodes]
+
+    # --- objects ----------------------------------------------------------------------------------------------------------------
+
+    def known(self, key: str) -> Known | None:
+        row = self._db.row(f'SELECT {_OBJECT} FROM object WHERE key = ?', (key,))
+        return Known(*row) if row else None
+
+    def objects_of(self, ino: int) -> list[Known]:
+        return [Known(*row) for row in self._db.rows(f'SELECT {_OBJECT} FROM object WHERE ino = ? ORDER BY key', (ino,))]
+
+    def source_of(self, inode: Inode) -> Known | None:
+        """An object that carries the inode's content as it is now."""
+        row = self._db.row(f'SELECT {_OBJECT} FROM object WHERE ino = ? AND revision = ? LIMIT 1', (inode.ino, inode.revision))
+        return Known(*row) if row else None
+
+    def objects_between(self, after: str, last: str | None, prefix: str = '') -> list[Known]:
+        """Objects with after < key <= last (to the end of `prefix` when last is None), in key order."""
+        sql, args = f'SELECT {_OBJECT} FROM object WHERE key > ?', [after]
+        if last is not None:
+            sql, args = f'{sql} AND key <= ?', [after, last]
+        return [found for row in self._db.rows(sql + ' ORDER BY key', args) if (found := Known(*row)).key.startswith(prefix)]
+
+    def put_object(self, known: Known) -> None:
+        self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?)', known)
+
+    def drop_object(self, key: str) -> None:
+        self._db.execute('DELETE FROM object WHERE key = ?', (key,))
+
+    def doom_objects_of(self, ino: int) -> None:
+        """The content is wanted by nobody any more: its objects become tombstones."""
+        self._db.execute('UPDATE object SET doomed = 1 WHERE ino = ?', (ino,))
+
+    def doomed(self, limit: int, after: str = '') -> list[Known]:
+        return [Known(*row) for row in self._db.rows(
+            f'SELECT {_OBJECT} FROM object WHERE doomed AND key > ? ORDER BY key LIMIT ?', (after, limit))]
+
+    def doomed_count(self) -> int:
+        return int(self._db.row('SELECT count(*) FROM object WHERE doomed')[0])
+
+    # --- what a listing leaves behind ---------------------------------------------------------------------------------------------
+
+    def note_unmountable(self, key: str, reason: str) -> None:
+        self._db.execute('INSERT OR REPLACE INTO unmountable VALUES (?, ?)', (key, reason))
+
+    def drop_unmountable(self, keys: Iterable[str]) -> None:
+        self._db.many('DELETE FROM unmountable WHERE key = ?', ((key,) for key in keys))
+
+    def unmountable(self, limit: int) -> list[tuple[str, str]]:
+        return self._db.rows('SELECT key, reason FROM unmountable ORDER BY key LIMIT ?', (limit,))
+
+    def unmountable_between(self, after: str, last: str | None) -> list[str]:
+        sql, args = 'SELECT key FROM unmountable WHERE key > ?', [after]
+        if last is not None:
+            sql, args = f'{sql} AND key <= ?', [after, last]
+        return [row[0] for row in self._db.rows(sql, args)]
+
+    def add_hints(self, hints: Iterator[tuple[str, str, int, bytes]]) -> None:
+        self._db.many('INSERT OR REPLACE INTO hint VALUES (?, ?, ?, ?)', hints)
+
+    def hint(self, key: str) -> tuple[str, int, bytes] | None:
+        """(etag, size, msgpack IndexRecord) of a key."""
+        return self._db.row('SELECT etag, size, record FROM hint WHERE key = ?', (key,))
+
+    def hints_between(self, after: str, last: str | None) -> dict[str, tuple[str, int, bytes]]:
+        sql, args = 'SELECT key, etag, size, record FROM hint WHERE key > ?', [after]
+        if last is not None:
+            sql, args = f'{sql} AND key <= ?', [after, last]
+        return {row[0]: row[1:] for row in self._db.rows(sql, args)}
+
+    def drop_hints(self) -> None:
+        self._db.execute('DELETE FROM hint')

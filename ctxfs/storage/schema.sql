@@ -1,0 +1,81 @@
+-- The tree database: the truth for names, attributes, and what the bucket does not have yet. One per (store, context) and host.
+-- Read this with STYLE's sentence in mind: where a byte is, who may delete it, and what a crash at any line leaves behind.
+
+-- Facts about the database itself: schema version, context id, next_ino, index objects already read, …
+CREATE TABLE meta (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) WITHOUT ROWID;
+
+-- One row per file identity. INVARIANT: ino is never reused, so FUSE's generation is always 0.
+-- INVARIANT: nlink = number of dentries that name it (directories: 2 + number of subdirectories). A row with nlink 0 is an
+-- orphan: open-unlinked; recovery removes it.
+CREATE TABLE inode (
+    ino         INTEGER PRIMARY KEY,
+    mode        INTEGER NOT NULL,           -- with type (S_IFMT)
+    uid         INTEGER NOT NULL,
+    gid         INTEGER NOT NULL,
+    rdev        INTEGER NOT NULL,
+    nlink       INTEGER NOT NULL,
+    size        INTEGER NOT NULL,           -- bytes; while content = 1 (staged) the staging file's own size is the truth
+    atime_ns    INTEGER NOT NULL,
+    mtime_ns    INTEGER NOT NULL,
+    ctime_ns    INTEGER NOT NULL,
+    content     INTEGER NOT NULL,           -- Content: 0 none (not a regular file), 1 staged, 2 sealed, 3 clean
+    revision    INTEGER NOT NULL,           -- +1 per change of content, at least once per change from clean to staged
+    attrs_known INTEGER NOT NULL,           -- 0: only what a listing says; the object's metadata was not read yet
+    target      BLOB,                       -- a symlink's target
+    xattrs      BLOB,                       -- msgpack {name: value}; NULL when it has none
+    link_group  TEXT                        -- names that another host hard-linked carry the same group; NULL for most
+);
+
+-- Names. A directory's path is the chain of its parents; no path is stored, so renaming a directory is one row.
+CREATE TABLE dentry (
+    parent INTEGER NOT NULL,
+    name   BLOB NOT NULL,
+    ino    INTEGER NOT NULL,
+    PRIMARY KEY (parent, name)
+) WITHOUT ROWID;
+CREATE INDEX dentry_ino ON dentry (ino);
+CREATE UNIQUE INDEX inode_link_group ON inode (link_group) WHERE link_group IS NOT NULL;
+
+-- What we know the bucket to hold, by key relative to the context. An inode's clean content can be read from any row with its
+-- (ino, revision). A row whose key is no path of its inode any more is deleted from the bucket once another row carries the content.
+-- doomed = 1 (tombstone): nobody wants the content; the object is to be deleted, only if it still is this etag.
+CREATE TABLE object (
+    key      TEXT PRIMARY KEY,
+    etag     TEXT NOT NULL,
+    size     INTEGER NOT NULL,
+    ino      INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    sha256   TEXT NOT NULL,                 -- of the content, '' when not known
+    doomed   INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX object_ino ON object (ino);
+CREATE INDEX object_doomed ON object (key) WHERE doomed;
+
+-- The journal: inodes of which the bucket does not know everything yet. Written in the transaction of the change itself.
+-- A row is removed only if seq is still what it was when the work was planned.
+CREATE TABLE pending (
+    ino        INTEGER PRIMARY KEY,
+    reason     INTEGER NOT NULL,            -- Reason bits: content, names, attributes, subtree, index
+    seq        INTEGER NOT NULL,
+    since_ns   INTEGER NOT NULL,            -- of the oldest change that is not in the bucket
+    attempt    INTEGER NOT NULL,
+    retry_ns   INTEGER NOT NULL,            -- not before; 0 at once
+    error      TEXT NOT NULL                -- why the last attempt failed, '' if it did not
+);
+
+-- Objects of the context that no file system can show, with the reason; never touched by ctxfs.
+CREATE TABLE unmountable (
+    key    TEXT PRIMARY KEY,
+    reason TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- Attributes from the index that wait for their object to be listed. Emptied when the listing is complete.
+CREATE TABLE hint (
+    key    TEXT PRIMARY KEY,
+    etag   TEXT NOT NULL,
+    size   INTEGER NOT NULL,
+    record BLOB NOT NULL                    -- msgpack IndexRecord
+) WITHOUT ROWID;

@@ -1,0 +1,80 @@
+"""Staging: one plain file per inode whose bytes the bucket does not have yet.
+
+Owns the paths, the creation and removal of staging files, and the count of their bytes. It must not know names, keys or states: the
+tree database says which inode is staged, and its row turns staged BEFORE the first byte lands here.
+
+INVARIANT: a staging file that no row calls staged or sealed is garbage (the change was never acknowledged, or is already in the bucket).
+What is found here while the tree database was lost has no owner and goes to `quarantine/`, never away.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctxfs.errors import Corrupted
+
+#: staging files are spread over this many directories, so that no directory grows without bound
+FANOUT = 256
+
+
+class Staging:
+    """Raises OSError as the system does (ENOSPC, EDQUOT, EIO reach the program that writes), Corrupted when a file is missing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._quarantine = root.parent / 'quarantine'
+        for index in range(FANOUT):
+            (root / f'{index:02x}').mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._prefix = str(root)
+
+    def path(self, ino: int) -> str:
+        return f'{self._prefix}/{ino % FANOUT:02x}/{ino}'
+
+    def create(self, ino: int) -> int:
+        """A new empty file, open for reading and writing; replaces a leftover of a change that was never acknowledged."""
+        return os.open(self.path(ino), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def open(self, ino: int) -> int:
+        try:
+            return os.open(self.path(ino), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise Corrupted(f'the staging file of inode {ino} is missing') from error
+
+    def remove(self, ino: int) -> None:
+        try:
+            os.unlink(self.path(ino))
+        except FileNotFoundError:
+            return  # a crash between the commit and the unlink already got this far
+
+    def sync_directory(self, ino: int) -> None:
+        """Make the file's own name durable (its bytes are the caller's fsync)."""
+        fd = os.open(os.path.dirname(self.path(ino)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def inos(self) -> Iterator[tuple[int, int]]:
+        """(inode, bytes) of every staging file."""
+        for index in range(FANOUT):
+            with os.scandir(f'{self._prefix}/{index:02x}') as entries:
+                for entry in entries:
+                    if entry.name.isdigit():
+                        yield int(entry.name), entry.stat().st_size
+
+    def remove_leftovers(self) -> None:
+        """Half-written hydrations: files with a suffix."""
+        for index in range(FANOUT):
+            with os.scandir(f'{self._prefix}/{index:02x}') as entries:
+                for name in [entry.name for entry in entries if not entry.name.isdigit()]:
+                    os.unlink(f'{self._prefix}/{index:02x}/{name}')
+
+    def quarantine(self, ino: int) -> Path:
+        """Set a file without an owner aside, under a name of its own; returns where."""
+        self._quarantine.mkdir(exist_ok=True, mode=0o700)
+        number = 0
+        while (target := self._quarantine / f'{ino}.{number}').exists():
+            number += 1
+        os.rename(self.path(ino), target)
+        return target

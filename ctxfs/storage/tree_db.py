@@ -1,0 +1,325 @@
+"""The tree database: names and attributes in SQLite, one transaction per change, and the live inodes that mirror it.
+
+Owns the connection, the transactions, inode numbers, and the SQL of inodes and dentries (schema.sql says what each row means;
+journal.py has the SQL of objects and pending work). It must not know FUSE, the store or when anything is uploaded.
+
+Used from one thread, the daemon's loop: a statement costs 5-25 µs (WAL, synchronous=NORMAL), which is why each change commits before
+it is answered. A committed transaction survives SIGKILL; `make_durable` (any thread) makes it survive a power cut.
+"""
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ctxfs.errors import Corrupted, CtxfsError, NoSpace, NotFound
+from ctxfs.records import ROOT_INO, Ino
+from ctxfs.storage.inode import Content, Inode
+from ctxfs.storage.keys import name_to_component
+
+SCHEMA_VERSION = 1
+#: inode numbers reserved at a time, so that allocating one is no statement
+INO_BATCH = 4096
+_INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
+                  'link_group')
+_SELECT_INODE = f'SELECT {_INODE_COLUMNS} FROM inode WHERE ino = ?'
+_INSERT_INODE = f'INSERT INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)'
+
+
+def _translate(error: sqlite3.Error) -> CtxfsError:
+    text = str(error)
+    if 'full' in text:
+        return NoSpace(f'the disk of the state directory is full: {text}')
+    return Corrupted(f'the tree database failed: {text}')
+
+
+class Transaction:
+    """`with db.transaction():` all or nothing; nests (the outermost commits). On failure the live inodes are read back."""
+
+    __slots__ = ('_db',)
+
+    def __init__(self, db: TreeDB) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        db = self._db
+        if db.depth == 0:
+            db.execute('BEGIN')
+        db.depth += 1
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        db = self._db
+        db.depth -= 1
+        if db.depth:
+            return
+        if error is None:
+            try:
+                db.execute('COMMIT')
+                return
+            except CtxfsError:
+                db.roll_back()
+                raise
+        db.roll_back()
+
+
+class TreeDB:
+    """See the module docstring. All methods raise only ctxfs.errors: NoSpace, Corrupted, NotFound."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_new = not path.exists()
+        self.depth = 0
+        self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
+        self._dir_keys: dict[int, str] = {}
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=10, cached_statements=256)
+            os.chmod(path, 0o600)
+            self._set_up()
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+        self._wal_fd = os.open(f'{path}-wal', os.O_RDONLY)
+        self._next_ino, self._reserved = int(self.meta('next_ino') or ROOT_INO + 1), 0
+        self._reserve_inos()
+        self._transaction = Transaction(self)
+
+    def _set_up(self) -> None:
+        run = self._connection.execute
+        run('PRAGMA journal_mode = WAL')
+        run('PRAGMA synchronous = NORMAL')
+        # Checkpoints fsync; they run in a thread with a connection of its own (`checkpoint`), never in the loop.
+        run('PRAGMA wal_autocheckpoint = 0')
+        run('PRAGMA cache_size = -32768')
+        run('PRAGMA temp_store = MEMORY')
+        if run("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0] == 0:
+            schema = resources.files('ctxfs.storage').joinpath('schema.sql').read_text('utf-8')
+            self._connection.executescript(f'BEGIN;{schema};INSERT INTO meta VALUES (\'schema_version\', {SCHEMA_VERSION});COMMIT')
+        version = int(self.meta('schema_version') or 0)
+        if version != SCHEMA_VERSION:
+            raise Corrupted(f'{self.path} has schema version {version}, and this ctxfs reads {SCHEMA_VERSION}: use the ctxfs that wrote it')
+
+    # --- statements -------------------------------------------------------------------------------------------------------------
+
+    def execute(self, sql: str, args: Iterable[Any] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(sql, args)  # type: ignore[arg-type]
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def row(self, sql: str, args: Iterable[Any] = ()) -> Any:
+        try:
+            return self._connection.execute(sql, args).fetchone()  # type: ignore[arg-type]
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def many(self, sql: str, args: Iterable[Iterable[Any]]) -> None:
+        try:
+            self._connection.executemany(sql, args)  # type: ignore[arg-type]
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def transaction(self) -> Transaction:
+        return self._transaction
+
+    def roll_back(self) -> None:
+        """Undo the open transaction and make every live inode equal to its row again."""
+        if self._connection.in_transaction:
+            self._connection.execute('ROLLBACK')
+        self._dir_keys.clear()
+        for inode in list(self._live.values()):
+            row = self.row(_SELECT_INODE, (inode.ino,))
+            inode.marked = 0
+            if row is not None:
+                inode.assign(row)
+            else:
+                self._live.pop(inode.ino, None)
+
+    def make_durable(self) -> None:
+        """What was committed survives a power cut when this returns. Blocks for one fsync; call it from a thread."""
+        os.fsync(self._wal_fd)
+
+    def checkpoint(self, *, is_last: bool = False) -> None:
+        """Move the WAL into the database file; call it from a thread. `is_last`: truncate the WAL too."""
+        with self._private_connection() as connection:
+            connection.execute(f'PRAGMA wal_checkpoint({"TRUNCATE" if is_last else "PASSIVE"})')
+
+    @contextmanager
+    def _private_connection(self):  # type: ignore[no-untyped-def]
+        try:
+            connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
+            try:
+                yield connection
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def wal_bytes(self) -> int:
+        return os.fstat(self._wal_fd).st_size
+
+    def close(self) -> None:
+        os.close(self._wal_fd)
+        self._connection.close()
+
+    # --- meta -------------------------------------------------------------------------------------------------------------------
+
+    def meta(self, name: str) -> Any:
+        found = self.row('SELECT value FROM meta WHERE name = ?', (name,))
+        return found[0] if found else None
+
+    def set_meta(self, name: str, value: Any) -> None:
+        self.execute('INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value', (name, value))
+
+    # --- inodes -----------------------------------------------------------------------------------------------------------------
+
+    def allocate_ino(self) -> Ino:
+        """A number never used before; crash-safe because a whole batch is reserved ahead (what a crash loses is only numbers)."""
+        if self._next_ino >= self._reserved:
+            self._reserve_inos()
+        ino = self._next_ino
+        self._next_ino += 1
+        return Ino(ino)
+
+    def _reserve_inos(self) -> None:
+        self._reserved = self._next_ino + INO_BATCH
+        self.set_meta('next_ino', self._reserved)
+
+    def inode(self, ino: int) -> Inode:
+        """The live inode. Raises NotFound."""
+        live = self._live.get(ino)
+        return live if live is not None else self._load(ino)
+
+    def _load(self, ino: int) -> Inode:
+        row = self.row(_SELECT_INODE, (ino,))
+        if row is None:
+            raise NotFound(f'no inode {ino}')
+        inode = Inode(*row)
+        self._live[ino] = inode
+        return inode
+
+    def live_inode(self, ino: int) -> Inode | None:
+        """The inode if anything in the process holds it."""
+        return self._live.get(ino)
+
+    def inodes_of(self, inos: list[int]) -> dict[int, Inode]:
+        """Many inodes with few statements (a directory page)."""
+        found = {ino: live for ino in inos if (live := self._live.get(ino)) is not None}
+        missing = [ino for ino in inos if ino not in found]
+        for start in range(0, len(missing), 500):
+            part = missing[start:start + 500]
+            marks = ','.join('?' * len(part))
+            for row in self.rows(f'SELECT {_INODE_COLUMNS} FROM inode WHERE ino IN ({marks})', part):
+                found[row[0]] = self._live[row[0]] = Inode(*row)
+        return found
+
+    def insert_inode(self, inode: Inode) -> None:
+        self.execute(_INSERT_INODE, inode.row())
+        self._live[inode.ino] = inode
+
+    def store_attrs(self, inode: Inode) -> None:
+        """Write mode, owner, size and times."""
+        self.execute('UPDATE inode SET mode=?, uid=?, gid=?, size=?, atime_ns=?, mtime_ns=?, ctime_ns=?, attrs_known=1 WHERE ino=?',
+                     (inode.mode, inode.uid, inode.gid, inode.size, inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.ino))
+
+    def store_times(self, inode: Inode) -> None:
+        """Write mtime, ctime and nlink: what changing a directory's entries or an inode's names changes."""
+        self.execute('UPDATE inode SET mtime_ns=?, ctime_ns=?, nlink=? WHERE ino=?',
+                     (inode.mtime_ns, inode.ctime_ns, inode.nlink, inode.ino))
+
+    def store_content(self, inode: Inode) -> None:
+        """Write content state, revision and size."""
+        self.execute('UPDATE inode SET content=?, revision=?, size=? WHERE ino=?',
+                     (inode.content, inode.revision, inode.size, inode.ino))
+
+    def store_all(self, inode: Inode) -> None:
+        self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())
+
+    def delete_inode(self, ino: int) -> None:
+        self.execute('DELETE FROM inode WHERE ino = ?', (ino,))
+        self._live.pop(ino, None)
+
+    def orphans(self) -> list[int]:
+        """Inodes without a name (open-unlinked when the daemon ended)."""
+        return [row[0] for row in self.rows('SELECT ino FROM inode WHERE nlink = 0')]
+
+    def staged_inos(self) -> list[int]:
+        """Inodes whose content has a staging file."""
+        return [row[0] for row in self.rows('SELECT ino FROM inode WHERE content IN (?, ?)', (Content.STAGED, Content.SEALED))]
+
+    # --- names ------------------------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        found = self.row('SELECT ino FROM dentry WHERE parent = ? AND name = ?', (parent, name))
+        return found[0] if found else None
+
+    def insert_dentry(self, parent: int, name: bytes, ino: int) -> None:
+        self.execute('INSERT INTO dentry VALUES (?, ?, ?)', (parent, name, ino))
+
+    def delete_dentry(self, parent: int, name: bytes) -> None:
+        self.execute('DELETE FROM dentry WHERE parent = ? AND name = ?', (parent, name))
+
+    def move_dentry(self, old: tuple[int, bytes], new: tuple[int, bytes], *, ino: int) -> None:
+        """Give the entry `old` the name `new`, which must be free."""
+        self.delete_dentry(*old)
+        self.insert_dentry(*new, ino)
+
+    def forget_dir_keys(self) -> None:
+        """A directory moved or went: every remembered directory key may be wrong."""
+        self._dir_keys.clear()
+
+    def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, int]]:
+        """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
+        return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
+
+    def has_children(self, parent: int) -> bool:
+        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1', (parent,)) is not None
+
+    def names_of(self, ino: int) -> list[tuple[int, bytes]]:
+        """Every (parent, name) of an inode."""
+        return self.rows('SELECT parent, name FROM dentry WHERE ino = ? ORDER BY parent, name', (ino,))
+
+    def dir_key(self, ino: int) -> str:
+        """The key prefix of a directory relative to the context: '' for the root, else 'a/b/'. Raises NotFound without a name."""
+        if ino == ROOT_INO:
+            return ''
+        key = self._dir_keys.get(ino)
+        if key is None:
+            names = self.names_of(ino)
+            if not names:
+                raise NotFound(f'directory inode {ino} has no name')
+            parent, name = names[0]
+            key = f'{self.dir_key(parent)}{name_to_component(name)}/'
+            if len(self._dir_keys) > 20_000:
+                self._dir_keys.clear()
+            self._dir_keys[ino] = key
+        return key
+
+    def keys_of(self, inode: Inode) -> list[str]:
+        """The keys an inode should have: one per name; a directory's is its marker."""
+        if inode.is_dir:
+            return [self.dir_key(inode.ino)]
+        return [self.dir_key(parent) + name_to_component(name) for parent, name in self.names_of(inode.ino)]
+
+    def resolve(self, path: Iterable[bytes]) -> int | None:
+        """The inode at a path below the root, or None."""
+        ino: int | None = ROOT_INO
+        for name in path:
+            ino = self.lookup(ino, name)
+            if ino is None:
+                return None
+        return ino
+
+    def count_local_only(self) -> tuple[int, int]:
+        """(files, bytes) that stay on this host by their type."""
+        row = self.row('SELECT count(*), coalesce(sum(size), 0) FROM inode WHERE (mode & 61440) NOT IN (16384, 32768, 40960)')
+        return row[0], row[1]
