@@ -1,0 +1,260 @@
+"""Starting the daemon: in the background from `ctxfs mount`, or in this process with --foreground.
+
+Owns the pipes between the two: options go in through stdin (never argv, which every user can read), one line comes back when the mount
+answers or when it cannot. It must not know what a mount is made of: `ctxfs.edge.daemon` is started as a module and handed the options.
+
+    daemon.py:   def run(options: MountOptions, ready: Readiness) -> int: …
+                 if __name__ == '__main__': sys.exit(launch.daemon_main(run))
+
+    stdin of the daemon     {"readyFd": N, "options": {…}} and EOF
+    ready pipe              {"ok": true}  |  {"ok": false, "error": TEXT, "kind": CLASS, "exit": 1|2}  |  EOF: it died
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import select
+import signal
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import ctxfs
+from ctxfs.config import MountOptions, private_dir
+from ctxfs.edge import runtime_dir
+from ctxfs.edge.mount_table import mount_at, probe
+from ctxfs.errors import CtxfsError, UsageError
+
+log = logging.getLogger(__name__)
+
+READY_TIMEOUT = 30.0
+#: how long a daemon that failed to mount gets to end by itself
+END_TIMEOUT = 5.0
+#: the log of earlier mounts is moved aside once it is longer
+MAX_LOG_BYTES = 16 << 20
+
+
+class MountFailed(CtxfsError):
+    """The daemon did not come up; the message says why, `exit_status` what the command ends with."""
+    errno = errno.EIO
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+# --- the command line's side -------------------------------------------------------------------------------------------------------
+
+def start(options: MountOptions, *, timeout: float = READY_TIMEOUT, module: str = 'ctxfs.edge.daemon') -> int:
+    """Start the daemon in a session of its own and return its pid once the mount answers. Raises MountFailed, and then (also when
+    interrupted) no process, mount or runtime directory is left."""
+    private_dir(Path(options.state_dir))
+    reader, writer = os.pipe()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, reader)
+        child = _spawn(options, module, writer)
+        try:
+            deadline = time.monotonic() + timeout
+            _hand_over(child, options, writer)
+            _check_answer(_read_line(reader, deadline), child, options, timeout)
+            _check_mount(options)
+        except BaseException:
+            _stop(child, options)
+            raise
+    child.returncode = 0    # it is init's now: keeps Popen from warning about a process that still runs
+    return child.pid
+
+
+def _spawn(options: MountOptions, module: str, writer: int) -> subprocess.Popen[bytes]:
+    try:
+        with _open_log(Path(options.log_file)) as log_file:
+            return subprocess.Popen([sys.executable, '-m', module], stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, cwd='/',
+                                    env=_environment(), start_new_session=True, pass_fds=(writer,), umask=0o077)
+    except OSError as e:
+        raise MountFailed(f'cannot start the mount process: {e}') from e
+    finally:
+        os.set_inheritable(writer, False)
+
+
+def _open_log(path: Path) -> Any:
+    """For appending, 0600; a long one is moved aside first."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_name(path.name + '.1'))
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), 'ab')
+
+
+def _environment() -> dict[str, str]:
+    """Ours, so that credentials arrive; and the package is found from / also where it runs from a checkout."""
+    env = dict(os.environ, PYTHONSAFEPATH='1')
+    root = os.path.dirname(os.path.dirname(os.path.abspath(ctxfs.__file__)))
+    if root not in [*site.getsitepackages(), site.getusersitepackages()]:
+        env['PYTHONPATH'] = os.pathsep.join(filter(None, (root, env.get('PYTHONPATH'))))
+    return env
+
+
+def _hand_over(child: subprocess.Popen[bytes], options: MountOptions, writer: int) -> None:
+    envelope = {'readyFd': writer, 'options': msgspec.to_builtins(options)}
+    os.close(writer)
+    assert child.stdin is not None
+    # a daemon that died at once is told by the ready pipe's EOF, with a better message than EPIPE
+    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+        pipe.write(json.dumps(envelope).encode())
+
+
+def _read_line(reader: int, deadline: float) -> bytes | None:
+    """The first line; what came before EOF; None when the time is over."""
+    data = b''
+    while b'\n' not in data:
+        if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        piece = os.read(reader, 1 << 16)
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def _check_answer(line: bytes | None, child: subprocess.Popen[bytes], options: MountOptions, timeout: float) -> None:
+    if line is None:
+        raise MountFailed(f'the mount did not answer within {timeout:g} s; see {options.log_file}')
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(END_TIMEOUT)
+        raise MountFailed(f'the mount process ended ({_ending(child.returncode)}) before the mount was there{_last_words(options)}') from None
+    if not answer.get('ok'):
+        raise MountFailed(str(answer.get('error') or f'cannot mount; see {options.log_file}'), int(answer.get('exit', 1)))
+
+
+def _ending(status: int | None) -> str:
+    if status is None:
+        return 'without a status'
+    return f'killed by {signal.Signals(-status).name}' if status < 0 else f'status {status}'
+
+
+def _last_words(options: MountOptions) -> str:
+    """The log's last line, which is where an uncaught exception says what it was."""
+    with contextlib.suppress(OSError):
+        with open(options.log_file, 'rb') as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode('utf-8', 'replace').split('\n')
+        words = next((line.strip() for line in reversed(lines) if line.strip()), '')
+        return f': {words[:300]}; see {options.log_file}'
+    return f'; see {options.log_file}'
+
+
+def _check_mount(options: MountOptions) -> None:
+    entry = mount_at(options.mountpoint)
+    if entry is None or not entry.is_ctxfs:
+        raise MountFailed(f'{options.mountpoint} is not mounted although the mount process said so; see {options.log_file}')
+    failure = probe(options.mountpoint, device=entry.device)
+    if failure:
+        raise MountFailed(f'{options.mountpoint} does not answer: {os.strerror(failure)}; see {options.log_file}')
+
+
+def _stop(child: subprocess.Popen[bytes], options: MountOptions) -> None:
+    """End the daemon and its workers (they share its process group), and take away what it left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(END_TIMEOUT)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    entry = mount_at(options.mountpoint)
+    if entry is not None and entry.is_ctxfs:
+        subprocess.run(['fusermount3', '-uz', '--', options.mountpoint], capture_output=True, check=False)
+    path = Path(options.runtime_dir)
+    record = next((mount.record for mount in runtime_dir.find_mounts(path.parent) if mount.path == path), None)
+    if record is None or record.pid == child.pid:
+        runtime_dir.discard(path)
+
+
+# --- the daemon's side -------------------------------------------------------------------------------------------------------------
+
+class Readiness:
+    """The daemon's one word to whoever started it. Saying it twice, or to somebody who is gone, is harmless."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = fd
+
+    def ok(self) -> None:
+        """The mount answers."""
+        self._say({'ok': True})
+
+    def failed(self, error: BaseException) -> None:
+        message = ' '.join(str(error).split()) or type(error).__name__
+        if not isinstance(error, CtxfsError):
+            message = f'{type(error).__name__}: {message}'
+        self._say({'ok': False, 'error': message, 'kind': type(error).__name__, 'exit': exit_status_of(error)})
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        try:
+            os.write(fd, json.dumps(answer).encode() + b'\n')
+        except BrokenPipeError:
+            log.warning('whoever started this mount is gone')
+        finally:
+            os.close(fd)
+
+
+def exit_status_of(error: BaseException) -> int:
+    return getattr(error, 'exit_status', 2 if isinstance(error, UsageError) else 1)
+
+
+def receive() -> tuple[MountOptions, Readiness]:
+    """What the command line handed over through stdin, which is /dev/null afterwards. Raises UsageError for anything else."""
+    data = sys.stdin.buffer.read()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        envelope = json.loads(data)
+        fd = int(envelope['readyFd'])
+        os.set_inheritable(fd, False)       # a worker that held it would keep the starter from seeing this process die
+        return MountOptions.from_json(json.dumps(envelope['options']).encode()), Readiness(fd)
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        raise UsageError(f'this module is started by `ctxfs mount`, which hands it its options: {e}') from e
+
+
+def daemon_main(run: Callable[[MountOptions, Readiness], int]) -> int:
+    """The daemon module's main: exit status of `run`, after its failure was told to the starter."""
+    try:
+        options, ready = receive()
+    except UsageError as e:
+        print(f'ctxfs: {e}', file=sys.stderr)
+        return 2
+    return _run(run, options, ready)
+
+
+def _run(run: Callable[[MountOptions, Readiness], int], options: MountOptions, ready: Readiness) -> int:
+    try:
+        return run(options, ready)
+    except CtxfsError as e:
+        log.error('%s', e)
+        ready.failed(e)
+        return exit_status_of(e)
+    except BaseException as e:
+        ready.failed(e)
+        raise
+
+
+def run_foreground(options: MountOptions) -> int:
+    """Mount in this process until it is unmounted and everything is written back; returns the exit status, raises CtxfsError."""
+    from ctxfs.edge import daemon       # pyfuse3 and the rest of the daemon: no other command needs them
+    private_dir(Path(options.state_dir))
+    return daemon.run(options, Readiness())

@@ -1,0 +1,97 @@
+"""The kernel's table of mounts, and one question to a mount point that can never hang the asker.
+
+Owns the reading of /proc/self/mountinfo (proc_pid_mountinfo(5)). It must not stat a path of a mount itself: a FUSE mount whose daemon
+is stuck holds whoever touches it, so what must be asked is asked by a child process with a deadline.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import signal
+
+import msgspec
+
+#: what ctxfs mounts are called in the table: the daemon mounts with fsname=ctxfs, subtype=ctxfs
+FSNAME = SUBTYPE = 'ctxfs'
+FSTYPE = f'fuse.{SUBTYPE}'
+PROBE_TIMEOUT = 5.0
+
+
+class MountEntry(msgspec.Struct, frozen=True, kw_only=True):
+    mount_id: int
+    device: int
+    mountpoint: str
+    fstype: str
+    source: str
+
+    @property
+    def is_ctxfs(self) -> bool:
+        return self.fstype == FSTYPE
+
+
+def read_mounts(table: str = '/proc/self/mountinfo') -> list[MountEntry]:
+    """All mounts that this process sees, in the order in which they were made."""
+    with open(table, 'rb') as file:
+        return [_entry(line) for line in file if b' - ' in line]
+
+
+def _entry(line: bytes) -> MountEntry:
+    # the optional fields between the options and ` - ` vary in number
+    before, _, after = line.rstrip(b'\n').partition(b' - ')
+    left, right = before.split(b' '), after.split(b' ')
+    major, _, minor = left[2].partition(b':')
+    return MountEntry(mount_id=int(left[0]), device=os.makedev(int(major), int(minor)), mountpoint=_unescape(left[4]),
+                      fstype=_unescape(right[0]), source=_unescape(right[1]))
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(re.sub(rb'\\([0-7]{3})', lambda m: bytes([int(m[1], 8)]), field))
+
+
+def mount_at(path: str) -> MountEntry | None:
+    """The topmost mount whose mount point is exactly `path` (absolute, without symlinks)."""
+    found = [entry for entry in read_mounts() if entry.mountpoint == path]
+    return found[-1] if found else None
+
+
+def real_mountpoint(path: str) -> str:
+    """`path` absolute, with the symlinks of its parents resolved but its last component untouched: realpath() would lstat the mount
+    point itself, which may hang."""
+    absolute = os.path.abspath(os.path.expanduser(path))
+    known = {entry.mountpoint for entry in read_mounts() if entry.is_ctxfs}
+    if absolute in known:
+        return absolute
+    parent = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
+    return parent if parent in known or absolute == '/' else os.path.realpath(absolute)
+
+
+def probe(path: str, *, device: int | None = None, timeout: float = PROBE_TIMEOUT) -> int:
+    """0 when `path` can be stat'ed (and, if given, lies on `device`: else EXDEV), else the errno; ETIMEDOUT when nothing answers."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_stat_errno(path, device))     # never back into the caller's code, nor its atexit and finally
+    watch = os.pidfd_open(child)
+    try:
+        ready, _, _ = select.select([watch], [], [], timeout)
+        if not ready:
+            # a child that waits in a LOOKUP survives SIGKILL until the answer comes: init inherits it, nobody waits here
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, os.WNOHANG)
+            return errno.ETIMEDOUT
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        os.close(watch)
+
+
+def _stat_errno(path: str, device: int | None) -> int:
+    try:
+        found = os.stat(path)
+        return errno.EXDEV if device is not None and found.st_dev != device else 0
+    except OSError as e:
+        return min(e.errno or errno.EIO, 255)
+    except BaseException:
+        return errno.EIO

@@ -1,0 +1,206 @@
+"""The runtime directory of each mount: how a command line finds daemons, and how a daemon leaves its result behind.
+
+Owns the files below and their order; nothing in them is needed to keep data. It must not know the control protocol or the store.
+
+    <runtime root>/<12 hex of mount point, context, state directory>/
+        mount.json      who mounts what: written by the daemon before it mounts, stays
+        control.sock    while the daemon answers (ctxfs.edge.control)
+        result.json     how the mount ended; written (temporary file, rename) before control.sock and the process go away
+
+INVARIANT: a mount.json whose process is gone has a result.json beside it, unless the daemon was killed. So whoever reads first the
+process, then the result, needs no lock: gone and no result means died.
+
+    daemon:  claim() → mount → … unmounted → flush → finish() → close the control socket → exit
+             claim() → cannot mount → discard()
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import select
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+
+from ctxfs import __version__
+from ctxfs.config import MountOptions, private_dir
+from ctxfs.edge.mount_table import mount_at
+
+#: a superseded record is kept so long for somebody who still waits for its result
+KEEP_RESULT_SECONDS = 3600
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    files: int = 0
+    bytes: int = 0
+
+
+class MountRecord(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
+    """mount.json. pid, pid_start (clock ticks, /proc/PID/stat) and boot_id name one process for good: pids are used again."""
+    context_id: str
+    context_name: str
+    mountpoint: str
+    store: str
+    state_dir: str
+    log_file: str
+    pid: int
+    pid_start: int
+    boot_id: str
+    started_at: float
+    version: str = __version__
+
+    @classmethod
+    def of_this_process(cls, options: MountOptions) -> MountRecord:
+        pid = os.getpid()
+        return cls(context_id=options.context_id, context_name=options.context_name, mountpoint=options.mountpoint,
+                   store=options.store_url, state_dir=options.state_dir, log_file=options.log_file, pid=pid,
+                   pid_start=process_start(pid) or 0, boot_id=boot_id(), started_at=time.time())
+
+
+class MountResult(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
+    """result.json. ok: everything is in the bucket. Otherwise `message` is the cause in one line, and `pending` what the journal keeps."""
+    ok: bool
+    context_id: str
+    context_name: str
+    mountpoint: str
+    state_dir: str
+    pending: Pending
+    message: str
+    finished_at: float
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """One runtime directory as it was read."""
+    path: Path
+    record: MountRecord
+
+    @property
+    def socket(self) -> Path:
+        return self.path / 'control.sock'
+
+    def is_alive(self) -> bool:
+        """Whether the daemon runs (a zombie does not)."""
+        return self.record.boot_id == boot_id() and process_start(self.record.pid) == self.record.pid_start
+
+    def is_attached(self) -> bool:
+        """Whether a ctxfs is mounted at its mount point."""
+        entry = mount_at(self.record.mountpoint)
+        return entry is not None and entry.is_ctxfs
+
+    def result(self) -> MountResult | None:
+        return _load(self.path / 'result.json', MountResult)
+
+
+# --- the daemon's side -------------------------------------------------------------------------------------------------------------
+
+def runtime_dir_of(root: Path, mountpoint: str, context_id: str, state_dir: Path) -> Path:
+    text = '\0'.join((mountpoint, context_id, str(state_dir)))
+    return root / hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]
+
+
+def claim(options: MountOptions) -> Mount:
+    """Make the runtime directory this process's: the caller holds the state directory's lock, so what lies there is of a daemon that is
+    gone. Raises Denied when the directory cannot be ours."""
+    path = Path(options.runtime_dir)
+    private_dir(path.parent)
+    private_dir(path)
+    _prune(path.parent, options.state_dir)
+    for name in ('result.json', 'control.sock'):
+        (path / name).unlink(missing_ok=True)
+    record = MountRecord.of_this_process(options)
+    _store(path / 'mount.json', record)
+    return Mount(path=path, record=record)
+
+
+def finish(options: MountOptions, *, ok: bool, pending: Pending, message: str) -> None:
+    """Leave the result. Call it when nothing more will be uploaded, and before the control socket closes."""
+    result = MountResult(ok=ok, context_id=options.context_id, context_name=options.context_name, mountpoint=options.mountpoint,
+                         state_dir=options.state_dir, pending=pending, message=message, finished_at=time.time())
+    _store(Path(options.runtime_dir) / 'result.json', result)
+
+
+def discard(path: Path) -> None:
+    """Remove the directory of a mount that never was."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _prune(root: Path, state_dir: str) -> None:
+    """Drop what newer mounts of this state directory have superseded long ago."""
+    for mount in find_mounts(root):
+        result = mount.result()
+        if mount.record.state_dir == state_dir and result and time.time() - result.finished_at > KEEP_RESULT_SECONDS and not mount.is_alive():
+            discard(mount.path)
+
+
+def _store(file: Path, value: msgspec.Struct) -> None:
+    """Whole or not at all. Without fsync: a power cut ends the processes that this is about."""
+    temporary = file.with_name(f'.{file.name}.{secrets.token_hex(4)}')
+    try:
+        temporary.write_bytes(msgspec.json.encode(value) + b'\n')
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- the reader's side -------------------------------------------------------------------------------------------------------------
+
+def find_mounts(root: Path) -> list[Mount]:
+    """Every mount that left a record, oldest first. What cannot be read is no record: claim() may be writing it now."""
+    try:
+        entries = sorted(root.iterdir())
+    except OSError:
+        return []
+    found = [Mount(path=path, record=record) for path in entries if (record := _load(path / 'mount.json', MountRecord))]
+    return sorted(found, key=lambda mount: mount.record.started_at)
+
+
+def current_mounts(root: Path) -> list[Mount]:
+    """The newest mount of each state directory that still exists: one runs at a time, so an older record's failure is history."""
+    newest = {mount.record.state_dir: mount for mount in find_mounts(root)}
+    return [mount for mount in newest.values() if mount.is_alive() or os.path.isdir(mount.record.state_dir)]
+
+
+def _load(file: Path, kind: type) -> msgspec.Struct | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------------------
+
+def boot_id() -> str:
+    with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as file:
+        return file.read().strip()
+
+
+def process_start(pid: int) -> int | None:
+    """When the process started, in clock ticks after boot; None when there is none, or only a zombie."""
+    try:
+        with open(f'/proc/{pid}/stat', 'rb') as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # the command's name is in parentheses and may hold anything, so fields count from the last one: state is the third, start the 22nd
+    fields = text[text.rindex(b')') + 2:].split()
+    return None if fields[0] in (b'Z', b'X') else int(fields[19])
+
+
+def wait_for_end(mount: Mount, timeout: float) -> bool:
+    """Whether the daemon is gone, after at most `timeout` seconds."""
+    try:
+        watch = os.pidfd_open(mount.record.pid)
+    except OSError as e:
+        if e.errno == errno.ESRCH:
+            return True
+        raise
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, watch)
+        if not mount.is_alive():    # asked after opening: the pid was another process's, or a zombie
+            return True
+        return bool(select.select([watch], [], [], timeout)[0])
