@@ -1,0 +1,403 @@
+"""The pool of transfer workers: the daemon's way to have bytes moved without its interpreter touching them.
+
+Owns the worker processes (started, watched, started again with backoff), which request is with which worker, and who goes next when all
+are busy. It must not know what an upload means, what to retry, or any store: it passes typed operations and gives back typed results.
+
+Usage, from a task of the main thread (see WorkerProcess for why)::
+
+    async with open_pool(options) as pool:
+        done = await pool.call(PutFile(…), priority=Priority.BACKGROUND)
+        async with pool.stream(ListPages(prefix=…)) as pages:
+            async for page in pages: …
+        pages.result                                    # ListDone
+
+A worker that dies fails its requests with RemoteUnavailable (their outcome is unknown) and is replaced. Each worker takes at most
+`options.threads` requests; some of these are kept for interactive ones, so uploads never keep a reader waiting for a free thread.
+"""
+from __future__ import annotations
+
+import enum
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import trio
+
+from ctxfs import errors
+from ctxfs.sync import protocol
+from ctxfs.sync.abort_slots import AbortSlots
+from ctxfs.sync.protocol import Failed, Operation, Part, Progress, Ready, Reply, WorkerOptions
+from ctxfs.sync.worker_process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+R = TypeVar('R')
+
+#: parts of a stream that may be under way before the reader has consumed one
+STREAM_WINDOW = 4
+_START_SECONDS = 30.0
+_END_SECONDS = 5.0
+_BACKOFF_SECONDS = (0.05, 10.0)
+#: a worker that lived this long was healthy: its end is not counted against the next one
+_HEALTHY_SECONDS = 30.0
+
+
+class Priority(enum.Enum):
+    """Who waits: a program on the mount (a read, a listing, a lookup), or nobody in particular (uploads, read-ahead, the index)."""
+    INTERACTIVE = 0
+    BACKGROUND = 1
+
+
+class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    workers: int
+    ready: int
+    in_flight: int
+    waiting: int
+    calls: int
+    restarts: int
+    pids: list[int]
+
+
+class _Pending:
+    """One request from admission to its answer. It outlives a caller that was cancelled, because the worker still works on it."""
+    __slots__ = ('operation', 'priority', 'worker', 'changed', 'parts', 'reply', 'error', 'is_done', 'progress')
+
+    def __init__(self, operation: Operation[Any], priority: Priority, worker: WorkerProcess,
+                 progress: Callable[[int], None] | None) -> None:
+        self.operation = operation
+        self.priority = priority
+        self.worker = worker
+        self.progress = progress
+        self.changed = trio.Event()
+        self.parts: deque[msgspec.Raw] = deque()
+        self.reply: msgspec.Raw | None = None
+        self.error: Exception | None = None
+        self.is_done = False
+
+    def unwrap(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        assert self.reply is not None
+        return protocol.decode_result(self.operation, self.reply)
+
+
+class _Waiter:
+    __slots__ = ('event', 'worker', 'error')
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.worker: WorkerProcess | None = None
+        self.error: Exception | None = None
+
+
+class _Gate:
+    """Admission: hands a free place at a worker to the next request, interactive ones first, each kind in order of arrival."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        # A quarter stays free of background work. One thread alone cannot be shared out, so there a reader waits for one transfer.
+        self._background_threads = max(1, threads - max(1, threads // 4))
+        self._queues: dict[Priority, deque[_Waiter]] = {Priority.INTERACTIVE: deque(), Priority.BACKGROUND: deque()}
+        self.workers: list[WorkerProcess] = []
+
+    async def enter(self, priority: Priority) -> WorkerProcess:
+        """A place at a live worker. Raises what `fail_waiting` was given. Cancelled: nothing is held."""
+        if not self._queues[priority]:
+            worker = self._take(priority)
+            if worker is not None:
+                return worker
+        waiter = _Waiter()
+        self._queues[priority].append(waiter)
+        try:
+            await waiter.event.wait()
+        except trio.Cancelled:
+            self._withdraw(waiter, priority)
+            raise
+        if waiter.error is not None:
+            raise waiter.error
+        assert waiter.worker is not None
+        return waiter.worker
+
+    def _withdraw(self, waiter: _Waiter, priority: Priority) -> None:
+        if waiter.worker is not None:
+            self.leave(waiter.worker, priority)
+        elif waiter.error is None:
+            self._queues[priority].remove(waiter)
+
+    def _take(self, priority: Priority) -> WorkerProcess | None:
+        """The least loaded worker that may take one more of this kind, with the place counted as taken."""
+        free = [worker for worker in self.workers if worker.load < self._threads
+                and (priority is Priority.INTERACTIVE or worker.background < self._background_threads)]
+        if not free:
+            return None
+        worker = min(free, key=lambda candidate: candidate.load)
+        worker.load += 1
+        worker.background += priority is Priority.BACKGROUND
+        return worker
+
+    def leave(self, worker: WorkerProcess, priority: Priority) -> None:
+        worker.load -= 1
+        worker.background -= priority is Priority.BACKGROUND
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give what is free to those who wait. A place is handed over, not announced, so that nobody can slip in between."""
+        for priority, queue in self._queues.items():
+            while queue and (worker := self._take(priority)) is not None:
+                waiter = queue.popleft()
+                waiter.worker = worker
+                waiter.event.set()
+
+    def fail_waiting(self, error: Exception) -> None:
+        """No worker can be had: whoever waits gets `error` instead of waiting for ever."""
+        for queue in self._queues.values():
+            while queue:
+                waiter = queue.popleft()
+                waiter.error = type(error)(str(error))
+                waiter.event.set()
+
+    def waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+
+class Stream(Generic[R]):
+    """The parts of a streaming operation, in order; the worker never runs more than STREAM_WINDOW parts ahead."""
+
+    def __init__(self, pending: _Pending, request_id: int) -> None:
+        self._pending = pending
+        self._id = request_id
+
+    @property
+    def result(self) -> R:
+        """What the operation returned. Raises its error; to be asked when the parts are exhausted."""
+        result: R = self._pending.unwrap()
+        return result
+
+    def __aiter__(self) -> Stream[R]:
+        return self
+
+    async def __anext__(self) -> Any:
+        pending = self._pending
+        while not pending.parts:
+            if pending.is_done:
+                if pending.error is not None:
+                    raise pending.error
+                raise StopAsyncIteration
+            pending.changed = trio.Event()
+            await pending.changed.wait()
+        value = pending.parts.popleft()
+        pending.worker.send(protocol.frame(protocol.Credit(id=self._id)))
+        return protocol.decode_part(pending.operation, value)
+
+
+class TransferPool:
+    """See the module docstring. Made by `open_pool`; all methods belong to the trio thread."""
+
+    def __init__(self, options: WorkerOptions, *, workers: int, keep_fds: Sequence[int]) -> None:
+        self.slots = AbortSlots()
+        self._options = options
+        self._count = workers
+        self._keep_fds = tuple(keep_fds)
+        self._gate = _Gate(options.threads)
+        self._pending: dict[int, _Pending] = {}
+        self._ids = itertools.count(1)
+        self._restarts = 0
+        self._is_closing = False
+        self._all: set[WorkerProcess] = set()
+        self._start_error: Exception | None = None
+        self._running = 0
+
+    async def call(self, operation: Operation[R], *, priority: Priority = Priority.BACKGROUND,
+                   progress: Callable[[int], None] | None = None) -> R:
+        """Run one operation in a worker and return its result; waits while all are busy.
+
+        Raises the worker's error as the same class of ctxfs.errors; RemoteUnavailable when the worker died, which leaves the outcome
+        unknown. Cancelled: the operation may or may not happen (an upload's abort slot is set); its slot stays taken until it ended.
+        `progress(bytes)`: called on the trio thread with the bytes moved so far, for transfers that take long."""
+        request_id = await self._submit(operation, priority, progress=progress)
+        pending = self._pending[request_id]
+        try:
+            await pending.changed.wait()
+        except trio.Cancelled:
+            self._abandon(request_id)
+            raise
+        result: R = pending.unwrap()
+        return result
+
+    @asynccontextmanager
+    async def stream(self, operation: Operation[R], *, priority: Priority = Priority.BACKGROUND) -> AsyncIterator[Stream[R]]:
+        """Run a streaming operation (ListPages, ReadIndex). Leaving the block early stops it in the worker."""
+        request_id = await self._submit(operation, priority, credit=STREAM_WINDOW)
+        try:
+            yield Stream(self._pending[request_id], request_id)
+        finally:
+            self._abandon(request_id)
+
+    def set_cache_limit(self, cache_bytes: int) -> None:
+        """Bound the block cache in bytes, in all workers, from now on."""
+        self._options = msgspec.structs.replace(self._options, cache_limit=cache_bytes)
+        for worker in self._all:
+            worker.send(protocol.frame(protocol.Limit(cache_bytes=cache_bytes)))
+
+    def statistics(self) -> PoolStatistics:
+        return PoolStatistics(workers=self._count, ready=len(self._gate.workers), in_flight=len(self._pending), restarts=self._restarts,
+                              waiting=self._gate.waiting(), calls=next(self._ids) - 1, pids=[worker.pid for worker in self._all])
+
+    # --- one request -------------------------------------------------------------------------------------------------------------
+
+    async def _submit(self, operation: Operation[Any], priority: Priority, *, credit: int = 0,
+                      progress: Callable[[int], None] | None = None) -> int:
+        if not self._gate.workers and self._start_error is not None:
+            await trio.lowlevel.checkpoint()
+            raise type(self._start_error)(str(self._start_error))
+        worker = await self._gate.enter(priority)
+        request_id = next(self._ids)
+        self._pending[request_id] = _Pending(operation, priority, worker, progress)
+        slot = getattr(operation, 'abort_slot', protocol.NO_SLOT)
+        if slot >= 0:
+            self.slots.hold(slot)
+        worker.send(protocol.frame(protocol.Request(id=request_id, operation=operation, credit=credit,  # type: ignore[arg-type]
+                                                    wants_progress=progress is not None)))
+        return request_id
+
+    def _abandon(self, request_id: int) -> None:
+        """Nobody waits any more. The place and the slot stay taken until the worker answered: it may still be at it."""
+        pending = self._pending.get(request_id)
+        if pending is None:
+            return
+        slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
+        if slot >= 0:
+            self.slots.set(slot)
+        pending.parts.clear()
+        pending.progress = None
+        pending.worker.send(protocol.frame(protocol.Cancel(id=request_id)))
+
+    def _finish(self, request_id: int, *, reply: msgspec.Raw | None = None, error: Exception | None = None) -> None:
+        pending = self._pending.pop(request_id)
+        pending.reply, pending.error, pending.is_done = reply, error, True
+        slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
+        if slot >= 0:
+            self.slots.drop(slot)
+        pending.changed.set()
+        self._gate.leave(pending.worker, pending.priority)
+
+    # --- one worker --------------------------------------------------------------------------------------------------------------
+
+    async def _keep_one_running(self) -> None:
+        """Start a worker, serve it until it is gone, and start the next, later each time when they do not last."""
+        delay, longest = _BACKOFF_SECONDS
+        while not self._is_closing:
+            began = trio.current_time()
+            await self._run_one()
+            if self._is_closing:
+                break
+            self._restarts += 1
+            if trio.current_time() - began > _HEALTHY_SECONDS:
+                delay = _BACKOFF_SECONDS[0]
+            await trio.sleep(delay)
+            delay = min(longest, delay * 2)
+
+    async def _run_one(self) -> None:
+        worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds)
+        self._all.add(worker)
+        try:
+            worker.send(protocol.frame(protocol.Start(options=self._options)))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.flush_forever)
+                await self._serve(worker)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                status = await worker.reap()
+            self._forget(worker, status)
+
+    async def _serve(self, worker: WorkerProcess) -> None:
+        """Handle what the worker says until it is gone."""
+        with trio.move_on_after(_START_SECONDS) as start:
+            while not worker.is_ready:
+                if not self._handle_all(worker, await worker.receive()):
+                    return
+        if start.cancelled_caught:
+            log.warning('transfer worker %d did not become ready within %d s', worker.pid, _START_SECONDS)
+            return
+        while self._handle_all(worker, await worker.receive()):
+            pass
+
+    def _handle_all(self, worker: WorkerProcess, bodies: list[bytes] | None) -> bool:
+        for body in bodies or ():
+            message = protocol.decode_from_worker(body)
+            if isinstance(message, Ready):
+                self._became_ready(worker)
+            elif message.id == 0 and isinstance(message, Failed):
+                self._start_error = protocol.revive(message.name, message.message)
+            else:
+                self._handle(message)
+        return bodies is not None
+
+    def _handle(self, message: Part | Progress | Reply | Failed) -> None:
+        if isinstance(message, Reply):
+            self._finish(message.id, reply=message.value)
+        elif isinstance(message, Failed):
+            self._finish(message.id, error=protocol.revive(message.name, message.message))
+        elif isinstance(message, Part):
+            pending = self._pending[message.id]
+            pending.parts.append(message.value)
+            pending.changed.set()
+        elif (progress := self._pending[message.id].progress) is not None:
+            progress(message.done)
+
+    def _became_ready(self, worker: WorkerProcess) -> None:
+        worker.is_ready = True
+        self._start_error = None
+        self._gate.workers.append(worker)
+        self._gate.dispatch()
+
+    def _forget(self, worker: WorkerProcess, status: int | None) -> None:
+        """The worker is dead, so nothing of it can still read a slot or commit an upload: only now its requests fail."""
+        self._all.discard(worker)
+        if worker.is_ready:
+            self._gate.workers.remove(worker)
+        if not self._is_closing:
+            log.info('transfer worker %d ended (status %s)', worker.pid, status)
+        gone = errors.RemoteUnavailable(f'transfer worker {worker.pid} ended')
+        for request_id in [number for number, pending in self._pending.items() if pending.worker is worker]:
+            self._finish(request_id, error=errors.RemoteUnavailable(str(gone)))
+        if not self._gate.workers and not worker.is_ready:
+            self._gate.fail_waiting(self._start_error or gone)
+
+    async def _run_until_closed(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._count):
+                nursery.start_soon(self._keep_one_running)
+            task_status.started()
+
+    def _ask_all_to_end(self) -> None:
+        self._is_closing = True
+        for worker in self._all:
+            worker.ask_to_end()
+
+
+@asynccontextmanager
+async def open_pool(options: WorkerOptions, *, workers: int | None = None,
+                    keep_fds: Sequence[int] = ()) -> AsyncIterator[TransferPool]:
+    """Run a pool around the block; returns at once, the first call waits for the first worker to be ready.
+
+    `workers`: 1 on up to 2 cores, else 2. `keep_fds` are inherited by the workers and kept open while they live: give the fd that holds
+    the state directory's flock, and the lock outlives a killed daemon until its last worker is dead too. On leaving, the workers finish
+    what they have (bounded), then are gone; on leaving by an exception they are killed at once (every transfer is all-or-nothing)."""
+    count = workers or (1 if (os.cpu_count() or 1) <= 2 else 2)
+    pool = TransferPool(options, workers=count, keep_fds=keep_fds)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool._run_until_closed)
+            yield pool
+            pool._ask_all_to_end()
+            nursery.cancel_scope.deadline = trio.current_time() + _END_SECONDS
+    finally:
+        pool._is_closing = True
+        pool.slots.close()

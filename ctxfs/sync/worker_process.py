@@ -1,0 +1,125 @@
+"""One transfer worker as the daemon sees it: a child process and the daemon's end of the socket pair to it.
+
+Owns the process (start, end, reaping) and the bytes on the socket. It must not know what the frames mean, which requests are pending, or
+when a worker is to be started again: pool.py does.
+"""
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from ctxfs.sync.protocol import FrameReader
+
+_RECEIVE_BYTES = 256 << 10
+#: a child that was sent SIGKILL is gone within this, or is stuck in the kernel where nobody can help
+_REAP_SECONDS = 5.0
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+class WorkerProcess:
+    """A started child. `load` and `background` count the requests it is working on; they belong to the pool."""
+
+    def __init__(self, *, slots_fd: int, keep_fds: Sequence[int] = ()) -> None:
+        """Start the child. To be called from the main thread: PR_SET_PDEATHSIG fires when the *thread* that forked ends."""
+        self.load = 0
+        self.background = 0
+        self.is_ready = False
+        self._outgoing = bytearray()
+        self._has_outgoing = trio.Event()
+        self._frames = FrameReader()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = _spawn(theirs.fileno(), slots_fd, keep_fds)
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._socket = ours
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, data: bytes) -> None:
+        """Hand frames to the kernel, or keep what it does not take now for `flush_forever`. Never blocks, never raises: a worker that is
+        gone is noticed by `receive`."""
+        if self._outgoing:
+            self._outgoing += data
+            return
+        sent = self._send_now(data)
+        if sent < len(data):
+            self._outgoing += data[sent:]
+            self._has_outgoing.set()
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # EPIPE, ECONNRESET: the child is dead; its requests fail when `receive` sees the end of file
+            return len(data)
+
+    async def flush_forever(self) -> None:
+        """Send what `send` had to keep, as the child takes it."""
+        while True:
+            await self._has_outgoing.wait()
+            await trio.lowlevel.wait_writable(self._socket)
+            del self._outgoing[:self._send_now(self._outgoing)]
+            if not self._outgoing:
+                self._has_outgoing = trio.Event()
+
+    async def receive(self) -> list[bytes] | None:
+        """The frames that arrived, at least one; None when the child closed its end or died. Raises Corrupted."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:  # ECONNRESET: it died with unread requests
+                return None
+            if not data:
+                return None
+            bodies = self._frames.feed(data)
+            if bodies:
+                return bodies
+
+    def ask_to_end(self) -> None:
+        """No request comes any more: the child answers what it has, then exits."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:  # ENOTCONN: it is dead already, which is what was asked for
+            return
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def reap(self) -> int | None:
+        """SIGKILL if it still runs, collect it, close the socket. The exit status, or None if the kernel would not let it go."""
+        self.kill()
+        try:
+            return await trio.to_thread.run_sync(self._wait)
+        finally:
+            self._socket.close()
+
+    def _wait(self) -> int | None:
+        try:
+            return self._process.wait(_REAP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _spawn(socket_fd: int, slots_fd: int, keep_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """`keep_fds` stay open in the child for as long as it lives and are not used: the state directory's lock is one."""
+    paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get('PYTHONPATH')])]
+    return subprocess.Popen(
+        [sys.executable, '-m', 'ctxfs.sync.worker', str(socket_fd), str(slots_fd), str(os.getpid())],
+        stdin=subprocess.DEVNULL, cwd='/', pass_fds=[socket_fd, slots_fd, *keep_fds],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)})
