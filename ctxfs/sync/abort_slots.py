@@ -96,11 +96,13 @@ class AbortSlots:
         return AbortSlot(self, index)
 
     def set(self, index: int) -> None:
-        self._page[index] = _SET
-        _fence()
+        """Abort the upload that holds `index`. After `close` there is no worker left that could look."""
+        if not self._page.closed:
+            self._page[index] = _SET
+            _fence()
 
     def is_set(self, index: int) -> bool:
-        return self._page[index] != _CLEAR
+        return not self._page.closed and self._page[index] != _CLEAR
 
     def hold(self, index: int) -> None:
         """Keep the byte from being used again until a `drop`: a worker may still look at it."""

@@ -206,11 +206,11 @@ class TransferPool:
         self._gate = _Gate(options.threads)
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
+        self._calls = 0
         self._restarts = 0
         self._is_closing = False
         self._all: set[WorkerProcess] = set()
         self._start_error: Exception | None = None
-        self._running = 0
 
     async def call(self, operation: Operation[R], *, priority: Priority = Priority.BACKGROUND,
                    progress: Callable[[int], None] | None = None) -> R:
@@ -219,6 +219,8 @@ class TransferPool:
         Raises the worker's error as the same class of ctxfs.errors; RemoteUnavailable when the worker died, which leaves the outcome
         unknown. Cancelled: the operation may or may not happen (an upload's abort slot is set); its slot stays taken until it ended.
         `progress(bytes)`: called on the trio thread with the bytes moved so far, for transfers that take long."""
+        if type(operation) in protocol.STREAMED:
+            raise TypeError(f'{type(operation).__name__} streams: use pool.stream')
         request_id = await self._submit(operation, priority, progress=progress)
         pending = self._pending[request_id]
         try:
@@ -246,7 +248,7 @@ class TransferPool:
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(workers=self._count, ready=len(self._gate.workers), in_flight=len(self._pending), restarts=self._restarts,
-                              waiting=self._gate.waiting(), calls=next(self._ids) - 1, pids=[worker.pid for worker in self._all])
+                              waiting=self._gate.waiting(), calls=self._calls, pids=[worker.pid for worker in self._all])
 
     # --- one request -------------------------------------------------------------------------------------------------------------
 
@@ -257,6 +259,7 @@ class TransferPool:
             raise type(self._start_error)(str(self._start_error))
         worker = await self._gate.enter(priority)
         request_id = next(self._ids)
+        self._calls += 1
         self._pending[request_id] = _Pending(operation, priority, worker, progress)
         slot = getattr(operation, 'abort_slot', protocol.NO_SLOT)
         if slot >= 0:
@@ -303,7 +306,13 @@ class TransferPool:
             delay = min(longest, delay * 2)
 
     async def _run_one(self) -> None:
-        worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds)
+        try:
+            worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds)
+        except OSError as error:  # no process or memory to be had just now
+            log.warning('cannot start a transfer worker: %s', error)
+            if not self._gate.workers:
+                self._gate.fail_waiting(errors.RemoteUnavailable(f'cannot start a transfer worker: {error}'))
+            return
         self._all.add(worker)
         try:
             worker.send(protocol.frame(protocol.Start(options=self._options)))
@@ -325,8 +334,11 @@ class TransferPool:
         if start.cancelled_caught:
             log.warning('transfer worker %d did not become ready within %d s', worker.pid, _START_SECONDS)
             return
-        while self._handle_all(worker, await worker.receive()):
-            pass
+        try:
+            while self._handle_all(worker, await worker.receive()):
+                continue
+        except (errors.Corrupted, msgspec.MsgspecError) as error:
+            log.error('transfer worker %d is out of step and is replaced: %s', worker.pid, error)
 
     def _handle_all(self, worker: WorkerProcess, bodies: list[bytes] | None) -> bool:
         for body in bodies or ():

@@ -1,0 +1,198 @@
+"""The index's file format: POSIX attributes of many paths in one small object that `zstdcat` and `jq` can read.
+
+Owns names, encoding and decoding of index objects. It must not know stores, schedules, or which record is still valid.
+
+Format, version 1. An index object is one zstd stream of JSON lines (UTF-8, `\\n`). The first line is the header:
+
+    format       "ctxfs-index"
+    version      1; a reader refuses a version that it does not know
+    kind         "base" (everything known when it was written, sorted by path) or "segment" (what one host changed)
+    host         id of the host that wrote it
+    created_ns   when, ns since the epoch, by that host's clock
+    covers       [names] of the index objects that a base replaces (without prefix); [] in a segment
+
+Each further line is the record of one path:
+
+    p   path: the object's key relative to the context's prefix; a directory's ends with "/"
+    n   when its host made the change, ns since the epoch; of two records of one path the later counts
+    e   etag of the object version that the attributes belong to ("" for directories, left out when "")
+    s   size in bytes of that version (left out when 0)
+    m   st_mode with the file type, decimal. Missing: a tombstone, the path was removed
+    u, g        uid, gid (left out when 0)
+    t   [mtime, atime, ctime] in ns since the epoch
+    l   symlink target, base64 (the bytes need not be UTF-8)
+    r   rdev of a device node
+    x   xattrs: {name: base64}
+    h   id of the hard-link group that the file belongs to
+
+Fields that a reader does not know are ignored. A record whose (e, s) is not the object's current (etag, size) says nothing.
+Names: `<20 digits of created_ns>-<host>-<random>.seg.zst` and `….base.zst`, so that name order is creation order and two hosts, or two
+processes of one, never write the same object.
+"""
+from __future__ import annotations
+
+import io
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+import msgspec
+import zstandard
+
+from ctxfs.errors import Corrupted
+from ctxfs.records import RESERVED_DIR, Attrs, IndexRecord
+
+FORMAT = 'ctxfs-index'
+VERSION = 1
+#: where index objects live, below the context's prefix
+INDEX_DIR = RESERVED_DIR + 'index/'
+#: one line: a path of 1,023 bytes, a target of 4,095 and 64 KiB of xattrs in base64 fit many times; more is not an index
+MAX_LINE = 1 << 20
+#: the window that a reader must hold in memory, as a power of two; a stream that wants more is refused
+_MAX_WINDOW = 1 << 23
+_LEVEL = 3
+_CHUNK = 256 << 10
+#: compressed bytes given to the decompressor at a time: 4 of them can become 128 KiB, so this bounds a hostile object to 32 MiB a step
+_STEP = 1 << 10
+_NAME = re.compile(r'(\d{20})-([A-Za-z0-9_.]+)-([0-9a-f]+)\.(seg|base)\.zst')
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line of an index object; see the module docstring."""
+    kind: str
+    host: str
+    created_ns: int
+    covers: list[str] = []
+    format: str = FORMAT
+    version: int = VERSION
+
+
+class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+    p: str
+    n: int
+    e: str = ''
+    s: int = 0
+    m: int | None = None
+    u: int = 0
+    g: int = 0
+    t: tuple[int, int, int] = (0, 0, 0)
+    l: bytes | None = None
+    r: int = 0
+    x: dict[str, bytes] | None = None
+    h: str = ''
+
+
+_encoder = msgspec.json.Encoder()
+_decode_header = msgspec.json.Decoder(Header).decode
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+def object_name(kind: str, *, host: str, created_ns: int) -> str:
+    """A new name for an index object of `kind` 'segment' or 'base'. `host` is reduced to characters that names may have."""
+    suffix = 'base' if kind == 'base' else 'seg'
+    safe = re.sub(r'[^A-Za-z0-9_.]', '_', host) or '_'
+    return f'{created_ns:020d}-{safe}-{secrets.token_hex(4)}.{suffix}.zst'
+
+
+def kind_of(name: str) -> str | None:
+    """'base' or 'segment', or None when `name` is not an index object's."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else 'base' if match[4] == 'base' else 'segment'
+
+
+def _to_line(record: IndexRecord) -> _Line:
+    attrs = record.attrs
+    if attrs is None:
+        return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, h=record.link)
+    return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, m=attrs.mode, u=attrs.uid, g=attrs.gid,
+                 t=(attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns), l=attrs.target, r=attrs.rdev, x=attrs.xattrs, h=record.link)
+
+
+def _to_record(line: _Line) -> IndexRecord:
+    attrs = None
+    if line.m is not None:
+        mtime_ns, atime_ns, ctime_ns = line.t
+        attrs = Attrs(mode=line.m, uid=line.u, gid=line.g, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=ctime_ns, target=line.l,
+                      rdev=line.r, xattrs=line.x)
+    return IndexRecord(path=line.p, changed_ns=line.n, etag=line.e, size=line.s, attrs=attrs, link=line.h)
+
+
+def write(file: BinaryIO, header: Header, records: Iterable[IndexRecord]) -> int:
+    """Write an index object into `file`, streaming; a base's records must come sorted by path. Returns how many there were."""
+    count = 0
+    with zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).stream_writer(file, closefd=False) as out:
+        out.write(_encoder.encode(header) + b'\n')
+        lines = bytearray()
+        for record in records:
+            lines += _encoder.encode(_to_line(record)) + b'\n'
+            count += 1
+            if len(lines) >= _CHUNK:
+                out.write(lines)
+                lines.clear()
+        out.write(lines)
+    return count
+
+
+def encode(header: Header, records: Iterable[IndexRecord]) -> bytes:
+    """A whole index object as bytes: for segments."""
+    file = io.BytesIO()
+    write(file, header, records)
+    return file.getvalue()
+
+
+def read(file: BinaryIO) -> tuple[Header, Iterator[IndexRecord]]:
+    """The header, and the records as they are decompressed: memory is bounded by MAX_LINE and the zstd window.
+
+    Raises Corrupted for what is not a whole index object of a known version, the iterator too (a torn object shows at its end)."""
+    lines = _lines(file)
+    try:
+        header = _decode_header(next(lines))
+    except StopIteration:
+        raise Corrupted('an empty index object') from None
+    except msgspec.MsgspecError as error:
+        raise Corrupted(f'not an index object: {error}') from error
+    if header.format != FORMAT:
+        raise Corrupted(f'not an index object: its format is {header.format!r}')
+    if header.version != VERSION:
+        raise Corrupted(f'index version {header.version} is not known to this ctxfs, which reads version {VERSION}: upgrade ctxfs')
+    return header, _records(lines)
+
+
+def _records(lines: Iterator[bytes]) -> Iterator[IndexRecord]:
+    for line in lines:
+        try:
+            yield _to_record(_decode_line(line))
+        except msgspec.MsgspecError as error:
+            raise Corrupted(f'an index record cannot be read: {error}') from error
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    rest = bytearray()
+    for data in _decompressed(file):
+        rest += data
+        *whole, tail = rest.split(b'\n')
+        rest = bytearray(tail)
+        yield from map(bytes, whole)
+        if len(rest) > MAX_LINE:
+            raise Corrupted(f'a line of more than {MAX_LINE} bytes in an index object')
+    if rest:
+        raise Corrupted('an index object ends within a line')
+
+
+def _decompressed(file: BinaryIO) -> Iterator[bytes]:
+    """The one zstd frame of the object. `decompressobj` and not a reader, because it tells whether the frame came to its end."""
+    frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
+    while not frame.eof:
+        data = file.read(_CHUNK)
+        if not data:
+            raise Corrupted('an index object is torn: its compressed stream does not end')
+        for start in range(0, len(data), _STEP):
+            if frame.eof:
+                raise Corrupted('an index object has bytes after its end')
+            try:
+                yield frame.decompress(data[start:start + _STEP])
+            except zstandard.ZstdError as error:
+                raise Corrupted(f'an index object cannot be decompressed: {error}') from error
+    if frame.unused_data or file.read(1):
+        raise Corrupted('an index object has bytes after its end')
