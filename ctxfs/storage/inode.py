@@ -44,12 +44,18 @@ class UploadInFlight(Protocol):
     def abort(self) -> None: ...
 
 
+class Waitable(Protocol):
+    """Something that ends by itself, soon."""
+
+    async def wait(self) -> object: ...
+
+
 class Inode:
     """See the module docstring. Times in ns since the epoch, sizes in bytes."""
 
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group',
-                 'marked', 'is_planned', 'upload', 'open_count', 'staging_fd', '__weakref__')
+                 'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'staging_fd', 'remote_version', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
                  ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
@@ -73,14 +79,18 @@ class Inode:
         # --- runtime only ---
         #: Reason bits known to be in this inode's pending row, so that setting them again needs no statement
         self.marked = 0
-        #: work on this inode was planned from its pending row: every further change must reach the row (its seq)
+        #: work was planned from the pending row as it is: the next change must reach the row (its seq), which clears this
         self.is_planned = False
         #: the upload that reads the staging file now
         self.upload: UploadInFlight | None = None
+        #: set while the sealed staging file is being linked into the cache: nobody may write to it until that ended
+        self.adoption: Waitable | None = None
         #: handles that have it open
         self.open_count = 0
         #: the staging file, open for reading and writing while anybody uses it; -1 when not
         self.staging_fd = -1
+        #: +1 whenever a remote change replaced the content; a handle opened before gets ESTALE, never a mixture
+        self.remote_version = 0
 
     def row(self) -> tuple[object, ...]:
         """The persistent fields in the column order of schema.sql."""

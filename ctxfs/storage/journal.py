@@ -54,6 +54,7 @@ class Journal:
             return
         self._db.execute(_MARK, (inode.ino, reason, time.time_ns()))
         inode.marked |= reason
+        inode.is_planned = False
 
     def due(self, now_ns: int, *, limit: int, after: int = 0) -> list[Pending]:
         """Rows whose retry time has come, by inode number after `after`."""

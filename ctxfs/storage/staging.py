@@ -27,6 +27,8 @@ class Staging:
         for index in range(FANOUT):
             (root / f'{index:02x}').mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = str(root)
+        #: bytes staged now, as far as the writers said (`recount` at start)
+        self.used = 0
 
     def path(self, ino: int) -> str:
         return f'{self._prefix}/{ino % FANOUT:02x}/{ino}'

@@ -1,0 +1,182 @@
+"""Clean bytes by blocks: from the block cache, else fetched once however many wait, with read-ahead for sequential readers.
+
+Owns the fetches in flight and a few open cache files. It must not know inodes' states or names: it reads ranges of one version of one
+object. Every byte of an answer comes from that version; when the bucket has another one by now, RemoteChanged is raised.
+"""
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from ctxfs.core.ports import RemoteContent
+from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.storage.inode import Inode
+from ctxfs.storage.journal import Known
+
+#: open cache files kept; a descriptor each
+OPEN_RANGES = 64
+#: the widest read-ahead, in blocks
+MAX_WINDOW = 16
+#: a fetched block may be evicted before it is read when the cache is tiny: fetch again so often
+FETCH_ATTEMPTS = 5
+
+
+class CachedRange(Protocol):
+    """A piece of an open cache file; evicting the entry does not hurt it (unlink keeps open files)."""
+    fd: int
+    offset: int
+    length: int
+
+    def close(self) -> None: ...
+
+
+class Cache(Protocol):
+    """The block cache as far as reading needs it."""
+
+    def open_block(self, key: str, etag: str, block: int) -> CachedRange | None: ...
+
+
+class ReadAhead:
+    """How one handle reads: the window doubles while it goes on where it stopped, and collapses when it jumps."""
+
+    __slots__ = ('next_offset', 'window', 'fetched_to')
+
+    def __init__(self) -> None:
+        self.next_offset = 0
+        self.window = 1
+        self.fetched_to = 0
+
+    def advance(self, offset: int, size: int) -> int:
+        """Note a read; returns how many blocks to have at hand, this one included."""
+        if offset == self.next_offset:
+            self.window = min(self.window * 2, MAX_WINDOW)
+        elif abs(offset - self.next_offset) > 4 << 20:     # the kernel's own read-ahead arrives slightly out of order
+            self.window, self.fetched_to = 1, 0
+        self.next_offset = offset + size
+        return self.window
+
+
+class BlockReader:
+    """See the module docstring. `spawn(function, *args)` starts a background task of the daemon."""
+
+    def __init__(self, cache: Cache, remote: RemoteContent, *, block_size: int, spawn: Callable[..., None],
+                 refresh: Callable[[Inode], Awaitable[None]]) -> None:
+        self._cache = cache
+        self._remote = remote
+        self._block_size = block_size
+        self._spawn = spawn
+        self.refresh = refresh
+        self._open: OrderedDict[tuple[str, str, int], CachedRange] = OrderedDict()
+        self._fetching: dict[tuple[str, str, int], _Fetch] = {}
+
+    async def read(self, source: Known, offset: int, *, size: int, ahead: ReadAhead) -> bytes:
+        """The bytes [offset, offset + size) of the object, which must be inside it. Raises RemoteChanged, RemoteUnavailable."""
+        window = ahead.advance(offset, size)
+        parts, position, end = [], offset, offset + size
+        while position < end:
+            block, within = divmod(position, self._block_size)
+            wanted = min(self._block_size - within, end - position)
+            part = await self._read_in_block(source, block, within=within, size=wanted, window=window)
+            if not part:
+                raise RemoteChanged(f'{source.key} ends at {position}, before its size {source.size}')
+            parts.append(part)
+            position += len(part)
+        self._read_ahead(source, position // self._block_size, window, ahead)
+        return parts[0] if len(parts) == 1 else b''.join(parts)
+
+    async def _read_in_block(self, source: Known, block: int, *, within: int, size: int, window: int) -> bytes:
+        for _ in range(FETCH_ATTEMPTS):
+            cached = self._range(source, block)
+            if cached is not None:
+                return os.pread(cached.fd, min(size, cached.length - within), cached.offset + within)
+            await self._fetch(source, block, max(1, window // 2))
+        raise RemoteUnavailable(f'block {block} of {source.key} leaves the cache before it can be read: --cache-size is too small')
+
+    def _range(self, source: Known, block: int) -> CachedRange | None:
+        identity = (source.key, source.etag, block)
+        found = self._open.get(identity)
+        if found is not None:
+            self._open.move_to_end(identity)
+            return found
+        found = self._cache.open_block(source.key, source.etag, block)
+        if found is not None:
+            self._open[identity] = found
+            if len(self._open) > OPEN_RANGES:
+                self._open.popitem(last=False)[1].close()
+        return found
+
+    async def _fetch(self, source: Known, block: int, count: int) -> None:
+        """Have the block fetched, together with up to `count` - 1 that follow; waits if somebody fetches it already."""
+        under_way = self._fetching.get((source.key, source.etag, block))
+        if under_way is not None:
+            await under_way.wait()
+            return
+        last = (source.size - 1) // self._block_size
+        stop = block + 1
+        while stop <= min(last, block + count - 1) and (source.key, source.etag, stop) not in self._fetching:
+            stop += 1
+        fetch = _Fetch()
+        wanted = [(source.key, source.etag, number) for number in range(block, stop)]
+        self._fetching.update(dict.fromkeys(wanted, fetch))
+        # In a task of its own: one reader's death (a signal) must not end the fetch that others wait for.
+        self._spawn(self._run_fetch, fetch, source, wanted)
+        await fetch.wait()
+
+    async def _run_fetch(self, fetch: _Fetch, source: Known, wanted: list[tuple[str, str, int]]) -> None:
+        try:
+            await self._remote.fetch(source, wanted[0][2], len(wanted))
+        except NotFound as error:
+            fetch.error = RemoteChanged(str(error))
+        except CtxfsError as error:
+            fetch.error = error
+        finally:
+            for identity in wanted:
+                self._fetching.pop(identity, None)
+            fetch.done.set()
+
+    def _read_ahead(self, source: Known, block: int, window: int, ahead: ReadAhead) -> None:
+        """A reader that goes on gets the next blocks before it asks."""
+        if window < 4:
+            return
+        last = (source.size - 1) // self._block_size
+        start, stop = max(block + 1, ahead.fetched_to), min(block + 1 + window, last + 1)
+        if stop - start < window // 2 and stop != last + 1:
+            return      # enough at hand; fetch the next half window in one go
+        ahead.fetched_to = max(stop, ahead.fetched_to)
+        while start < stop and (self._is_at_hand(source, start)):
+            start += 1
+        if start < stop:
+            self._spawn(self._prefetch, source, start, stop - start)
+
+    def _is_at_hand(self, source: Known, block: int) -> bool:
+        return (source.key, source.etag, block) in self._fetching or self._range(source, block) is not None
+
+    async def _prefetch(self, source: Known, block: int, count: int) -> None:
+        try:
+            await self._fetch(source, block, count)
+        except CtxfsError:
+            return      # nobody asked for these bytes yet; who does gets the error
+
+    def close(self) -> None:
+        for found in self._open.values():
+            found.close()
+        self._open.clear()
+
+
+class _Fetch:
+    """One fetch under way and how it ended."""
+
+    __slots__ = ('done', 'error')
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: CtxfsError | None = None
+
+    async def wait(self) -> None:
+        await self.done.wait()
+        if self.error is not None:
+            raise type(self.error)(str(self.error))

@@ -1,0 +1,205 @@
+"""The bytes of regular files: reading, writing, truncating, making durable.
+
+Owns the transitions of `Inode.content` that a program causes (see storage/inode.py) and the staging descriptors. It must not know
+names, FUSE or schedules. Where clean bytes come from is block_reader.py's.
+
+INVARIANT: the row says STAGED before the first changed byte is in the staging file, and an upload in flight is told to abort before
+it. So whatever a crash leaves, a file that differs from its object is known to differ, and no upload commits a mixture.
+"""
+from __future__ import annotations
+
+import os
+import time
+from weakref import WeakValueDictionary
+
+import trio
+
+from ctxfs.core.block_reader import BlockReader, ReadAhead
+from ctxfs.core.ports import RemoteContent, Room
+from ctxfs.errors import RemoteChanged
+from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+
+
+class Contents:
+    """See the module docstring. Raises ctxfs.errors, and OSError where the disk of the state directory refuses."""
+
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, *, blocks: BlockReader, remote: RemoteContent,
+                 room: Room) -> None:
+        self._db = db
+        self._journal = journal
+        self._staging = staging
+        self._blocks = blocks
+        self._remote = remote
+        self._room = room
+        #: one per inode while anybody changes its content state
+        self._locks: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
+
+    # --- reading ------------------------------------------------------------------------------------------------------------------
+
+    async def read(self, inode: Inode, offset: int, *, size: int, ahead: ReadAhead) -> bytes:
+        """Up to `size` bytes at `offset`; short only at the end of the file."""
+        if inode.has_staging:
+            return os.pread(self._descriptor(inode), size, offset)
+        if offset >= inode.size:
+            return b''
+        version = inode.remote_version
+        while True:
+            source = self._journal.source_of(inode)
+            if source is None:
+                raise RemoteChanged(f'inode {inode.ino} has no object with its content')
+            try:
+                return await self._blocks.read(source, offset, size=min(size, inode.size - offset), ahead=ahead)
+            except RemoteChanged:
+                if not await self._has_other_source(inode, source.etag, version):
+                    raise
+            if inode.has_staging:   # a writer came while we fetched
+                return os.pread(self._descriptor(inode), size, offset)
+
+    async def _has_other_source(self, inode: Inode, etag: str, version: int) -> bool:
+        """After a 412 or 404: our own rename moved the object (read it there), or another host changed it (this handle is stale)."""
+        source = self._journal.source_of(inode)
+        if source is not None and source.etag == etag:
+            await self._remote_refresh(inode)
+            source = self._journal.source_of(inode)
+        return inode.remote_version == version and (inode.has_staging or (source is not None and source.etag != etag))
+
+    async def _remote_refresh(self, inode: Inode) -> None:
+        await self._blocks.refresh(inode)
+
+    def _descriptor(self, inode: Inode) -> int:
+        if inode.staging_fd < 0:
+            inode.staging_fd = self._staging.open(inode.ino)
+        return inode.staging_fd
+
+    # --- writing ------------------------------------------------------------------------------------------------------------------
+
+    async def write(self, inode: Inode, offset: int, data: bytes) -> int:
+        """Write all of `data`; returns its length."""
+        if inode.content != Content.STAGED:
+            await self._stage(inode, keep=True)
+        growth = offset + len(data) - inode.size
+        if growth > 0 and not self._room.has_room(growth):
+            await self._room.make_room(growth)
+        fd = self._about_to_change(inode)
+        view, position = memoryview(data), offset
+        while view:
+            written = os.pwrite(fd, view, position)
+            view, position = view[written:], position + written
+        if position > inode.size:
+            self._staging.used += position - inode.size
+            inode.size = position
+        return len(data)
+
+    def _about_to_change(self, inode: Inode) -> int:
+        """The staging file is about to change: stop an upload that reads it, invalidate what was planned. Returns the descriptor."""
+        if inode.upload is not None:
+            inode.upload.abort()
+        if inode.is_planned:
+            self._journal.mark(inode, Reason.CONTENT)
+        inode.revision += 1
+        return self._descriptor(inode)
+
+    async def truncate(self, inode: Inode, size: int) -> None:
+        """Cut or extend with zeros (a hole), and set the times in memory: the caller writes the row."""
+        if inode.content != Content.STAGED:
+            await self._stage(inode, keep=size > 0)
+        fd = self._about_to_change(inode)
+        os.ftruncate(fd, size)
+        self._staging.used += size - inode.size
+        inode.size = size
+        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+        self._close_if_unused(inode)
+
+    async def _stage(self, inode: Inode, *, keep: bool) -> None:
+        """Make the staging file the truth; with `keep`, holding the content as it is now."""
+        lock = self._locks.get(inode.ino)
+        if lock is None:
+            lock = self._locks[inode.ino] = trio.Lock()
+        async with lock:
+            while inode.content != Content.STAGED:
+                if inode.adoption is not None:
+                    await inode.adoption.wait()
+                elif inode.content == Content.SEALED:
+                    self._turn_staged(inode)
+                elif keep and inode.size:
+                    await self._hydrate(inode)
+                else:
+                    inode.staging_fd = self._staging.create(inode.ino)
+                    self._turn_staged(inode, size=0)
+
+    async def _hydrate(self, inode: Inode) -> None:
+        """Bring the clean content into the staging file; turns the row only if nothing changed while it was on its way."""
+        source, revision, version = self._journal.source_of(inode), inode.revision, inode.remote_version
+        if source is None:
+            raise RemoteChanged(f'inode {inode.ino} has no object with its content')
+        if not self._room.has_room(inode.size):
+            await self._room.make_room(inode.size)
+        try:
+            await self._remote.hydrate(source, self._staging.path(inode.ino))
+        except RemoteChanged:
+            if not await self._has_other_source(inode, source.etag, version):
+                raise
+            return
+        if inode.content == Content.CLEAN and inode.revision == revision:
+            self._staging.used += inode.size
+            self._turn_staged(inode)
+
+    def _turn_staged(self, inode: Inode, size: int | None = None) -> None:
+        """The transaction that makes the row STAGED; `size`: the staging file's, where it differs from the row's."""
+        before = inode.content, inode.revision, inode.size
+        inode.content = Content.STAGED
+        inode.revision += 1
+        if size is not None:
+            inode.size = size
+        try:
+            with self._db.transaction():
+                self._db.store_content(inode)
+                if inode.nlink:
+                    self._journal.mark(inode, Reason.CONTENT)
+        except BaseException:
+            inode.content, inode.revision, inode.size = before
+            raise
+
+    # --- handles ------------------------------------------------------------------------------------------------------------------
+
+    def opened(self, inode: Inode) -> None:
+        inode.open_count += 1
+
+    def released(self, inode: Inode) -> None:
+        """One handle fewer; at the last one the row learns the size that the staging file has."""
+        inode.open_count -= 1
+        if inode.open_count == 0:
+            self._close_if_unused(inode)
+
+    def _close_if_unused(self, inode: Inode) -> None:
+        if inode.open_count == 0 and inode.staging_fd >= 0:
+            os.close(inode.staging_fd)
+            inode.staging_fd = -1
+
+    def blocks_512(self, inode: Inode) -> int:
+        """st_blocks: what the staging file really occupies (holes do not), else the size rounded up."""
+        if inode.content == Content.STAGED:
+            return (os.fstat(inode.staging_fd) if inode.staging_fd >= 0 else os.stat(self._staging.path(inode.ino))).st_blocks
+        return (inode.size + 511) // 512
+
+    async def fsync(self, inode: Inode) -> None:
+        """Bytes, size and names of the file survive a power cut when this returns."""
+        fd = os.dup(self._descriptor(inode)) if inode.content == Content.STAGED else -1
+
+        def make_durable() -> None:
+            try:
+                if fd >= 0:
+                    os.fsync(fd)
+                    self._staging.sync_directory(inode.ino)
+                self._db.make_durable()
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+        if inode.content == Content.STAGED:
+            self._db.store_content(inode)
+        self._close_if_unused(inode)
+        await trio.to_thread.run_sync(make_durable)

@@ -1,0 +1,266 @@
+"""The file system: every operation a program can ask of a mount, without FUSE and without a network.
+
+Owns what the kernel knows (lookup counts) and the open handles, and puts names (namespace.py) and bytes (contents.py) together. It must
+not know pyfuse3, the store or any schedule; edge/fuse_adapter.py translates to and from it.
+"""
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
+
+from ctxfs.core.contents import Contents
+from ctxfs.core.handles import DirHandle, FileHandle, HandleTable
+from ctxfs.core.namespace import Caller, Namespace
+from ctxfs.core.ports import RemoteTree
+from ctxfs.errors import InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
+from ctxfs.records import ROOT_INO, Fh
+from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.tree_db import TreeDB
+
+
+class Change(NamedTuple):
+    """What a setattr changes; None leaves a field alone. Times in ns."""
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+class FileSystem:
+    """See the module docstring. All methods raise ctxfs.errors, or OSError from the local disk."""
+
+    def __init__(self, db: TreeDB, journal: Journal, names: Namespace, contents: Contents, *, remote: RemoteTree,
+                 after_fsync: Callable[[Inode], Awaitable[None]] | None = None,
+                 on_close: Callable[[Inode], None] | None = None) -> None:
+        self._db = db
+        self._journal = journal
+        self.names = names
+        self.contents = contents
+        self._remote = remote
+        self._after_fsync = after_fsync
+        self._on_close = on_close
+        #: what the kernel knows: ino → [inode, lookup count]; it keeps the inode alive
+        self._known: dict[int, list] = {}  # type: ignore[type-arg]
+        self.files: HandleTable[FileHandle] = HandleTable()
+        self.dirs: HandleTable[DirHandle] = HandleTable()
+
+    # --- what the kernel knows ------------------------------------------------------------------------------------------------------
+
+    def remember(self, inode: Inode) -> Inode:
+        """The kernel learns of the inode once more."""
+        known = self._known.get(inode.ino)
+        if known is None:
+            self._known[inode.ino] = [inode, 1]
+        else:
+            known[1] += 1
+        return inode
+
+    def forget(self, items: Iterable[tuple[int, int]]) -> None:
+        """The kernel drops references; orphans that nobody has open are removed."""
+        gone = []
+        for ino, count in items:
+            known = self._known.get(ino)
+            if known is None:
+                continue
+            known[1] -= count
+            if known[1] <= 0:
+                del self._known[ino]
+                if known[0].nlink == 0 and known[0].open_count == 0:
+                    gone.append(known[0])
+        if gone:
+            self.names.purge(gone)
+
+    def is_known(self, ino: int) -> bool:
+        return ino in self._known or ino == ROOT_INO
+
+    def inode(self, ino: int) -> Inode:
+        known = self._known.get(ino)
+        return known[0] if known is not None else self._db.inode(ino)
+
+    # --- names ------------------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """`.` and `..` included (for NFS export)."""
+        if name == b'.':
+            return self.remember(self.inode(parent))
+        inode = await self.names.lookup(parent, name)
+        return None if inode is None else self.remember(inode)
+
+    async def make(self, parent: int, name: bytes, *, mode: int, caller: Caller, rdev: int = 0, target: bytes | None = None) -> Inode:
+        """mkdir, mknod, symlink."""
+        inode = await self.names.make(parent, name, mode=mode, caller=caller, rdev=rdev, target=target)
+        self.contents.opened(inode)
+        self.contents.released(inode)       # a mknod'ed regular file comes with an open descriptor
+        return self.remember(inode)
+
+    async def create(self, parent: int, name: bytes, *, mode: int, flags: int, caller: Caller) -> tuple[Fh, Inode]:
+        """O_CREAT of a name that the kernel believes to be free."""
+        inode = await self.names.make(parent, name, mode=mode | stat.S_IFREG, caller=caller)
+        self.contents.opened(inode)
+        self.remember(inode)
+        return self.files.add(FileHandle(inode, flags)), inode
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Inode:
+        return self.remember(await self.names.link(self.inode(ino), parent, name))
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        self._purge_if_unknown(await self.names.unlink(parent, name))
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        self._purge_if_unknown(await self.names.rmdir(parent, name))
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        replaced = await self.names.rename(parent, name, new_parent, new_name, flags)
+        if replaced is not None:
+            self._purge_if_unknown(replaced)
+
+    def _purge_if_unknown(self, inode: Inode) -> None:
+        if inode.nlink == 0 and inode.open_count == 0 and inode.ino not in self._known:
+            self.names.purge([inode])
+
+    def readlink(self, ino: int) -> bytes:
+        inode = self.inode(ino)
+        if inode.target is None:
+            raise InvalidArgument(f'inode {ino} is no symbolic link')
+        return inode.target
+
+    # --- attributes -----------------------------------------------------------------------------------------------------------------
+
+    async def getattr(self, ino: int) -> Inode:
+        inode = self.inode(ino)
+        if not inode.attrs_known:
+            await self._remote.ensure_attrs((inode,))
+        return inode
+
+    async def setattr(self, ino: int, change: Change) -> Inode:
+        """Apply the change; ctime is the given one (the kernel's, with its writeback cache) or now."""
+        inode = await self.getattr(ino)
+        if change.size is not None:
+            await self._resize(inode, change.size)
+        if change.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode)
+        if change.uid is not None:
+            inode.uid = change.uid
+        if change.gid is not None:
+            inode.gid = change.gid
+        if change.atime_ns is not None:
+            inode.atime_ns = change.atime_ns
+        if change.mtime_ns is not None:
+            inode.mtime_ns = change.mtime_ns
+        inode.ctime_ns = change.ctime_ns if change.ctime_ns is not None else time.time_ns()
+        self.store_attrs(inode)
+        return inode
+
+    async def _resize(self, inode: Inode, size: int) -> None:
+        if inode.is_dir:
+            raise IsADirectory('a directory has no size to set')
+        if not inode.is_regular or size < 0:
+            raise InvalidArgument(f'size {size}')
+        await self.contents.truncate(inode, size)
+
+    def store_attrs(self, inode: Inode) -> None:
+        """Write the attributes of an inode that were changed in memory, and note that the bucket is to learn them."""
+        is_shared = bool(inode.nlink) and not inode.is_local_only
+        if is_shared and (inode.is_planned or not inode.marked & Reason.ATTRS):
+            with self._db.transaction():
+                self._db.store_attrs(inode)
+                self._journal.mark(inode, Reason.ATTRS)
+        else:
+            self._db.store_attrs(inode)
+
+    def stat_blocks(self, inode: Inode) -> int:
+        return self.contents.blocks_512(inode) if inode.is_regular else (8 if inode.is_dir else 0)
+
+    # --- files ------------------------------------------------------------------------------------------------------------------
+
+    async def open(self, ino: int, flags: int) -> Fh:
+        inode = await self.getattr(ino)
+        if inode.is_dir:
+            raise IsADirectory('open the directory with opendir')
+        if not inode.is_regular:
+            raise NoSuchDevice('fifos, sockets and devices are the kernel\'s')
+        self.contents.opened(inode)
+        try:
+            if flags & os.O_TRUNC and (inode.size or inode.content != Content.STAGED):
+                await self.setattr(ino, Change(size=0))
+        except BaseException:
+            self.contents.released(inode)
+            raise
+        return self.files.add(FileHandle(inode, flags))
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        handle = self.files.get(fh)
+        inode = handle.inode
+        if handle.remote_version != inode.remote_version and not inode.has_staging:
+            raise RemoteChanged('the file was replaced in the bucket after it was opened')
+        return await self.contents.read(inode, offset, size=size, ahead=handle.ahead)
+
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        return await self.contents.write(self.files.get(fh).inode, offset, data)
+
+    async def release(self, fh: int) -> None:
+        inode = self.files.remove(fh).inode
+        if inode.content == Content.STAGED and inode.nlink and inode.open_count == 1:
+            self._db.store_content(inode)
+            if self._on_close is not None:
+                self._on_close(inode)
+        self.contents.released(inode)
+        self._purge_if_unknown(inode)
+
+    async def fsync(self, fh: int) -> None:
+        inode = self.files.get(fh).inode
+        await self.contents.fsync(inode)
+        if self._after_fsync is not None:
+            await self._after_fsync(inode)
+
+    # --- directories ------------------------------------------------------------------------------------------------------------
+
+    async def opendir(self, ino: int) -> Fh:
+        return self.dirs.add(DirHandle(await self.names.directory(ino), self._db.children))
+
+    async def readdir(self, fh: int, offset: int) -> list[tuple[bytes, Inode, int]]:
+        """The next entries after `offset` with their inodes, attributes known; [] at the end. `.` and `..` come first."""
+        handle = self.dirs.get(fh)
+        if offset == 0:
+            handle.rewind()
+        entries: list[tuple[bytes, Inode, int]] = []
+        if offset < 2:
+            dots = [(b'.', handle.inode, 1), (b'..', self._parent_of(handle.inode), 2)]
+            entries, offset = dots[offset:], 2
+        page, first = handle.page_at(offset)
+        inodes = self._inodes_of([ino for _, ino in page])
+        unknown = [inode for inode in inodes.values() if not inode.attrs_known]
+        if unknown:
+            await self._remote.ensure_attrs(unknown)
+        for position, (name, ino) in enumerate(page):
+            inode = inodes.get(ino)
+            if inode is not None and inode.nlink:       # else removed since the page was read
+                entries.append((name, inode, first + position + 1))
+        if page and not entries:
+            return await self.readdir(fh, first + len(page))
+        return entries
+
+    def _inodes_of(self, inos: list[int]) -> dict[int, Inode]:
+        known = self._known
+        found = {ino: known[ino][0] for ino in inos if ino in known}
+        if len(found) < len(inos):
+            found.update(self._db.inodes_of([ino for ino in inos if ino not in found]))
+        return found
+
+    def _parent_of(self, directory: Inode) -> Inode:
+        names = self._db.names_of(directory.ino)
+        return self.inode(names[0][0]) if names else directory
+
+    def releasedir(self, fh: int) -> None:
+        self._purge_if_unknown(self.dirs.remove(fh).inode)
+
+    async def fsyncdir(self, fh: int) -> None:
+        """Names are in the tree database already; make its log durable."""
+        await self.contents.fsync(self.dirs.get(fh).inode)

@@ -1,0 +1,101 @@
+"""Open files and open directories, one class each.
+
+Owns handle numbers and what belongs to one open(): read-ahead, the place in a directory. It must not know FUSE or the store.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ctxfs.core.block_reader import ReadAhead
+from ctxfs.errors import StaleHandle
+from ctxfs.records import Fh
+from ctxfs.storage.inode import Inode
+
+#: directory entries read from the tree database at a time
+PAGE = 512
+#: offsets of a directory stream: 1 after '.', 2 after '..', then 2 + position + 1
+_FIRST = 2
+#: pages a handle can seek back to exactly, also when the directory changed since
+KEPT_PAGES = 16
+
+
+class FileHandle:
+    """One open() of a regular file. `remote_version`: the remote content it was opened on."""
+
+    __slots__ = ('inode', 'flags', 'ahead', 'remote_version')
+
+    def __init__(self, inode: Inode, flags: int) -> None:
+        self.inode = inode
+        self.flags = flags
+        self.ahead = ReadAhead()
+        self.remote_version = inode.remote_version
+
+
+class DirHandle:
+    """One opendir(). Entries come in byte order of their names, a page at a time, each page starting after the last name of the one
+    before: whatever is created or removed meanwhile, a name that stays is returned exactly once."""
+
+    __slots__ = ('inode', '_children', '_pages', '_starts')
+
+    def __init__(self, inode: Inode, children: Callable[[int, bytes, int], list[tuple[bytes, int]]]) -> None:
+        self.inode = inode
+        self._children = children
+        self._pages: OrderedDict[int, list[tuple[bytes, int]]] = OrderedDict()
+        self._starts: list[bytes] = [b'']       # of each page: the last name before it
+
+    def page_at(self, offset: int) -> tuple[list[tuple[bytes, int]], int]:
+        """The entries that follow the stream offset (_FIRST or more), and the offset of the first of them."""
+        number, within = divmod(offset - _FIRST, PAGE)
+        page = self._page(number)
+        return page[within:], offset
+
+    def rewind(self) -> None:
+        """rewinddir(): see the directory as it is now."""
+        self._pages.clear()
+        del self._starts[1:]
+
+    def _page(self, number: int) -> list[tuple[bytes, int]]:
+        if number in self._pages:
+            return self._pages[number]
+        if number >= len(self._starts):
+            return []       # a full page always notes where the next starts: there is none
+        page = self._children(self.inode.ino, self._starts[number], PAGE)
+        self._pages[number] = page
+        if len(self._pages) > KEPT_PAGES:
+            self._pages.popitem(last=False)
+        if len(page) == PAGE and number + 1 == len(self._starts):
+            self._starts.append(page[-1][0])
+        return page
+
+
+H = TypeVar('H')
+
+
+class HandleTable(Generic[H]):
+    """Numbers for open things; a number is not used again while the daemon lives."""
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._open: dict[int, H] = {}
+
+    def add(self, handle: H) -> Fh:
+        fh = self._next
+        self._next += 1
+        self._open[fh] = handle
+        return Fh(fh)
+
+    def get(self, fh: int) -> H:
+        handle = self._open.get(fh)
+        if handle is None:
+            raise StaleHandle(f'no open handle {fh}')
+        return handle
+
+    def remove(self, fh: int) -> H:
+        handle = self.get(fh)
+        del self._open[fh]
+        return handle
+
+    def __len__(self) -> int:
+        return len(self._open)

@@ -1,0 +1,333 @@
+"""The FUSE side: pyfuse3 requests in, `core.FileSystem` calls out, errors as errnos. It only translates.
+
+Owns the kernel-facing settings (timeouts, caching, mount options) and the boundary at which no exception may pass: an error that is
+not FUSEError ends the whole mount (pyfuse3 answers nothing else). It must not know the tree database, the store or any policy. The one
+importer of pyfuse3.
+
+Timeouts are long and `keep_cache` is always on, because nobody changes the tree behind the kernel's back but ctxfs itself, which then
+says so (`KernelInvalidator`).
+"""
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from ctxfs.core.filesystem import Change, FileSystem
+from ctxfs.core.namespace import Caller
+from ctxfs.core.xattrs import XAttrs
+from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.records import ROOT_INO
+from ctxfs.storage.inode import Inode
+
+log = logging.getLogger(__name__)
+
+#: seconds the kernel may trust a name or attributes; positive and negative
+TIMEOUT = 86_400.0
+#: writes up to this size go to the page cache in the loop; larger ones in a thread, where a throttled disk stalls nobody else
+_HANDLER_LIMIT_S = 100.0
+
+
+def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Known errors become their errno, a bound on waiting becomes EIO, anything else is logged and becomes EIO."""
+
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def guarded(self: FuseAdapter, *args: Any) -> Any:
+        started = time.perf_counter() if self.is_debugging else 0.0
+        try:
+            return await handler(self, *args)
+        except FUSEError:
+            raise
+        except CtxfsError as error:
+            if error.errno == errno.EIO:
+                log.warning('%s%s failed: %s', name, args[:2], error)
+            raise FUSEError(error.errno) from None
+        except OSError as error:    # the disk of the state directory: ENOSPC, EDQUOT, EIO are the program's to see
+            log.warning('%s%s failed: %s', name, args[:2], error)
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception('%s%s failed unexpectedly', name, args[:2])
+            raise FUSEError(errno.EIO) from None
+        finally:
+            if self.is_debugging:
+                log.debug('%s%s %.0f µs', name, args[:2], 1e6 * (time.perf_counter() - started))
+
+    return guarded
+
+
+class FuseAdapter(pyfuse3.Operations):
+    """See the module docstring. `statfs_path`: a path on the disk that bounds what can be written."""
+
+    enable_writeback_cache = True
+    supports_dot_lookup = True
+
+    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None) -> None:
+        super().__init__()
+        self._fs = fs
+        self._statfs_path = statfs_path
+        self._xattrs = xattrs
+        self.is_debugging = log.isEnabledFor(logging.DEBUG)
+        self.requests = 0
+
+    # --- translation --------------------------------------------------------------------------------------------------------------
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode.ino
+        entry.st_mode = inode.mode
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = 4096 if inode.is_dir else inode.size
+        entry.st_blksize = 4096
+        entry.st_blocks = self._fs.stat_blocks(inode)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        entry.entry_timeout = TIMEOUT
+        entry.attr_timeout = TIMEOUT
+        return entry
+
+    def _negative(self) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = TIMEOUT
+        return entry
+
+    # --- names --------------------------------------------------------------------------------------------------------------------
+
+    @boundary
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = await self._fs.lookup(parent_inode, name)
+        return self._negative() if inode is None else self._entry(inode)
+
+    @boundary
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._fs.make(parent_inode, name, mode=mode, caller=Caller(ctx.uid, ctx.gid), rdev=rdev))
+
+    @boundary
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._fs.make(parent_inode, name, mode=mode, caller=Caller(ctx.uid, ctx.gid)))
+
+    @boundary
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._fs.make(parent_inode, name, mode=stat.S_IFLNK | 0o777, caller=Caller(ctx.uid, ctx.gid),
+                                               target=target))
+
+    @boundary
+    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
+                     ctx: RequestContext) -> tuple[FileInfo, EntryAttributes]:
+        fh, inode = await self._fs.create(parent_inode, name, mode=mode, flags=flags, caller=Caller(ctx.uid, ctx.gid))
+        return FileInfo(fh=fh, keep_cache=True), self._entry(inode)
+
+    @boundary
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._fs.link(inode, new_parent_inode, new_name))
+
+    @boundary
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._fs.unlink(parent_inode, name)
+
+    @boundary
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._fs.rmdir(parent_inode, name)
+
+    @boundary
+    async def rename(self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int,
+                     ctx: RequestContext) -> None:
+        await self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @boundary
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self._fs.readlink(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Has no answer, so its failure can only be logged; what stays behind is removed by the next recovery."""
+        try:
+            self._fs.forget(inode_list)
+        except Exception:
+            log.exception('forget failed')
+
+    # --- attributes ---------------------------------------------------------------------------------------------------------------
+
+    @boundary
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._fs.getattr(inode))
+
+    @boundary
+    async def setattr(self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None,
+                      ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._fs.setattr(inode, Change(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None)))
+
+    @boundary
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """The local disk's numbers: what can be written before the next upload is bounded by it, the bucket is not."""
+        local = os.statvfs(self._statfs_path)
+        found = StatvfsData()
+        found.f_bsize, found.f_frsize = local.f_bsize, local.f_frsize
+        found.f_blocks, found.f_bfree, found.f_bavail = local.f_blocks, local.f_bfree, local.f_bavail
+        found.f_files, found.f_ffree, found.f_favail = local.f_files, local.f_ffree, local.f_favail
+        found.f_namemax = 255
+        return found
+
+    @boundary
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """ENOSYS is remembered by the kernel: it never asks again (it would before every first write to a file)."""
+        return self._require_xattrs().get(await self._fs.getattr(inode), name)
+
+    @boundary
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._require_xattrs().set(await self._fs.getattr(inode), name, value)
+
+    @boundary
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return self._require_xattrs().names(await self._fs.getattr(inode))
+
+    @boundary
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._require_xattrs().remove(await self._fs.getattr(inode), name)
+
+    def _require_xattrs(self) -> XAttrs:
+        if self._xattrs is None:
+            raise FUSEError(errno.ENOSYS)
+        return self._xattrs
+
+    # --- files --------------------------------------------------------------------------------------------------------------------
+
+    @boundary
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        return FileInfo(fh=await self._fs.open(inode, flags), keep_cache=True)
+
+    @boundary
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        # A process that waits here dies on a signal; the request itself must end all the same.
+        with trio.move_on_after(_HANDLER_LIMIT_S):
+            return await self._fs.read(fh, off, size)
+        raise RemoteUnavailable(f'no answer from the store within {_HANDLER_LIMIT_S:g} s')
+
+    @boundary
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._fs.write(fh, off, buf)
+
+    @boundary
+    async def flush(self, fh: int) -> None:
+        """Nothing to do: the kernel has written its dirty pages before. ENOSYS makes it stop asking, and close() still succeeds."""
+        raise FUSEError(errno.ENOSYS)
+
+    @boundary
+    async def release(self, fh: int) -> None:
+        await self._fs.release(fh)
+
+    @boundary
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync(fh)
+
+    # --- directories --------------------------------------------------------------------------------------------------------------
+
+    @boundary
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return await self._fs.opendir(inode)
+
+    @boundary
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for name, inode, next_id in await self._fs.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode), next_id):
+                return
+            if name != b'.' and name != b'..':      # the kernel takes no reference for these two
+                self._fs.remember(inode)
+
+    @boundary
+    async def releasedir(self, fh: int) -> None:
+        self._fs.releasedir(fh)
+
+    @boundary
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsyncdir(fh)
+
+
+class KernelInvalidator:
+    """Tells the kernel what changed behind its back. Runs in a thread, one call after the other: an invalidation may block until a
+    handler has answered, so it must never happen inside one or on the loop."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[tuple[Callable[..., None], tuple[Any, ...]]](100_000)
+
+    def inode(self, ino: int) -> None:
+        """Attributes and pages of the inode are stale."""
+        self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
+
+    def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        """The name is stale; `deleted`: the inode it named is gone (watchers see it)."""
+        self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, deleted)))
+
+    async def run(self) -> None:
+        async for function, args in self._receive:
+            try:
+                await trio.to_thread.run_sync(function, *args)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.ENOTCONN, errno.EBADF):   # the kernel did not know it
+                    log.warning('invalidating %s failed: %s', args, error)
+
+    async def quiesce(self) -> None:
+        """Return when everything queued before was told."""
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        await self._send.send((lambda: token.run_sync_soon(done.set), ()))
+        await done.wait()
+
+
+def fuse_options(*, name: str, read_only: bool, allow_other: bool, kernel_options: Sequence[str]) -> set[str]:
+    """Options of the mount itself. `default_permissions`: the kernel checks modes and owners."""
+    options = set(pyfuse3.default_options) | {f'fsname=ctxfs#{name}', 'subtype=ctxfs', *kernel_options}
+    if read_only:
+        options.add('ro')
+    if allow_other:
+        options.add('allow_other')
+    return options
+
+
+def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
+    """Mount. Raises CtxfsError with what libfuse said."""
+    try:
+        pyfuse3.init(adapter, mountpoint, options)
+    except RuntimeError as error:
+        raise CtxfsError(f'cannot mount on {mountpoint}: {error} (the reason is in the log)') from error
+
+
+async def serve_requests() -> None:
+    """Answer the kernel until the file system is unmounted."""
+    await pyfuse3.main(min_tasks=4)
+
+
+def detach(*, unmount: bool) -> None:
+    """Close the session; `unmount`: the mount may still be there."""
+    pyfuse3.close(unmount=unmount)
+
+
+def terminate() -> None:
+    """Make `serve_requests` return (from the loop's own thread)."""
+    pyfuse3.terminate()
+
+
+def root_ino() -> int:
+    assert pyfuse3.ROOT_INODE == ROOT_INO
+    return pyfuse3.ROOT_INODE
