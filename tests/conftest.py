@@ -1,0 +1,201 @@
+"""What every test gets: a home of its own, a directory that is taken away with whatever is mounted in it, and a look for leaks.
+
+Owns the run's environment (nothing of the user who runs the tests reaches one, nothing of a test reaches the user) and the rule that a
+test ends every process that it starts. It must not know ctxfs's modules: tests/mount/harness.py drives the command line.
+"""
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import leftovers
+
+#: a daemon that was told to end (by an unmount) gets so long after its test
+GRACE_SECONDS = float(os.environ.get('CTXFS_TEST_GRACE', '15'))
+#: how long before pytest-timeout's signal the mounts are aborted: the signal does not reach a thread that waits for a dead daemon
+ABORT_BEFORE_TIMEOUT = 15
+NEEDS_MOUNT = ('mount', 'crash')
+KEPT_VARIABLES = ('CTXFS_TEST_', 'CTXFS_FUZZ_')
+
+failed = pytest.StashKey[bool]()
+own_directory = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported: scripts/test has made the run's directory, a bare pytest makes its own."""
+    cache = os.environ.get('PIP_CACHE_DIR') or os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'pip')
+    if leftovers.RUN_VARIABLE not in os.environ:
+        os.environ[leftovers.RUN_VARIABLE] = secrets.token_hex(8)
+        os.environ['TMPDIR'] = tempfile.mkdtemp(prefix='ctxfs-test-')
+        config.stash[own_directory] = Path(os.environ['TMPDIR'])
+        config.stash[own_directory].chmod(0o711)
+    tempfile.tempdir = None
+    top = Path(os.environ['TMPDIR'])
+    for name in list(os.environ):
+        if name.startswith(('XDG_', 'AWS_', 'GIT_', 'CTXFS_')) and not name.startswith(KEPT_VARIABLES):
+            del os.environ[name]
+    for name in sorted(leftovers.EXPECTED_NAMES):
+        (top / name).mkdir(mode=0o700, exist_ok=True)
+    (top / 'home/.gitconfig').write_text('[user]\n\tname = A Tester\n\temail = tester@localhost\n[init]\n\tdefaultBranch = main\n')
+    os.environ.update(HOME=str(top / 'home'), HYPOTHESIS_STORAGE_DIRECTORY=str(top / 'home/hypothesis'),
+                      XDG_RUNTIME_DIR=str(top / 'run'), PIP_CACHE_DIR=cache, GIT_CONFIG_NOSYSTEM='1',
+                      AWS_EC2_METADATA_DISABLED='true')
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    directory = config.stash.get(own_directory, None)
+    if directory is not None:
+        leftovers.complain(leftovers.report(directory, os.environ[leftovers.RUN_VARIABLE]))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reason = why_no_mounts()
+    for item in items:
+        if reason and set(NEEDS_MOUNT) & set(item.path.parts):
+            item.add_marker(pytest.mark.skip(reason=f'cannot mount: {reason}'))
+        if item.get_closest_marker('needs_root') and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason='needs root'))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What the imports made is looked at once, not again after every test: a collection then costs 1 ms instead of 50. hypothesis first:
+    # it asks gc.get_referrers() about trio's random generator, which does not see frozen objects.
+    import hypothesis  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get('skipped', []) if 'cannot mount:' in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_sep('!', f'{len(skipped)} tests of real mounts did NOT run: {why_no_mounts()}', red=True, bold=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    item.stash[failed] = item.stash.get(failed, False) or report.failed
+    return report
+
+
+def why_no_mounts() -> str:
+    """Empty where this machine can mount."""
+    if not os.path.exists('/dev/fuse'):
+        return 'there is no /dev/fuse'
+    if not os.access('/dev/fuse', os.R_OK | os.W_OK):
+        return '/dev/fuse may not be opened'
+    return '' if shutil.which('fusermount3') else 'fusermount3 is not installed'
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The test's marker. Whatever carries it afterwards, or is a child that was not there before, fails the test and is killed; so does
+    what the garbage collector finds unclosed."""
+    marker = secrets.token_hex(8)
+    before = leftovers.pids()
+    monkeypatch.setenv(leftovers.TEST_VARIABLE, marker)
+    with Watchdog(request):
+        yield marker
+    gc.collect()
+    left = leftovers.wait_for_end(started_by_test(marker, before), GRACE_SECONDS)
+    leftovers.kill(left)
+    # a failed test has not come to its end: what it left is no second failure
+    if left and not request.node.stash.get(failed, False):
+        pytest.fail('left running: ' + '; '.join(f'{process.pid} {process.command}' for process in left), pytrace=False)
+
+
+def started_by_test(marker: str, before: set[int]) -> list[leftovers.Process]:
+    fresh = leftovers.pids() - before
+    if not fresh:
+        return []
+    found = {process.pid: process for process in leftovers.processes(leftovers.TEST_VARIABLE, marker, among=fresh)}
+    for pid in fresh - found.keys():
+        if parent(pid) == os.getpid() and pid not in session_pids:      # forked without exec: its environment is this process's
+            found[pid] = leftovers.Process(pid, 'a forked child')
+    return list(found.values())
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+class Watchdog:
+    """A watchdog for one test: a test that hangs in a mount gets ENOTCONN there before its time is over, and so can fail."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        marker = request.node.get_closest_marker('timeout')
+        seconds = float(marker.args[0] if marker and marker.args else request.config.getini('timeout') or 0)
+        self.timer: threading.Timer | None = None
+        if set(NEEDS_MOUNT) & set(request.node.path.parts) and seconds > 2 * ABORT_BEFORE_TIMEOUT:
+            self.timer = threading.Timer(seconds - ABORT_BEFORE_TIMEOUT, leftovers.abort, [os.environ['TMPDIR']])
+            self.timer.daemon = True
+
+    def __enter__(self) -> None:
+        if self.timer is not None:
+            self.timer.start()
+
+    def __exit__(self, *exc: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer.join()
+
+
+@pytest.fixture
+def tmp(request: pytest.FixtureRequest, no_leaks: str) -> Iterator[Path]:
+    """An empty directory with a short path (a Unix socket's may have 107 bytes). A mount that a passed test left in it is an error."""
+    path = Path(tempfile.mkdtemp(prefix='t-'))
+    yield path
+    left = leftovers.mounts_below(path)
+    if left:
+        leftovers.kill(leftovers.processes(leftovers.TEST_VARIABLE, no_leaks))
+        leftovers.abort(path)
+    if os.environ.get('CTXFS_TEST_KEEP'):
+        leftovers.unmount_all(path)
+        print(f'kept: {path}')
+    else:
+        leftovers.remove_tree(path)
+    if left and not request.node.stash.get(failed, False):
+        pytest.fail('left mounted: ' + ', '.join(mounted.path for mounted in left), pytrace=False)
+
+
+@pytest.fixture
+def tmp_path(tmp: Path) -> Path:
+    """pytest's name for the same: its own keeps directories and would stat a dead mount."""
+    return tmp
+
+
+#: children that live as long as the session
+session_pids: set[int] = set()
+
+
+@pytest.fixture(scope='session')
+def s3_server() -> Iterator[object]:
+    """A private S3 server with `endpoint` (URL) and `env` (credentials for os.environ), shared by all tests: take a bucket of your own."""
+    from tests.servers import ministack
+
+    marker, before = os.environ.pop(leftovers.TEST_VARIABLE, None), leftovers.pids()
+    with ministack() as server:
+        session_pids.update(pid for pid in leftovers.pids() - before if parent(pid) == os.getpid())
+        if marker is not None:
+            os.environ[leftovers.TEST_VARIABLE] = marker
+        yield server
+
+
+@pytest.fixture
+def s3_endpoint(s3_server: object, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The shared server's URL, its credentials in this test's environment."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.endpoint
