@@ -289,7 +289,8 @@ def _number(name: str, text: str) -> int:
     except ValueError:
         value = -1
     if not 0 <= value <= largest:
-        raise UsageError(f'-o {name}={text}: not {"an octal mask" if base == 8 else "a number"} from 0 to {largest:{"o" if base == 8 else "d"}}')
+        kind, most = ('an octal mask', f'{largest:o}') if base == 8 else ('a number', str(largest))
+        raise UsageError(f'-o {name}={text}: not {kind} from 0 to {most}')
     return value
 
 
@@ -373,10 +374,10 @@ def load_config(file: Path) -> FileConfig:
 
 
 def _parse_toml(file: Path, text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):     # noqa: UP036 - 3.10 has no tomllib
+    if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:

@@ -21,12 +21,13 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
 import trio
 
+from ctxfs.edge.runtime_dir import short_path
 from ctxfs.errors import CtxfsError
 
 log = logging.getLogger(__name__)
@@ -70,20 +71,6 @@ class MountControl(Protocol):
 
 def methods_of(control: MountControl) -> dict[str, Method]:
     return {name: getattr(control, name) for name in ('status', 'info', 'sync', 'wait', 'shutdown')}
-
-
-@contextlib.contextmanager
-def short_path(path: str) -> Iterator[str]:
-    """A name for `path` that fits sockaddr_un's 108 bytes, however deep the directory: unix(7) has no other way, and
-    /proc/self/fd/N leads to any open directory."""
-    if len(os.fsencode(path)) < 100:
-        yield path
-        return
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f'/proc/self/fd/{directory}/{os.path.basename(path)}'
-    finally:
-        os.close(directory)
 
 
 async def serve(path: str, methods: Mapping[str, Method], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -190,7 +177,7 @@ class _Client:
         self._paid_until = max(self._paid_until, now) + REQUEST_INTERVAL
         await trio.sleep_until(self._paid_until - REQUEST_INTERVAL * MAX_IN_FLIGHT)
 
-    async def _lines(self) -> AsyncIterator[bytes]:
+    async def _lines(self) -> AsyncGenerator[bytes, None]:
         """Non-empty lines without their end, until the client closes, is idle for too long, or sends one that is too long."""
         buffer = bytearray()
         while data := await self._receive():
@@ -292,10 +279,11 @@ def _parse(line: bytes) -> _Request | bytes:
     method, params = value.get('method'), value.get('params', {})
     if value.get('jsonrpc') != '2.0' or not isinstance(method, str):
         return _error(ident, INVALID_REQUEST, 'jsonrpc must be "2.0" and method a string')
-    if not isinstance(params, (dict, list)):
-        return _error(ident, INVALID_PARAMS, 'params must be an object or an array')
-    named = isinstance(params, dict)
-    return _Request(ident, method, [] if named else params, params if named else {}, 'id' not in value)
+    if isinstance(params, dict):
+        return _Request(ident, method, [], params, 'id' not in value)
+    if isinstance(params, list):
+        return _Request(ident, method, params, {}, 'id' not in value)
+    return _error(ident, INVALID_PARAMS, 'params must be an object or an array')
 
 
 def _error(ident: str | int | float | None, code: int, message: str, data: dict[str, str] | None = None) -> bytes:

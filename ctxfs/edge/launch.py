@@ -132,7 +132,8 @@ def _check_answer(line: bytes | None, child: subprocess.Popen[bytes], options: M
     except ValueError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(END_TIMEOUT)
-        raise MountFailed(f'the mount process ended ({_ending(child.returncode)}) before the mount was there{_last_words(options)}') from None
+        how = _ending(child.returncode)
+        raise MountFailed(f'the mount process ended ({how}) before the mount was there{_last_words(options)}') from None
     if not answer.get('ok'):
         raise MountFailed(str(answer.get('error') or f'cannot mount; see {options.log_file}'), int(answer.get('exit', 1)))
 
@@ -255,6 +256,6 @@ def _run(run: Callable[[MountOptions, Readiness], int], options: MountOptions, r
 
 def run_foreground(options: MountOptions) -> int:
     """Mount in this process until it is unmounted and everything is written back; returns the exit status, raises CtxfsError."""
-    from ctxfs.edge import daemon       # pyfuse3 and the rest of the daemon: no other command needs them
+    from ctxfs.edge import daemon  # pyfuse3 and the rest of the daemon: no other command needs them
     private_dir(Path(options.state_dir))
     return daemon.run(options, Readiness())

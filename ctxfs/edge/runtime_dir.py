@@ -1,17 +1,20 @@
 """The runtime directory of each mount: how a command line finds daemons, and how a daemon leaves its result behind.
 
 Owns the files below and their order; nothing in them is needed to keep data. It must not know the control protocol or the store.
+mount.json and result.json exist twice: here, and in the state directory for the time after a reboot, or after a logout that emptied
+/run/user/UID under a running daemon.
 
     <runtime root>/<12 hex of mount point, context, state directory>/
         mount.json      who mounts what: written by the daemon before it mounts, stays
         control.sock    while the daemon answers (ctxfs.edge.control)
         result.json     how the mount ended; written (temporary file, rename) before control.sock and the process go away
+    <state directory>/last-mount/{mount.json,result.json}
 
 INVARIANT: a mount.json whose process is gone has a result.json beside it, unless the daemon was killed. So whoever reads first the
 process, then the result, needs no lock: gone and no result means died.
 
-    daemon:  claim() → mount → … unmounted → flush → finish() → close the control socket → exit
-             claim() → cannot mount → discard()
+    daemon:  lock the state directory → claim() → mount → confirm() → serve … unmounted → flush → finish() → close the socket → exit
+                                         claim() → cannot mount → discard()
 """
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ import secrets
 import select
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -33,6 +38,10 @@ from ctxfs.edge.mount_table import mount_at
 
 #: a superseded record is kept so long for somebody who still waits for its result
 KEEP_RESULT_SECONDS = 3600
+#: the copy of mount.json and result.json inside a state directory
+LAST_MOUNT = 'last-mount'
+
+_T = TypeVar('_T')
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +97,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
         return self.record.boot_id == boot_id() and process_start(self.record.pid) == self.record.pid_start
 
     def is_attached(self) -> bool:
-        """Whether a ctxfs is mounted at its mount point."""
+        """Whether a ctxfs is mounted at its mount point (this one, unless the daemon says that it is flushing)."""
         entry = mount_at(self.record.mountpoint)
         return entry is not None and entry.is_ctxfs
 
@@ -117,15 +126,25 @@ def claim(options: MountOptions) -> Mount:
     return Mount(path=path, record=record)
 
 
+def confirm(mount: Mount) -> None:
+    """Note in the state directory that this mount began. Call it when mounting succeeded, before the first request is served: from here
+    on changes may be journaled, and what the last mount left says nothing any more."""
+    last = private_dir(Path(mount.record.state_dir) / LAST_MOUNT)
+    (last / 'result.json').unlink(missing_ok=True)
+    _store(last / 'mount.json', mount.record, durable=True)
+
+
 def finish(options: MountOptions, *, ok: bool, pending: Pending, message: str) -> None:
     """Leave the result. Call it when nothing more will be uploaded, and before the control socket closes."""
     result = MountResult(ok=ok, context_id=options.context_id, context_name=options.context_name, mountpoint=options.mountpoint,
                          state_dir=options.state_dir, pending=pending, message=message, finished_at=time.time())
-    _store(Path(options.runtime_dir) / 'result.json', result)
+    _store(private_dir(Path(options.state_dir) / LAST_MOUNT) / 'result.json', result, durable=True)
+    with contextlib.suppress(FileNotFoundError):    # a logout may have emptied /run/user/UID
+        _store(Path(options.runtime_dir) / 'result.json', result)
 
 
 def discard(path: Path) -> None:
-    """Remove the directory of a mount that never was."""
+    """Remove the runtime directory of a mount that never was. The state directory keeps saying how the one before ended."""
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -133,15 +152,20 @@ def _prune(root: Path, state_dir: str) -> None:
     """Drop what newer mounts of this state directory have superseded long ago."""
     for mount in find_mounts(root):
         result = mount.result()
-        if mount.record.state_dir == state_dir and result and time.time() - result.finished_at > KEEP_RESULT_SECONDS and not mount.is_alive():
+        is_old = result is not None and time.time() - result.finished_at > KEEP_RESULT_SECONDS
+        if is_old and mount.record.state_dir == state_dir and not mount.is_alive():
             discard(mount.path)
 
 
-def _store(file: Path, value: msgspec.Struct) -> None:
-    """Whole or not at all. Without fsync: a power cut ends the processes that this is about."""
+def _store(file: Path, value: msgspec.Struct, *, durable: bool = False) -> None:
+    """Whole or not at all; durable: also after a power cut, never torn."""
     temporary = file.with_name(f'.{file.name}.{secrets.token_hex(4)}')
     try:
-        temporary.write_bytes(msgspec.json.encode(value) + b'\n')
+        with temporary.open('wb') as out:
+            out.write(msgspec.json.encode(value) + b'\n')
+            out.flush()
+            if durable:
+                os.fsync(out.fileno())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -149,23 +173,28 @@ def _store(file: Path, value: msgspec.Struct) -> None:
 
 # --- the reader's side -------------------------------------------------------------------------------------------------------------
 
-def find_mounts(root: Path) -> list[Mount]:
-    """Every mount that left a record, oldest first. What cannot be read is no record: claim() may be writing it now."""
-    try:
-        entries = sorted(root.iterdir())
-    except OSError:
-        return []
-    found = [Mount(path=path, record=record) for path in entries if (record := _load(path / 'mount.json', MountRecord))]
+def find_mounts(root: Path, pattern: str = '*') -> list[Mount]:
+    """Every mount that left a record in a directory root/pattern, oldest first. What cannot be read is no record: claim() may be
+    writing it now."""
+    found = [Mount(path=path, record=record) for path in sorted(root.glob(pattern)) if (record := _load(path / 'mount.json', MountRecord))]
     return sorted(found, key=lambda mount: mount.record.started_at)
 
 
-def current_mounts(root: Path) -> list[Mount]:
-    """The newest mount of each state directory that still exists: one runs at a time, so an older record's failure is history."""
-    newest = {mount.record.state_dir: mount for mount in find_mounts(root)}
+def current_mounts(runtime_root: Path, state_root: Path) -> list[Mount]:
+    """The newest mount of each state directory that still exists: one runs at a time, so an older record's failure is history. Where a
+    record is in both places, the runtime directory's counts: it has the socket."""
+    found = sorted([*find_mounts(state_root, f'*/{LAST_MOUNT}'), *find_mounts(runtime_root)], key=lambda mount: mount.record.started_at)
+    newest = {mount.record.state_dir: mount for mount in found}
     return [mount for mount in newest.values() if mount.is_alive() or os.path.isdir(mount.record.state_dir)]
 
 
-def _load(file: Path, kind: type) -> msgspec.Struct | None:
+def reread(mount: Mount) -> Mount:
+    """The same directory as it is now: another mount may have claimed it since."""
+    record = _load(mount.path / 'mount.json', MountRecord)
+    return mount if record is None else Mount(path=mount.path, record=record)
+
+
+def _load(file: Path, kind: type[_T]) -> _T | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError):
@@ -204,3 +233,17 @@ def wait_for_end(mount: Mount, timeout: float) -> bool:
         if not mount.is_alive():    # asked after opening: the pid was another process's, or a zombie
             return True
         return bool(select.select([watch], [], [], timeout)[0])
+
+
+@contextlib.contextmanager
+def short_path(path: str) -> Iterator[str]:
+    """A name for the socket `path` that fits sockaddr_un's 108 bytes, however deep its directory: unix(7) has no other way, and
+    /proc/self/fd/N leads to any open directory."""
+    if len(os.fsencode(path)) < 100:
+        yield path
+        return
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f'/proc/self/fd/{directory}/{os.path.basename(path)}'
+    finally:
+        os.close(directory)

@@ -1,0 +1,89 @@
+"""The command `ctxfs`: finds the subcommand, runs it, and turns every ending into one line and an exit status.
+
+Owns the list of subcommands and the exit statuses: 0 done, 1 failed, 2 wrong usage, 130 interrupted. It must not know what a command
+does: each lives in a module of its own that is imported only when it is used, because scripts call ctxfs often and wait for it.
+"""
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from ctxfs import __version__
+from ctxfs.errors import CtxfsError, UsageError
+
+#: name → (module, attribute, one line for --help)
+COMMANDS = {
+    'mount': ('ctxfs.edge.cli_mount', 'mount', 'Mount a context as a disk.'),
+    'umount': ('ctxfs.edge.cli_mount', 'umount', 'Unmount, and wait until every change is in the bucket.'),
+    'wait': ('ctxfs.edge.cli_wait', 'wait', 'Wait until nothing is pending.'),
+    'sync': ('ctxfs.edge.cli_wait', 'sync', 'Upload what is pending now, or take over remote changes.'),
+    'status': ('ctxfs.edge.cli_status', 'status', 'Show mounts, what is pending and what failed.'),
+    'context': ('ctxfs.edge.cli_context', 'context', 'Create, list and show contexts.'),
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith('-'):
+            from ctxfs.config import nearest
+            raise click.UsageError(f'no command {args[0]}{nearest(args[0], COMMANDS)}', ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section('Commands'):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={'help_option_names': ['-h', '--help']})
+@click.version_option(__version__, prog_name='ctxfs')
+def cli() -> None:
+    """Mount a context (a directory of an object-store bucket) as a real disk.
+
+    CTX is a context's id or name, or, where it is mounted, its mount point.
+    """
+
+
+def main() -> None:
+    """The entry point: never returns."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line; the exit status. Errors go to stderr as one line."""
+    try:
+        status = cli.main(args=args, prog_name='ctxfs', standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message())
+        return 2
+    except click.ClickException as e:
+        help_at = f'; see {e.ctx.command_path} --help' if isinstance(e, click.UsageError) and e.ctx else ''
+        return fail(e.format_message().rstrip('.') + help_at, e.exit_code)
+    except UsageError as e:
+        return fail(str(e), 2)
+    except CtxfsError as e:
+        return fail(str(e), getattr(e, 'exit_status', 1))
+    except (KeyboardInterrupt, click.Abort):
+        return fail('interrupted', 130)
+    except BrokenPipeError:
+        # `ctxfs status | head`: what nobody reads is no failure; and the interpreter must not try to flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def fail(message: str, status: int) -> int:
+    print(f'ctxfs: {" ".join(message.split())}', file=sys.stderr)
+    return status

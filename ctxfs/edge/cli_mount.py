@@ -1,0 +1,165 @@
+"""`ctxfs mount` and `ctxfs umount`.
+
+Owns the order of their steps: everything that can be refused is refused before the daemon starts. It must not know how a daemon works.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+from ctxfs.config import (
+    LOG_LEVELS,
+    FuseOptions,
+    MountOptions,
+    cache_dir_of,
+    cache_size_of,
+    load_host_id,
+    parse_fuse_options,
+    private_dir,
+    state_dir_of,
+)
+from ctxfs.edge import busy, flush_wait, launch, preflight
+from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
+from ctxfs.edge.mount_table import mount_at, real_mountpoint
+from ctxfs.edge.progress import Progress
+from ctxfs.edge.runtime_dir import runtime_dir_of
+from ctxfs.errors import CtxfsError, Exists, NotFound, UsageError
+from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.registry import ContextRecord, Registry
+
+#: how long a new mount waits for the daemon of the last one to finish its upload
+TAKE_OVER_SECONDS = 60.0
+
+
+@click.command()
+@click.argument('reference', metavar='CTX')
+@click.argument('mountpoint', metavar='MOUNTPOINT')
+@click.option('--create', is_flag=True, help='Make the context if there is none of that name.')
+@click.option('--read-only', is_flag=True, help='Refuse every change.')
+@click.option('--foreground', is_flag=True, help='Stay in this process until it is unmounted and written back.')
+@click.option('--cache-size', metavar='SIZE', help='Bound of the local cache, like 10G (default: 10G or half of what is free).')
+@click.option('--fsync', type=click.Choice(['local', 'remote']), help='What fsync() waits for (default: local).')
+@click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
+@click.option('-o', 'fuse', metavar='OPTS', multiple=True,
+              help='ro, allow_other, nonempty, xattrs, uid=N, gid=N, umask=OCTAL, noexec, nosuid, nodev, noatime.')
+@common_options
+def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
+          **settings: Any) -> int:
+    """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers."""
+    fuse_options = parse_fuse_options(fuse)
+    for size in (settings['cache_size'], invocation.config.cache_size):
+        if size is not None:
+            cache_size_of(size, invocation.paths.state)      # refused before anything is touched
+    url = invocation.store_url
+    preflight.check_fuse()
+    preflight.check_allow_other(fuse_options)
+    path = real_mountpoint(mountpoint)
+    preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preflight.exclusive(path))
+        is_default = preflight.is_default_store(url, invocation.paths.data)
+        store = stack.enter_context(contextlib.closing(preflight.open_checked_store(url, create=create or is_default, context=reference)))
+        context = preflight.find_context(store, reference, create=create)
+        _take_over(invocation, context)
+        options = _options(invocation, context, path, fuse_options, read_only=read_only, foreground=foreground, settings=settings)
+        if not foreground:
+            pid = launch.start(options)
+            _note_use(store, context)
+            _say_mounted(invocation, options, pid)
+            return 0
+        _note_use(store, context)
+    return launch.run_foreground(options)
+
+
+def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, read_only: bool, foreground: bool,
+             settings: dict[str, Any]) -> MountOptions:
+    paths, config, url = invocation.paths, invocation.config, invocation.store_url
+    state_dir, cache_dir = state_dir_of(paths, url, context.id), cache_dir_of(paths, url, context.id)
+    private_dir(state_dir), private_dir(cache_dir), private_dir(paths.runtime)
+    runtime_dir = runtime_dir_of(paths.runtime, path, context.id, state_dir)
+    return MountOptions(
+        context_id=context.id, context_name=context.name, mountpoint=path, store_url=url, state_dir=str(state_dir),
+        cache_dir=str(cache_dir), runtime_dir=str(runtime_dir), log_file=str(state_dir / 'ctxfs.log'), host_id=load_host_id(paths.state),
+        cache_size=cache_size_of(settings['cache_size'] or config.cache_size, cache_dir), read_only=read_only or fuse.read_only,
+        foreground=foreground, fsync=settings['fsync'] or config.fsync or 'local', uid=os.getuid() if fuse.uid is None else fuse.uid,
+        gid=os.getgid() if fuse.gid is None else fuse.gid, umask=0o022 if fuse.umask is None else fuse.umask,
+        allow_other=fuse.allow_other, xattrs=fuse.xattrs, kernel_options=fuse.kernel_options,
+        log_level=settings['log_level'] or config.log_level or 'info')
+
+
+def _take_over(invocation: Invocation, context: ContextRecord) -> None:
+    """Refuse a context that is mounted with this state already; let one that still uploads after its unmount finish first, so that
+    `fusermount3 -u A; ctxfs mount CTX B` shows at B what was at A. What it cannot upload the new mount goes on with."""
+    state_dir = state_dir_of(invocation.paths, invocation.store_url, context.id)
+    running = preflight.running_mount(invocation.paths.runtime, context.id, state_dir)
+    preflight.check_not_running(running)
+    preflight.free_dead_mount_of(invocation.paths.runtime, state_dir)
+    if running is None:
+        return
+    with Progress(quiet=invocation.as_json) as progress:
+        flush_wait.wait_for(running, timeout=TAKE_OVER_SECONDS, report=progress.update)
+    if running.is_alive():
+        raise Exists(f'context {context.name} is still being written back after its last unmount (pid {running.record.pid}); '
+                     f'follow it with ctxfs wait {context.name}')
+
+
+def _note_use(store: ObjectStore, context: ContextRecord) -> None:
+    # the mount is what counts: a store that is slow to take this note must not make it fail
+    with contextlib.suppress(CtxfsError):
+        Registry(store).touch(context.id)
+
+
+def _say_mounted(invocation: Invocation, options: MountOptions, pid: int) -> None:
+    if invocation.as_json:
+        print_json({'contextId': options.context_id, 'contextName': options.context_name, 'mountpoint': options.mountpoint, 'pid': pid,
+                    'store': options.store_url, 'stateDir': options.state_dir})
+    elif sys.stdout.isatty():
+        print(f'{options.context_name} ({options.context_id}) is mounted at {options.mountpoint}')
+
+
+@click.command()
+@click.argument('mountpoint', metavar='MOUNTPOINT')
+@click.option('--lazy', '-z', is_flag=True, help='Detach now, also while programs still use it.')
+@click.option('--timeout', type=click.FloatRange(min=0), metavar='S', help='Wait at most so many seconds for the upload.')
+@common_options
+def umount(invocation: Invocation, mountpoint: str, lazy: bool, timeout: float | None) -> int:
+    """Unmount MOUNTPOINT and wait until every change is in the bucket."""
+    found = [m for m in select(invocation.mounts(), mountpoint) if m.is_attached()]
+    if len(found) > 1:
+        places = ' and '.join(m.record.mountpoint for m in found)
+        raise UsageError(f'{mountpoint} is mounted at {places}; name the mount point')
+    path = found[0].record.mountpoint if found else real_mountpoint(mountpoint)
+    _detach(path, lazy=lazy)
+    if not found:
+        raise CtxfsError(f'{path} is unmounted, but nothing is known of its mount process; ctxfs status shows what is')
+    with Progress(quiet=invocation.as_json) as progress:
+        outcome = flush_wait.wait_for(found[0], timeout=timeout, report=progress.update)
+    if invocation.as_json:
+        print_json(outcome)
+    failure = flush_wait.failure_of([outcome])
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _detach(path: str, *, lazy: bool) -> None:
+    """Raises NotFound, Exists (something else is mounted there) or the reason why fusermount3 refused."""
+    entry = mount_at(path)
+    if entry is None:
+        raise NotFound(f'{path}: nothing is mounted there')
+    if not entry.is_ctxfs:
+        raise CtxfsError(f'{path}: not a ctxfs mount but {entry.fstype}')
+    done = subprocess.run(['fusermount3', '-uz' if lazy else '-u', '--', path], capture_output=True, text=True, check=False,
+                          env={**os.environ, 'LC_ALL': 'C'})
+    if done.returncode == 0:
+        return
+    reason = ' '.join(done.stderr.replace('fusermount3:', '').split())
+    if 'busy' in reason:
+        who = busy.describe(path)
+        raise CtxfsError(f'{path} is busy: {who or "a program of another user"}; end it, or use --lazy')
+    raise CtxfsError(f'{path}: {reason or "fusermount3 failed"}')

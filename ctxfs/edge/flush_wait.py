@@ -1,0 +1,103 @@
+"""Waiting until a mount has nothing pending, whatever its daemon does meanwhile: serve, flush, end, die, or make room for the next.
+
+Owns the rule that makes `fusermount3 -u M; ctxfs wait CTX` free of races: first the process, then the result (see runtime_dir). It must
+not print: progress goes to the callable it was given.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ctxfs.edge.client import ControlClient, DaemonGone, NoAnswer
+from ctxfs.edge.runtime_dir import Mount, MountResult, Pending, reread, wait_for_end
+from ctxfs.errors import CtxfsError
+
+POLL_SECONDS = 0.2
+#: a daemon that left its result ends within this time
+END_SECONDS = 10.0
+
+Report = Callable[[Mount, Pending], None]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
+    """How the wait for one mount ended; `message` is for people, one line."""
+    ok: bool
+    context_id: str
+    context_name: str
+    mountpoint: str
+    state_dir: str
+    pending: Pending
+    message: str
+
+
+def wait_for(mount: Mount, *, timeout: float | None, report: Report = lambda mount, pending: None) -> Outcome:
+    """Until nothing is pending: a daemon that serves a mount has uploaded everything, one that flushes has ended. At most `timeout`
+    seconds. Never raises for what the mount does."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pending = Pending()
+    while True:
+        left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
+        ended = wait_for_end(mount, max(0.0, left))
+        result = mount.result()             # INVARIANT: read after the process, never before
+        if ended or result is not None:
+            now = reread(mount)
+            if now.record != mount.record:  # the next mount of this context has taken over, and what is pending with it
+                mount = now
+                continue
+            if not ended:
+                wait_for_end(mount, END_SECONDS)    # its locks go with it: the caller may want to mount again
+            return _finished(mount, result) if result else _died(mount, pending)
+        found = ask_pending(mount)
+        if found is not None:
+            pending, is_flushing = found
+            report(mount, pending)
+            if not pending.files and not is_flushing:
+                return outcome(mount, ok=True, pending=pending, message='everything is in the bucket')
+        if deadline is not None and time.monotonic() >= deadline:
+            return outcome(mount, ok=False, pending=pending, message=f'still {describe(pending)} pending after {timeout:g} s')
+
+
+def ask_pending(mount: Mount) -> tuple[Pending, bool] | None:
+    """(what is pending, whether the mount point is gone); None when the daemon does not answer now."""
+    status = ask_status(mount)
+    if status is None:
+        return None
+    pending = status.get('pending') or {}
+    is_flushing = status.get('state') == 'flushing' or not mount.is_attached()
+    return Pending(files=int(pending.get('files', 0)), bytes=int(pending.get('bytes', 0))), is_flushing
+
+
+def ask_status(mount: Mount) -> dict[str, Any] | None:
+    try:
+        with ControlClient(mount.socket) as client:
+            return client.call('status')
+    except (DaemonGone, NoAnswer):
+        return None     # before its socket is there, or after; or busy: asked again
+
+
+def describe(pending: Pending) -> str:
+    from ctxfs.edge.cli_common import human_bytes, human_files
+    return f'{human_files(pending.files)} ({human_bytes(pending.bytes)})'
+
+
+def _finished(mount: Mount, result: MountResult) -> Outcome:
+    return outcome(mount, ok=result.ok, pending=result.pending, message=result.message)
+
+
+def _died(mount: Mount, pending: Pending) -> Outcome:
+    return outcome(mount, ok=False, pending=pending, message='its daemon died; mount again to upload what is journaled')
+
+
+def outcome(mount: Mount, *, ok: bool, pending: Pending, message: str) -> Outcome:
+    r = mount.record
+    return Outcome(ok=ok, context_id=r.context_id, context_name=r.context_name, mountpoint=r.mountpoint, state_dir=r.state_dir,
+                   pending=pending, message=message)
+
+
+def failure_of(outcomes: list[Outcome]) -> CtxfsError | None:
+    """One error for all that failed; None when none did."""
+    failed = [f'{o.context_name} ({o.mountpoint}): {o.message}' for o in outcomes if not o.ok]
+    return CtxfsError('; '.join(failed)) if failed else None
