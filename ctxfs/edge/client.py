@@ -64,6 +64,8 @@ class ControlClient:
             self._socket.sendall(json.dumps(request).encode() + b'\n')
         except TimeoutError:
             raise NoAnswer('the mount does not take requests') from None
+        except BrokenPipeError:
+            return      # refused before it was asked: why is there to be received
         except OSError as e:
             raise DaemonGone(f'the mount process went away: {e.strerror}') from e
 

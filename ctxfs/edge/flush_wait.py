@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ctxfs.edge.client import ControlClient, DaemonGone, NoAnswer
+from ctxfs.edge.client import ControlClient
 from ctxfs.edge.runtime_dir import Mount, MountResult, Pending, reread, wait_for_end
 from ctxfs.errors import CtxfsError
 
@@ -74,8 +74,8 @@ def ask_status(mount: Mount) -> dict[str, Any] | None:
     try:
         with ControlClient(mount.socket) as client:
             return client.call('status')
-    except (DaemonGone, NoAnswer):
-        return None     # before its socket is there, or after; or busy: asked again
+    except CtxfsError:
+        return None     # before its socket is there, or after; too busy, or failing: asked again
 
 
 def describe(pending: Pending) -> str:
