@@ -7,11 +7,13 @@ NotFound, RemoteChanged (a condition failed), Denied (credentials, rights), Unsu
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 import msgspec
 
+from ctxfs.errors import InvalidArgument
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 
 
@@ -32,6 +34,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ALWAYS = Condition()
+#: (key, why): what `delete_many` could not remove
+Failures = list[tuple[str, Exception]]
 
 
 class ObjectStore(Protocol):
@@ -70,7 +74,7 @@ class ObjectStore(Protocol):
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object; absent is success. RemoteChanged where if_match names another version."""
 
-    def delete_many(self, items: Sequence[tuple[str, str | None]]) -> list[tuple[str, Exception]]:
+    def delete_many(self, items: Sequence[tuple[str, str | None]]) -> Failures:
         """Remove (key, etag or None) pairs with as few requests as the store allows; returns what failed and why (RemoteChanged: the
         object is no longer that version and was left alone). Absent is success."""
 
@@ -82,3 +86,20 @@ class ObjectStore(Protocol):
 
 class Aborted(Exception):
     """`may_commit` said no: nothing became visible in the store. Not an error; the caller schedules a new attempt."""
+
+
+#: names and values together (docs.aws.amazon.com, "User-defined object metadata")
+METADATA_MAX = 2048
+_NAME = re.compile(r'[a-z0-9!#$%&\'*+.^_`|~-]+')
+_VALUE = re.compile(r'(?:[!-~](?:[ -~]*[!-~])?)?')
+
+
+def check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """The metadata itself when every store keeps it unchanged: it travels in HTTP headers. InvalidArgument otherwise."""
+    for name, value in metadata.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise InvalidArgument(f'object metadata {name!r} cannot be stored: names are lower-case header names, values printable ASCII '
+                                  'without spaces at their ends')
+    if sum(len(name) + len(value) for name, value in metadata.items()) > METADATA_MAX:
+        raise InvalidArgument(f'object metadata of more than {METADATA_MAX} bytes cannot be stored')
+    return metadata

@@ -1,0 +1,61 @@
+"""From a store's URL to the store: `s3://BUCKET[/PREFIX]?…` and `file:///DIR[?…]`.
+
+Owns the schemes, which options each URL may have, and what is said about a wrong one. It must not know what the stores do with them; no
+request is made and no file touched here (except that `create` makes the directory of a `file://` store).
+"""
+from __future__ import annotations
+
+import difflib
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ctxfs.errors import UsageError
+from ctxfs.storage.object_store import ObjectStore
+
+_OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
+_SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…] or file:///DIRECTORY'
+
+
+def open_store(url: str, *, create: bool = False, scratch_prefix: str = '', capabilities: dict[str, bool] | None = None) -> ObjectStore:
+    """The store that `url` names. Nothing is asked of it yet: `check()` does that.
+
+    `create`: a `file://` directory is made where it is missing. `scratch_prefix`: where the store may put its probes (credentials may be
+    good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. Raises UsageError for a wrong URL.
+    """
+    scheme, bucket, path, options = _parse(url)
+    if scheme == 'file':
+        from ctxfs.storage.file_store import FileStore
+        return FileStore(path, create=create, durable=_switch(options, 'fsync', url))
+    # imported here: boto3 costs 0.2 s and 40 MB, and a file:// store needs none of it
+    from ctxfs.storage.s3_store import S3Store
+    return S3Store(bucket, path, endpoint=options.get('endpoint'), region=options.get('region'), profile=options.get('profile'),
+                   addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities)
+
+
+def _parse(url: str) -> tuple[str, str, str, dict[str, str]]:
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError as exc:
+        raise UsageError(f'the store URL {url} is malformed ({exc}); it is {_SYNTAX}') from exc
+    if parts.scheme not in _OPTIONS or parts.fragment:
+        raise UsageError(f'the store URL {url} is none that ctxfs knows; it is {_SYNTAX}')
+    for name in options:
+        if name not in _OPTIONS[parts.scheme]:
+            near = difflib.get_close_matches(name, _OPTIONS[parts.scheme], 1)
+            hint = f'; did you mean {near[0]}?' if near else ''
+            raise UsageError(f'the store URL {url} has the unknown option {name!r}{hint}')
+    path = unquote(parts.path)
+    if parts.scheme == 'file' and (parts.netloc not in ('', 'localhost') or not path.startswith('/')):
+        raise UsageError(f'the store URL {url} needs an absolute path and no host: file:///DIRECTORY')
+    if parts.scheme == 's3' and not parts.netloc:
+        raise UsageError(f'the store URL {url} names no bucket: s3://BUCKET')
+    if options.get('addressing', 'auto') not in ('auto', 'path', 'virtual'):
+        raise UsageError(f'the store URL {url}: addressing is auto, path or virtual')
+    return parts.scheme, parts.netloc, path.rstrip('/') or '/', options
+
+
+def _switch(options: dict[str, str], name: str, url: str) -> bool:
+    value = options.get(name, 'yes')
+    if value not in ('yes', 'no'):
+        raise UsageError(f'the store URL {url}: {name} is yes or no')
+    return value == 'yes'
