@@ -14,6 +14,7 @@ import trio
 
 from ctxfs.core.ports import RemoteContent
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.storage.block_cache import CachedRange
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Known
 
@@ -25,17 +26,8 @@ MAX_WINDOW = 16
 FETCH_ATTEMPTS = 5
 
 
-class CachedRange(Protocol):
-    """A piece of an open cache file; evicting the entry does not hurt it (unlink keeps open files)."""
-    fd: int
-    offset: int
-    length: int
-
-    def close(self) -> None: ...
-
-
 class Cache(Protocol):
-    """The block cache as far as reading needs it."""
+    """The block cache as far as reading needs it; whoever gets a range closes its descriptor."""
 
     def open_block(self, key: str, etag: str, block: int) -> CachedRange | None: ...
 
@@ -106,7 +98,7 @@ class BlockReader:
         if found is not None:
             self._open[identity] = found
             if len(self._open) > OPEN_RANGES:
-                self._open.popitem(last=False)[1].close()
+                os.close(self._open.popitem(last=False)[1].fd)
         return found
 
     async def _fetch(self, source: Known, block: int, count: int) -> None:
@@ -163,7 +155,7 @@ class BlockReader:
 
     def close(self) -> None:
         for found in self._open.values():
-            found.close()
+            os.close(found.fd)
         self._open.clear()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import math
 import os
 import stat
 import time
@@ -269,15 +270,24 @@ class KernelInvalidator:
     handler has answered, so it must never happen inside one or on the loop."""
 
     def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[tuple[Callable[..., None], tuple[Any, ...]]](100_000)
+        self._send, self._receive = trio.open_memory_channel[tuple[Callable[..., None], tuple[Any, ...]]](math.inf)
+        #: whether the kernel can know an inode at all; the daemon sets it once there is a file system
+        self.is_known: Callable[[int], bool] = lambda ino: True
 
     def inode(self, ino: int) -> None:
         """Attributes and pages of the inode are stale."""
-        self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
+        if self.is_known(ino):
+            self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
+
+    def attrs(self, ino: int) -> None:
+        """Attributes of the inode are stale; its pages are not."""
+        if self.is_known(ino):
+            self._send.send_nowait((pyfuse3.invalidate_inode, (ino, True)))
 
     def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """The name is stale; `deleted`: the inode it named is gone (watchers see it)."""
-        self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, deleted)))
+        if self.is_known(parent):
+            self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, deleted)))
 
     async def run(self) -> None:
         async for function, args in self._receive:

@@ -7,8 +7,8 @@ corrupt database, `rm -r`) and costs a download, nothing else.
 How it uses diskcache (5.6; its source is the reference for the behaviour named here):
 - An entry's key is a hash of (object key, etag, block); its tag a hash of the object key, so that one object's entries can be dropped.
 - `_Files` replaces how values are stored (diskcache's documented extension point): a value is a file that is already in place, so
-  storing it is one row. The name holds the entry's hash and its length. Both are compared when it is opened: a file that was torn by a
-  crash, or a row that points astray, is a miss. (File systems that write data before the new size, as ext4, XFS and btrfs do, leave a torn
+  storing it is one row. The name holds the entry's hash, its length, and for an adopted file its mtime. All are compared when it is
+  opened: a file that was torn by a crash or written after its adoption, or a row that points astray, is a miss. (File systems that write data before the new size, as ext4, XFS and btrfs do, leave a torn
   file short.) Nothing is fsynced.
 - Eviction takes what was touched longest ago. diskcache's own LRU writes a row at every read: 125 µs where a plain one costs 18 µs,
   and readers queue behind writers. So reading writes nothing; the time of use is kept in expire_time (far in the future, nothing expires) and
@@ -195,12 +195,13 @@ class BlockCache:
             fd = os.open(os.path.join(self._directory, name), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # evicted since, or lost: a miss
             return None
-        size = os.fstat(fd).st_size
-        if name[3:].split('-')[:2] != [entry.hex(), str(size)]:
+        status = os.fstat(fd)
+        digest, size, mtime_ns, _ = name[3:].split('-')
+        if digest != entry.hex() or int(size) != status.st_size or mtime_ns not in ('0', str(status.st_mtime_ns)):
             os.close(fd)
-            log.info('block cache entry %s is torn or misplaced: ignored', name)
+            log.info('block cache entry %s is torn, written to or misplaced: ignored', name)
             return None
-        return fd, size
+        return fd, status.st_size
 
     def _find(self, entry: bytes) -> str | None:
         """The entry's file name; notes it for `flush_touches` when its time of use is old."""
@@ -280,10 +281,10 @@ class BlockCache:
                 self._cache.disk.remove(value.name)
             raise
 
-    def _name(self, entry: bytes, size: int) -> str:
+    def _name(self, entry: bytes, size: int, mtime_ns: int = 0) -> str:
         # Random at the end: a second copy of an entry must not share the file that the first one's eviction unlinks.
         digest = entry.hex()
-        return f'{digest[:2]}/{digest}-{size}-{secrets.token_hex(6)}'
+        return f'{digest[:2]}/{digest}-{size}-{mtime_ns}-{secrets.token_hex(6)}'
 
     def _place_bytes(self, entry: bytes, data: memoryview) -> _Placed:
         placed = _Placed(self._name(entry, len(data)), len(data))
@@ -299,15 +300,18 @@ class BlockCache:
         raise AssertionError('unreachable')
 
     def _place_file(self, entry: bytes, item: AdoptFile) -> _Placed | None:
-        placed = _Placed(self._name(entry, item.size), item.size)
-        path = os.path.join(self._directory, placed.name)
         try:
+            before = os.stat(item.path)
+            placed = _Placed(self._name(entry, item.size, before.st_mtime_ns), item.size)
+            path = os.path.join(self._directory, placed.name)
             os.link(item.path, path)
         except FileNotFoundError:
             return None
         except OSError:  # EXDEV, EMLINK, EPERM: another file system, or one without links
             shutil.copyfile(item.path, path)
-        if os.stat(path).st_size != item.size:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = os.stat(path)
+        if (after.st_size, after.st_mtime_ns) != (item.size, before.st_mtime_ns):
             os.unlink(path)
             return None
         return placed

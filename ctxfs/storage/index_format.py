@@ -6,12 +6,13 @@ Format, version 1. An index object is one zstd stream of JSON lines (UTF-8, `\\n
 
     format       "ctxfs-index"
     version      1; a reader refuses a version that it does not know
-    kind         "base" (everything known when it was written, sorted by path) or "segment" (what one host changed)
+    kind         "base" (everything known when it was written) or "segment" (what one host changed)
     host         id of the host that wrote it
     created_ns   when, ns since the epoch, by that host's clock
     covers       [names] of the index objects that a base replaces (without prefix); [] in a segment
 
-Each further line is the record of one path:
+Each further line is the record of one path; lines are in the order of the paths' UTF-8 bytes, one line a path, so that any number of
+index objects merges as a stream:
 
     p   path: the object's key relative to the context's prefix; a directory's ends with "/"
     n   when its host made the change, ns since the epoch; of two records of one path the later counts
@@ -40,7 +41,7 @@ from typing import BinaryIO
 import msgspec
 import zstandard
 
-from ctxfs.errors import Corrupted
+from ctxfs.errors import Corrupted, Unsupported
 from ctxfs.records import RESERVED_DIR, Attrs, IndexRecord
 
 FORMAT = 'ctxfs-index'
@@ -119,12 +120,12 @@ def _to_record(line: _Line) -> IndexRecord:
 
 
 def write(file: BinaryIO, header: Header, records: Iterable[IndexRecord]) -> int:
-    """Write an index object into `file`, streaming; a base's records must come sorted by path. Returns how many there were."""
+    """Write an index object into `file`, streaming. Returns how many records there were; Corrupted if they were not in order."""
     count = 0
     with zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).stream_writer(file, closefd=False) as out:
         out.write(_encoder.encode(header) + b'\n')
         lines = bytearray()
-        for record in records:
+        for record in _in_order(records):
             lines += _encoder.encode(_to_line(record)) + b'\n'
             count += 1
             if len(lines) >= _CHUNK:
@@ -135,16 +136,32 @@ def write(file: BinaryIO, header: Header, records: Iterable[IndexRecord]) -> int
 
 
 def encode(header: Header, records: Iterable[IndexRecord]) -> bytes:
-    """A whole index object as bytes: for segments."""
+    """A whole index object as bytes, for segments: the records may come in any order, the latest of each path counts."""
+    latest: dict[str, IndexRecord] = {}
+    for record in records:
+        known = latest.get(record.path)
+        if known is None or record.changed_ns >= known.changed_ns:
+            latest[record.path] = record
     file = io.BytesIO()
-    write(file, header, records)
+    write(file, header, (latest[path] for path in sorted(latest)))
     return file.getvalue()
+
+
+def _in_order(records: Iterable[IndexRecord]) -> Iterator[IndexRecord]:
+    # The order of UTF-8 bytes is the order of code points, which is how Python compares str.
+    last = ''
+    for record in records:
+        if record.path <= last:
+            raise Corrupted(f'index records are out of order at {record.path!r}')
+        last = record.path
+        yield record
 
 
 def read(file: BinaryIO) -> tuple[Header, Iterator[IndexRecord]]:
     """The header, and the records as they are decompressed: memory is bounded by MAX_LINE and the zstd window.
 
-    Raises Corrupted for what is not a whole index object of a known version, the iterator too (a torn object shows at its end)."""
+    Raises Corrupted for what is not a whole index object (the iterator too: a torn object shows at its end), Unsupported for a version
+    that is not known."""
     lines = _lines(file)
     try:
         header = _decode_header(next(lines))
@@ -155,8 +172,8 @@ def read(file: BinaryIO) -> tuple[Header, Iterator[IndexRecord]]:
     if header.format != FORMAT:
         raise Corrupted(f'not an index object: its format is {header.format!r}')
     if header.version != VERSION:
-        raise Corrupted(f'index version {header.version} is not known to this ctxfs, which reads version {VERSION}: upgrade ctxfs')
-    return header, _records(lines)
+        raise Unsupported(f'index version {header.version} is not known to this ctxfs, which reads version {VERSION}: upgrade ctxfs')
+    return header, _in_order(_records(lines))
 
 
 def _records(lines: Iterator[bytes]) -> Iterator[IndexRecord]:

@@ -79,3 +79,10 @@ CREATE TABLE hint (
     size   INTEGER NOT NULL,
     record BLOB NOT NULL                    -- msgpack IndexRecord
 ) WITHOUT ROWID;
+
+-- Copies that ctxfs made because the bucket had moved under a local change: both contents are kept.
+CREATE TABLE conflict (
+    ino      INTEGER PRIMARY KEY,           -- the local content, under its new name
+    original TEXT NOT NULL,                 -- the key both wanted
+    since_ns INTEGER NOT NULL
+);

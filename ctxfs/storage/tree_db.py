@@ -139,10 +139,13 @@ class TreeDB:
         for inode in list(self._live.values()):
             row = self.row(_SELECT_INODE, (inode.ino,))
             inode.marked = 0
-            if row is not None:
-                inode.assign(row)
-            else:
+            if row is None:
                 self._live.pop(inode.ino, None)
+                continue
+            size, revision = inode.size, inode.revision
+            inode.assign(row)
+            if inode.content == Content.STAGED:     # writes grow these in memory only; the staging file has what they wrote
+                inode.size, inode.revision = size, max(revision, inode.revision)
 
     def make_durable(self) -> None:
         """What was committed survives a power cut when this returns. Blocks for one fsync; call it from a thread."""

@@ -1,0 +1,303 @@
+"""The upload engine: brings the bucket up to what the tree says, when it is told to, and says how far it got.
+
+Owns the flush (one at a time), the order of its steps, which failure is retried when, and the limits on what is in flight. It must not
+know what one upload consists of (uploader.py), how the plan is made (planner.py), FUSE, or why it was asked to flush.
+
+    flush:  wait until the remote tree is known
+         →  expand moved directories into their files (journaled, so a crash resumes)
+         →  rounds of plan + upload; work whose target is another's only copy waits a round, a cycle is broken by a temporary copy
+         →  index segment  →  deletes  →  adoption into the block cache
+    failure of one inode:  transient: its row gets the cause and a retry time (1 s, doubling to 60 s);  permanent: the cause, tried again
+                           by the next sync, flush or mount;  conflict: conflicts.py keeps both, then it is planned again
+
+INVARIANT: a row leaves the journal only by `Journal.advance`, that is when nothing changed since it was planned from.
+"""
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+
+from ctxfs.errors import CtxfsError, NotFound
+from ctxfs.storage.inode import Inode, Reason
+from ctxfs.storage.journal import Journal, Known, Pending
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.conflicts import ConflictKeeper
+from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.planner import Planner, Work, is_index_only
+from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.protocol import Copy
+from ctxfs.sync.remote_tree import RemoteTreeLoader
+from ctxfs.sync.tasks import SyncTask, TaskLog
+from ctxfs.sync.uploader import Moved, SourceLost, TargetConflict, Uploader
+
+log = logging.getLogger(__name__)
+
+#: inodes planned at a time, and inodes in upload at a time
+PLAN_BATCH = 500
+IN_FLIGHT = 32
+#: transient failures are retried within one flush so often
+MAX_ATTEMPTS = 6
+#: an inode that keeps changing while it is uploaded is left for the next flush after so many tries
+MAX_MOVES = 8
+_BACKOFF_SECONDS = (1.0, 60.0)
+
+
+class FlushResult(NamedTuple):
+    """`ok`: nothing is pending any more. `message`: the first cause if not."""
+    ok: bool
+    files: int
+    bytes: int
+    message: str
+
+
+class UploadEngine:
+    """See the module docstring."""
+
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, uploader: Uploader, finisher: Finisher,
+                 conflicts: ConflictKeeper, remote: RemoteTreeLoader, tasks: TaskLog, prefix: str) -> None:
+        self._db = db
+        self._journal = journal
+        self._pool = pool
+        self._planner = planner
+        self._uploader = uploader
+        self._finisher = finisher
+        self._conflicts = conflicts
+        self._remote = remote
+        self._tasks = tasks
+        self._prefix = prefix
+        self._lock = trio.Lock()
+        self._moves: dict[int, int] = {}
+        self.uploading: set[int] = set()
+
+    # --- flush ----------------------------------------------------------------------------------------------------------------------
+
+    async def flush(self, *, retry_seconds: float = 120.0) -> FlushResult:
+        """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`."""
+        async with self._lock:
+            task = self._tasks.begin('upload')
+            try:
+                result = await self._flush(task, trio.current_time() + retry_seconds)
+            except CtxfsError as error:
+                result = FlushResult(False, task.files_done, task.bytes_done, str(error))
+            except BaseException:
+                task.finish('the upload was interrupted; what is left is journaled')
+                raise
+            task.finish('' if result.ok else result.message)
+            return result
+
+    async def _flush(self, task: SyncTask, deadline: float) -> FlushResult:
+        with trio.move_on_at(deadline):
+            await self._remote.wait_complete()
+        if not self._remote.is_complete:
+            cause = self._remote.error or 'the store did not answer in time'
+            return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
+        self._journal.retry_all()
+        self._moves.clear()
+        await self._expand_moved_directories()
+        task.files_total, task.bytes_total, _ = self._journal.summary()
+        while True:
+            failures = await self._one_pass(task)
+            retry_ns = self._next_retry_ns()
+            if retry_ns is None or trio.current_time() >= deadline:
+                break
+            task.attempt += 1
+            task.next_retry = retry_ns / 1e9
+            await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
+        files, _, _ = self._journal.summary()
+        cause = failures[0] if failures else self._first_error()
+        return FlushResult(files == 0, task.files_done, task.bytes_done,
+                           '' if files == 0 else f'{files} {"change is" if files == 1 else "changes are"} not uploaded: {cause}')
+
+    def _first_error(self) -> str:
+        failed = self._journal.failed(1)
+        return failed[0][0].error if failed else 'files are still being changed'
+
+    def _next_retry_ns(self) -> int | None:
+        """When something that may succeed is to be tried again; None when there is nothing."""
+        row = self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND attempt < ?', (MAX_ATTEMPTS,))
+        return row[0]
+
+    async def _one_pass(self, task: SyncTask) -> list[str]:
+        """Try everything that is due once. Returns the causes of what failed beside single files."""
+        await self._upload_due(task)
+        failures: list[str] = []
+        for step in (self._finisher.write_index, self._delete, self._finisher.adopt_sealed):
+            try:
+                await step()
+            except CtxfsError as error:
+                log.warning('flush: %s', error)
+                failures.append(str(error))
+        return failures
+
+    async def _delete(self) -> None:
+        failed = await self._finisher.delete_doomed()
+        if failed:
+            key, error = failed[0]
+            raise type(error)(f'cannot delete {key}: {error}')
+
+    # --- moved directories --------------------------------------------------------------------------------------------------------
+
+    async def _expand_moved_directories(self) -> None:
+        """A moved directory means new keys for everything below: give each its own journal row, then clear the directory's bit."""
+        for (ino,) in self._db.rows('SELECT ino FROM pending WHERE reason & ?', (Reason.SUBTREE,)):
+            stack = [ino]
+            while stack:
+                directory = stack.pop()
+                after = b''
+                while page := self._db.children(directory, after, PLAN_BATCH):
+                    after = page[-1][0]
+                    stack += self._mark_children([child for _, child in page])
+                    await trio.lowlevel.checkpoint()
+            self._db.execute('UPDATE pending SET reason = reason & ~? WHERE ino = ?', (Reason.SUBTREE, ino))
+            live = self._db.live_inode(ino)
+            if live is not None:
+                live.marked = 0
+
+    def _mark_children(self, inos: list[int]) -> list[int]:
+        """Mark the uploadable ones; returns the directories."""
+        inodes = self._db.inodes_of(inos).values()
+        with self._db.transaction():
+            for inode in inodes:
+                if not inode.is_local_only:
+                    self._journal.mark(inode, Reason.NAMES)
+        return [inode.ino for inode in inodes if inode.is_dir]
+
+    # --- rounds -------------------------------------------------------------------------------------------------------------------
+
+    async def _upload_due(self, task: SyncTask) -> None:
+        """Rounds until nothing is due, or what is due cannot be done now."""
+        while True:
+            done = blocked = 0
+            after, now_ns = 0, time.time_ns()
+            waiting: list[Work] = []
+            while rows := self._journal.due(now_ns, limit=PLAN_BATCH, after=after):
+                after = rows[-1].ino
+                works = self._plan(rows)
+                ready = [work for work in works if not work.blocked_by]
+                waiting += [work for work in works if work.blocked_by]
+                done += await self._run_all(ready, task)
+            blocked = len(waiting)
+            if blocked and not done:
+                done += await self._break_cycle(waiting[0])
+            if not done:
+                return
+
+    def _plan(self, rows: list[Pending]) -> list[Work]:
+        inodes = self._db.inodes_of([row.ino for row in rows])
+        works = []
+        for row in rows:
+            inode = inodes.get(row.ino)
+            if inode is None or inode.nlink == 0 or inode.is_local_only:
+                self._journal.forget(row.ino)
+            elif not is_index_only(row):
+                works.append(self._planner.plan(row, inode))
+        return works
+
+    async def _run_all(self, works: list[Work], task: SyncTask) -> int:
+        """Run them in parallel; returns how many got somewhere."""
+        queue = iter(works)
+        outcomes: list[bool] = []
+
+        async def runner() -> None:
+            for work in queue:
+                outcomes.append(await self._run_one(work, task))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(IN_FLIGHT, len(works))):
+                nursery.start_soon(runner)
+        return sum(outcomes)
+
+    async def _run_one(self, work: Work, task: SyncTask) -> bool:
+        """Upload one inode and handle how it ends. True if the journal moved on."""
+        inode = work.inode
+        if work.error is not None:
+            self._fail(work, work.error)
+            return False
+        before = task.bytes_done
+        self.uploading.add(inode.ino)
+        try:
+            await self._uploader.run(work, self._progress(task, before))
+        except Moved:
+            return self._note_move(work)
+        except TargetConflict as conflict:
+            return await self._settle(work, lambda: self._conflicts.target_changed(inode, conflict.key))
+        except SourceLost as lost:
+            return await self._settle(work, lambda: self._conflicts.source_lost(inode, lost.known))
+        except (CtxfsError, OSError) as error:
+            self._fail(work, error)
+            return False
+        finally:
+            self.uploading.discard(inode.ino)
+            inode.is_planned = False
+            inode.marked = 0 if inode.marked != Reason.INDEX else inode.marked
+        task.files_done += 1
+        task.bytes_done = before + (inode.size if work.row.reason & Reason.CONTENT else 0) if task.bytes_done <= before else task.bytes_done
+        return True
+
+    @staticmethod
+    def _progress(task: SyncTask, before: int) -> Callable[[int], None]:
+        def note(done: int) -> None:
+            task.bytes_done = max(task.bytes_done, before + done)
+        return note
+
+    async def _settle(self, work: Work, settle) -> bool:  # type: ignore[no-untyped-def]
+        try:
+            await settle()
+        except (CtxfsError, OSError) as error:
+            self._fail(work, error)
+            return False
+        return self._note_move(work)
+
+    def _note_move(self, work: Work) -> bool:
+        """It changed under us: plan it again in this flush, but not for ever."""
+        ino = work.inode.ino
+        self._moves[ino] = self._moves.get(ino, 0) + 1
+        if self._moves[ino] <= MAX_MOVES:
+            return True
+        self._fail(work, CtxfsError('the file keeps being changed while it is uploaded'))
+        return False
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        is_transient = isinstance(error, CtxfsError) and error.transient
+        first, longest = _BACKOFF_SECONDS
+        delay = min(longest, first * 2 ** work.row.attempt)
+        # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
+        retry_ns = time.time_ns() + int(delay * 1e9) if is_transient else 2**62
+        message = str(error) or type(error).__name__
+        self._journal.fail(work.row, error=message, retry_ns=retry_ns)
+        if not is_transient:
+            self._db.execute('UPDATE pending SET attempt = ? WHERE ino = ?', (MAX_ATTEMPTS, work.row.ino))
+        log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
+
+    async def _break_cycle(self, work: Work) -> int:
+        """Two or more clean files took each other's names: copy one target aside, so that its owner has another source."""
+        for key in work.missing:
+            known = self._journal.known(key)
+            if known is None or known.ino not in work.blocked_by:
+                continue
+            aside = f'.ctxfs/tmp/{uuid.uuid4().hex}'
+            try:
+                done = await self._pool.call(Copy(source=self._prefix + key, key=self._prefix + aside, source_etag=known.etag))
+            except NotFound:
+                self._journal.drop_object(key)
+                return 1
+            except CtxfsError as error:
+                self._fail(work, error)
+                return 0
+            self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1))
+            return 1
+        return 0
+
+    # --- what others ask ----------------------------------------------------------------------------------------------------------
+
+    def pending(self) -> dict[str, float]:
+        files, size, since_ns = self._journal.summary()
+        return {'files': files, 'bytes': size, 'oldestSeconds': round((time.time_ns() - since_ns) / 1e9, 3) if since_ns else 0}
+
+    def is_uploading(self, inode: Inode) -> bool:
+        return inode.ino in self.uploading

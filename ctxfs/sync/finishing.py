@@ -1,0 +1,187 @@
+"""What follows an upload: the index segment, the deletes, and handing the staged bytes over to the block cache.
+
+Owns these three steps and their order after the uploads: index before deletes, so that at every instant the bucket has the content and
+its attributes under at least one name. It must not know which inodes are due or how failures are scheduled. Each step is idempotent: what
+a crash cuts short is found again in the journal.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+import trio
+
+from ctxfs.errors import CtxfsError
+from ctxfs.records import IndexRecord
+from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.journal import Journal, Known, Pending
+from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.crash_points import crash_point
+from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.protocol import Adopt, AdoptItem, CompactIndex, DeleteMany, WriteSegment
+from ctxfs.sync.reconcile import get_attrs
+
+log = logging.getLogger(__name__)
+
+#: records in one index segment
+SEGMENT_RECORDS = 10_000
+#: objects in one batch delete (S3's limit)
+DELETE_BATCH = 1000
+ADOPT_BATCH = 200
+
+
+class Finisher:
+    """See the module docstring."""
+
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, prefix: str) -> None:
+        self._db = db
+        self._journal = journal
+        self._staging = staging
+        self._pool = pool
+        self._prefix = prefix
+        self.segments_written = 0
+
+    # --- index --------------------------------------------------------------------------------------------------------------------
+
+    async def write_index(self) -> None:
+        """One segment with the records of all inodes whose object is in place, and tombstones for what is about to be deleted."""
+        after = 0
+        tombstones = self._tombstones()
+        while True:
+            rows = [Pending(*row) for row in self._db.rows('SELECT * FROM pending WHERE reason = ? AND ino > ? ORDER BY ino LIMIT ?',
+                                                           (Reason.INDEX, after, SEGMENT_RECORDS))]
+            if not rows and not tombstones:
+                return
+            await self._write_segment(rows, tombstones)
+            tombstones = []
+            if len(rows) < SEGMENT_RECORDS:
+                return
+            after = rows[-1].ino
+
+    def _tombstones(self) -> list[IndexRecord]:
+        now = time.time_ns()
+        return [IndexRecord(path=known.key, changed_ns=now) for known in self._journal.doomed(SEGMENT_RECORDS)
+                if not known.key.startswith('.ctxfs/') and not self._is_wanted(known)]
+
+    async def _write_segment(self, rows: list[Pending], tombstones: list[IndexRecord]) -> None:
+        inodes = self._db.inodes_of([row.ino for row in rows])
+        records = tombstones + [record for row in rows if row.ino in inodes for record in self._records_of(inodes[row.ino])]
+        if records:
+            await self._pool.call(WriteSegment(prefix=self._prefix, records=records))
+            self.segments_written += 1
+            crash_point('index-after-segment')
+        with self._db.transaction():
+            for row in rows:
+                if self._journal.advance(row, 0) and (inode := inodes.get(row.ino)) is not None:
+                    inode.marked = 0
+
+    def _records_of(self, inode: Inode) -> list[IndexRecord]:
+        if inode.nlink == 0:
+            return []
+        attrs, now = get_attrs(inode), time.time_ns()
+        if inode.is_dir:
+            return [IndexRecord(path=self._db.dir_key(inode.ino), changed_ns=now, attrs=attrs)]
+        keys = set(self._db.keys_of(inode))
+        return [IndexRecord(path=known.key, changed_ns=now, etag=known.etag, size=known.size, attrs=attrs, link=inode.link_group or '')
+                for known in self._journal.objects_of(inode.ino) if known.key in keys and known.revision == inode.revision]
+
+    async def compact_if_due(self, segments: int) -> None:
+        """Merge the index when it has become many small objects; its failure costs speed only."""
+        if segments >= 64:
+            try:
+                await self._pool.call(CompactIndex(prefix=self._prefix))
+            except CtxfsError as error:
+                log.warning('the index could not be compacted: %s', error)
+
+    # --- deletes ------------------------------------------------------------------------------------------------------------------
+
+    async def delete_doomed(self) -> list[tuple[str, CtxfsError]]:
+        """Delete the objects that nobody wants, each only if it still is the version we know. Returns what failed."""
+        failures: list[tuple[str, CtxfsError]] = []
+        after = ''
+        while batch := self._journal.doomed(DELETE_BATCH, after):
+            after = batch[-1].key
+            items = [known for known in batch if not self._is_wanted(known)]
+            if items:
+                failures += await self._delete(items)
+        return failures
+
+    def _is_wanted(self, known: Known) -> bool:
+        """A tombstone that must wait: its key is about to be overwritten by another file's upload, an open-unlinked file still reads
+        it, or it is the only copy of a clean inode that was not copied yet."""
+        path = key_to_path(known.key)
+        if not isinstance(path, Unmountable):
+            ino = self._db.resolve(path)
+            if ino is not None and ino != known.ino and not known.key.endswith('/'):
+                at = self._db.inode(ino)
+                if not at.is_local_only and not at.is_dir:
+                    return True
+        owner = self._db.inodes_of([known.ino]).get(known.ino)
+        if owner is None or owner.content != Content.CLEAN or owner.revision != known.revision:
+            return False
+        if owner.nlink == 0:
+            return owner.open_count > 0
+        return all(other.doomed for other in self._journal.objects_of(owner.ino) if other.revision == owner.revision)
+
+    async def _delete(self, items: Sequence[Known]) -> list[tuple[str, CtxfsError]]:
+        done = await self._pool.call(DeleteMany(items=[(self._prefix + known.key, known.etag) for known in items]))
+        crash_point('delete-before-record')
+        errors = {failure.key[len(self._prefix):]: failure for failure in done.failures}
+        failed: list[tuple[str, CtxfsError]] = []
+        with self._db.transaction():
+            for known in items:
+                failure = errors.get(known.key)
+                if failure is None or failure.name in ('RemoteChanged', 'NotFound'):
+                    # changed by another host since: it is theirs, and the next listing shows it again
+                    self._db.execute('DELETE FROM object WHERE key = ? AND etag = ?', (known.key, known.etag))
+                else:
+                    error = failure.error()
+                    failed.append((known.key, error if isinstance(error, CtxfsError) else CtxfsError(str(error))))
+        return failed
+
+    # --- the block cache --------------------------------------------------------------------------------------------------------------
+
+    async def adopt_sealed(self) -> None:
+        """Link uploaded staging files into the block cache and give the staging space back. Failing costs a download later, or space
+        until the next try, never bytes."""
+        inos = [row[0] for row in self._db.rows('SELECT ino FROM inode WHERE content = ?', (Content.SEALED,))]
+        for start in range(0, len(inos), ADOPT_BATCH):
+            inodes = list(self._db.inodes_of(inos[start:start + ADOPT_BATCH]).values())
+            ended = trio.Event()
+            sealed = [inode for inode in inodes if inode.content == Content.SEALED]
+            for inode in sealed:
+                inode.adoption = ended
+            try:
+                await self._adopt(sealed)
+            except CtxfsError as error:
+                log.warning('uploaded files could not be handed to the cache yet: %s', error)
+                return
+            finally:
+                for inode in sealed:
+                    inode.adoption = None
+                ended.set()
+
+    async def _adopt(self, inodes: list[Inode]) -> None:
+        items = []
+        for inode in inodes:
+            known = self._journal.source_of(inode)
+            if known is not None:
+                items.append(AdoptItem(path=self._staging.path(inode.ino), key=self._prefix + known.key, etag=known.etag,
+                                       size=known.size))
+        if items:
+            await self._pool.call(Adopt(items=items))
+        with self._db.transaction():
+            for inode in inodes:
+                inode.content = Content.CLEAN
+                self._db.store_content(inode)
+        crash_point('adopt-before-unlink')
+        for inode in inodes:
+            if inode.staging_fd >= 0:
+                os.close(inode.staging_fd)
+                inode.staging_fd = -1
+            self._staging.used -= inode.size
+            self._staging.remove(inode.ino)

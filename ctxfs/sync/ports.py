@@ -1,0 +1,26 @@
+"""What sync needs from elsewhere, as it wants it.
+
+Owns these Protocols only; the daemon connects them.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Invalidator(Protocol):
+    """Makes the kernel forget what is not true any more. Calls return at once and take effect soon."""
+
+    def inode(self, ino: int) -> None:
+        """Content and attributes."""
+
+    def attrs(self, ino: int) -> None:
+        """Attributes only; cached pages stay."""
+
+    def entry(self, parent: int, name: bytes, deleted: int = 0) -> None: ...
+
+
+class Spawn(Protocol):
+    """Starts a background task of the daemon."""
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> None: ...

@@ -1,0 +1,394 @@
+"""Reconciling: making the tree database agree with what a listing says, entry by entry.
+
+Owns the rules what a listed, changed or missing object means for the local tree. It must not know how listings are made or when; it
+never waits. Each call is one transaction, idempotent, and safe at any time beside local changes:
+
+    listed, unknown             → a new clean file, unless a local file that was never uploaded has the name (its upload will be refused
+                                  by its condition, and both contents are kept)
+    listed, same etag           → nothing; attributes that another host wrote to the index are taken over
+    listed, other etag          → a clean inode follows; one with local changes keeps its old base etag (its upload will be refused)
+    listed, other etag, doomed  → what we deleted is not what is there now: it comes back
+    gone, clean                 → the name goes
+    gone, local changes         → only the object row goes: the upload creates it anew
+    no place in a file system   → noted with the reason, never touched
+"""
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ctxfs.records import RESERVED_DIR, ROOT_INO, Attrs, IndexRecord, ObjectInfo
+from ctxfs.storage.inode import Content, Inode
+from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.ports import Invalidator
+
+#: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
+OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/'))
+_decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
+
+
+class Defaults(NamedTuple):
+    """Owner and mask for objects that carry no attributes."""
+    uid: int
+    gid: int
+    umask: int
+
+
+class Reconciler:
+    """See the module docstring. Raises what TreeDB raises."""
+
+    def __init__(self, db: TreeDB, journal: Journal, invalidator: Invalidator, *, defaults: Defaults) -> None:
+        self._db = db
+        self._journal = journal
+        self._invalidator = invalidator
+        self._defaults = defaults
+        #: directories that lost an entry; they go too if nothing makes them exist any more
+        self._maybe_empty: set[int] = set()
+
+    # --- a stretch of a listing ---------------------------------------------------------------------------------------------------
+
+    def apply(self, objects: Sequence[ObjectInfo], *, after: str, last: str | None) -> None:
+        """The objects are all there are with after < key <= last (None: to the end), keys relative to the context, in key order."""
+        with self._db.transaction():
+            known = {row.key: row for row in self._journal.objects_between(after, last)}
+            hints = self._journal.hints_between(after, last)
+            listed = set()
+            for info in objects:
+                listed.add(info.key)
+                self._apply_object(info, known.get(info.key), hints.get(info.key))
+            for row in known.values():
+                if row.key not in listed:
+                    self.object_gone(row)
+            self._journal.drop_unmountable(set(self._journal.unmountable_between(after, last)) - listed)
+
+    def apply_directory(self, objects: Sequence[ObjectInfo], prefixes: Sequence[str]) -> None:
+        """One directory's own entries (a listing by delimiter). Only adds and updates: what is missing is the whole listing's to say."""
+        with self._db.transaction():
+            for info in objects:
+                self._apply_object(info, self._journal.known(info.key), self._journal.hint(info.key))
+            for prefix in prefixes:
+                path = key_to_path(prefix)
+                if not isinstance(path, Unmountable):
+                    self._directory(prefix, None)
+
+    def _apply_object(self, info: ObjectInfo, known: Known | None, hint: tuple[str, int, bytes] | None) -> None:
+        if known is not None and known.etag == info.etag:
+            if hint is not None and not known.doomed:
+                self._take_over(known, hint)
+            return
+        if info.key.startswith(OWN_PREFIXES):
+            return
+        if info.key.endswith('/'):
+            self._apply_marker(info, hint)
+            return
+        if known is None or known.doomed:
+            self._add_file(info, hint)
+            return
+        inode = self._db.inode(known.ino)
+        if inode.content == Content.CLEAN or inode.is_symlink and self._journal.pending_row(inode.ino) is None:
+            self.replace_content(inode, known, info, hint)
+
+    # --- new --------------------------------------------------------------------------------------------------------------------------
+
+    def _add_file(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+        path = key_to_path(info.key)
+        if isinstance(path, Unmountable):
+            self._journal.note_unmountable(info.key, path.reason)
+            return
+        directory, slash, name = info.key.rpartition('/')
+        parent = self._directory(directory + slash, info)
+        if parent is None:
+            self._journal.note_unmountable(info.key, 'a file stands where it needs a directory')
+            return
+        at = component_to_name(name)
+        existing = self._db.lookup(parent, at)
+        if existing is None:
+            self._insert_file(parent, at, info, hint)
+        elif self._db.inode(existing).is_dir:
+            self._journal.note_unmountable(info.key, 'a directory has the same name')
+        # else: a local file that was never uploaded; its upload is conditional on there being none
+
+    def _insert_file(self, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+        record = self._valid(info, hint)
+        inode = self._linked_inode(record, info)
+        if inode is None:
+            inode = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
+        self._db.insert_dentry(parent, name, inode.ino)
+        self._journal.put_object(Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0))
+        self._tell_entry(parent, name)
+
+    def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
+        """The inode of which this is one more name, by the link group that its host wrote."""
+        if record is None or not record.link:
+            return None
+        row = self._db.row('SELECT ino FROM inode WHERE link_group = ?', (record.link,))
+        if row is None:
+            return None
+        inode = self._db.inode(row[0])
+        if inode.nlink == 0 or (inode.is_regular and (inode.size != info.size or inode.has_staging)):
+            return None
+        inode.nlink += 1
+        self._db.store_times(inode)
+        return inode
+
+    def _new_inode(self, info: ObjectInfo, record: IndexRecord | None, mode: int) -> Inode:
+        inode = Inode(self._db.allocate_ino(), mode, self._defaults.uid, self._defaults.gid, 0, 2 if stat.S_ISDIR(mode) else 1,
+                      info.size, info.mtime_ns, info.mtime_ns, info.mtime_ns, Content.CLEAN if stat.S_ISREG(mode) else Content.NONE, 1,
+                      attrs_known=0)
+        if record is not None and record.attrs is not None:
+            set_attrs(inode, record.attrs)
+            taken = record.link and self._db.row('SELECT 1 FROM inode WHERE link_group = ?', (record.link,))
+            inode.link_group = record.link or None if not taken else None
+        self._db.insert_inode(inode)
+        return inode
+
+    def _valid(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> IndexRecord | None:
+        if hint is None or hint[0] != info.etag or hint[1] != info.size:
+            return None
+        record = _decode_record(hint[2])
+        return record if record.attrs is not None else None
+
+    # --- directories ------------------------------------------------------------------------------------------------------------------
+
+    def _directory(self, key: str, info: ObjectInfo | None) -> int | None:
+        """The inode of the directory with this key ('' or 'a/b/'), made where missing; None where a file is in the way."""
+        if not key:
+            return ROOT_INO
+        above, _, name = key[:-1].rpartition('/')
+        parent = self._directory(f'{above}/' if above else '', info)
+        if parent is None:
+            return None
+        at = component_to_name(name)
+        ino = self._db.lookup(parent, at)
+        if ino is not None:
+            inode = self._db.inode(ino)
+            if inode.is_dir:
+                return ino
+            if not self._step_aside(inode, parent, at):
+                return None
+        return self._make_directory(key, parent, at, info)
+
+    def _step_aside(self, inode: Inode, parent: int, name: bytes) -> bool:
+        """`a` beside `a/b`: the directory is shown, the clean file `a` is noted. A local file keeps its place."""
+        if inode.content != Content.CLEAN or self._journal.pending_row(inode.ino) is not None:
+            return False
+        key = self._db.dir_key(parent) + name_to_component(name)
+        known = self._journal.known(key)
+        if known is not None:
+            self._journal.drop_object(key)
+            self._journal.note_unmountable(key, 'a directory has the same name')
+        self._remove_name(inode, parent, name)
+        return True
+
+    def _make_directory(self, key: str, parent: int, name: bytes, info: ObjectInfo | None) -> int:
+        now = info.mtime_ns if info is not None else time.time_ns()
+        made = ObjectInfo(key=key, size=0, etag='', mtime_ns=now)
+        inode = self._new_inode(made, self._valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._defaults.umask))
+        if not inode.attrs_known:
+            inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
+            self._db.store_attrs(inode)
+        self._db.insert_dentry(parent, name, inode.ino)
+        above = self._db.inode(parent)
+        above.nlink += 1
+        self._db.store_times(above)
+        self._invalidator.attrs(above.ino)
+        self._tell_entry(parent, name)
+        return inode.ino
+
+    def _apply_marker(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+        path = key_to_path(info.key)
+        if isinstance(path, Unmountable):
+            self._journal.note_unmountable(info.key, path.reason)
+            return
+        if info.size:
+            self._journal.note_unmountable(info.key, 'its name ends with a slash, as a directory\'s, but it has content')
+            return
+        ino = self._directory(info.key, info)
+        if ino is None:
+            self._journal.note_unmountable(info.key, 'a file has the same name')
+            return
+        inode = self._db.inode(ino)
+        self._journal.put_object(Known(info.key, info.etag, info.size, ino, inode.revision, '', 0))
+        if self._journal.hint(info.key) is None and self._journal.pending_row(ino) is None:
+            self._db.execute('UPDATE inode SET attrs_known = 0 WHERE ino = ?', (ino,))
+            inode.attrs_known = 0
+
+    def apply_directory_hints(self, after: str, limit: int) -> str | None:
+        """Attributes of directories that other hosts changed; returns where to go on, None at the end."""
+        rows = self._db.rows('SELECT key, record FROM hint WHERE key > ? AND etag = \'\' ORDER BY key LIMIT ?', (after, limit))
+        with self._db.transaction():
+            for key, packed in rows:
+                record = _decode_record(packed)
+                path = key_to_path(key)
+                ino = None if isinstance(path, Unmountable) else self._db.resolve(path)
+                if ino is not None and record.attrs is not None and self._journal.pending_row(ino) is None:
+                    inode = self._db.inode(ino)
+                    if inode.is_dir:
+                        self._set_attrs(inode, record.attrs)
+        return rows[-1][0] if len(rows) == limit else None
+
+    # --- changed ------------------------------------------------------------------------------------------------------------------------
+
+    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+        """A clean inode follows its object: new content, new revision; handles opened before it are stale."""
+        record = self._valid(info, hint)
+        inode.revision += 1
+        inode.remote_version += 1
+        inode.size = info.size
+        inode.mtime_ns = inode.ctime_ns = info.mtime_ns
+        inode.attrs_known = 0
+        if record is not None and record.attrs is not None:
+            set_attrs(inode, record.attrs)
+        self._db.store_all(inode)
+        self._journal.put_object(Known(known.key, info.etag, info.size, inode.ino, inode.revision, '', 0))
+        self._invalidator.inode(inode.ino)
+
+    def _take_over(self, known: Known, hint: tuple[str, int, bytes]) -> None:
+        """Same content, newer attributes or a hard link made by another host."""
+        if hint[0] != known.etag or hint[1] != known.size:
+            return
+        record = _decode_record(hint[2])
+        inode = self._db.inode(known.ino)
+        if record.attrs is None or inode.revision != known.revision or self._journal.pending_row(inode.ino) is not None:
+            return
+        if record.link and record.link != inode.link_group:
+            self._join_group(inode, known, record)
+            inode = self._db.inode((self._journal.known(known.key) or known).ino)
+        self._set_attrs(inode, record.attrs)
+
+    def _join_group(self, inode: Inode, known: Known, record: IndexRecord) -> None:
+        """Another host linked this name to others: make them one inode here too."""
+        other = self._db.row('SELECT ino FROM inode WHERE link_group = ?', (record.link,))
+        if other is None:
+            inode.link_group = record.link
+            self._db.store_all(inode)
+            return
+        target = self._db.inode(other[0])
+        names = self._db.names_of(inode.ino)
+        if target.has_staging or inode.open_count or len(names) != 1 or target.size != inode.size:
+            return
+        parent, name = names[0]
+        self._remove_name(inode, parent, name)
+        self._db.insert_dentry(parent, name, target.ino)
+        target.nlink += 1
+        self._db.store_times(target)
+        self._journal.put_object(known._replace(ino=target.ino, revision=target.revision))
+        self._tell_entry(parent, name)
+
+    def _set_attrs(self, inode: Inode, attrs: Attrs) -> None:
+        before = inode.row()
+        set_attrs(inode, attrs)
+        if inode.row() != before:
+            self._db.store_all(inode)
+            self._invalidator.attrs(inode.ino)
+
+    def describe(self, inode: Inode, attrs: Attrs | None) -> None:
+        """The object's own metadata was read: `attrs`, or None when the object is gone (what the listing said then stays)."""
+        if attrs is None or (inode.content != Content.CLEAN and inode.is_regular):
+            inode.attrs_known = 1
+        elif stat.S_IFMT(attrs.mode) == stat.S_IFMT(inode.mode):
+            set_attrs(inode, attrs)
+        elif inode.is_regular and stat.S_ISLNK(attrs.mode) and attrs.target is not None:
+            set_attrs(inode, attrs)
+            inode.content, inode.size = Content.NONE, len(attrs.target)
+        else:
+            inode.attrs_known = 1       # a type that a bucket cannot give to this key: keep what the key says
+        self._db.store_all(inode)
+        self._invalidator.attrs(inode.ino)
+
+    # --- gone -------------------------------------------------------------------------------------------------------------------------
+
+    def object_gone(self, row: Known) -> None:
+        """The bucket has no such object any more."""
+        self._journal.drop_object(row.key)
+        inode = None if row.doomed else self._inode_or_none(row.ino)
+        if inode is None:
+            return
+        if inode.is_dir:
+            self._maybe_empty.add(inode.ino)
+        elif inode.revision == row.revision and not inode.has_staging and self._journal.source_of(inode) is None \
+                and (inode.is_regular or self._journal.pending_row(inode.ino) is None):
+            for parent, name in self._db.names_of(inode.ino):
+                self._remove_name(inode, parent, name)
+                self._maybe_empty.add(parent)
+        else:
+            self._remove_one_name(inode, row.key)
+
+    def _remove_one_name(self, inode: Inode, key: str) -> None:
+        """One of several hard links went remotely: that name goes, the others carry the content."""
+        if inode.has_staging or self._journal.pending_row(inode.ino) is not None:
+            return
+        for parent, name in self._db.names_of(inode.ino):
+            if self._db.dir_key(parent) + name_to_component(name) == key and inode.nlink > 1:
+                self._remove_name(inode, parent, name)
+                self._maybe_empty.add(parent)
+
+    def _remove_name(self, inode: Inode, parent: int, name: bytes) -> None:
+        self._db.delete_dentry(parent, name)
+        inode.nlink -= 1
+        self._db.store_times(inode)
+        if inode.nlink == 0:
+            self._journal.forget(inode.ino)
+            self._journal.doom_objects_of(inode.ino)
+            if inode.open_count == 0:
+                self._db.delete_inode(inode.ino)
+        self._invalidator.entry(parent, name, inode.ino if inode.nlink == 0 else 0)
+
+    def remove_empty_directories(self) -> None:
+        """Directories that only existed by what was in them, and lost it."""
+        with self._db.transaction():
+            while self._maybe_empty:
+                self._remove_if_empty(self._maybe_empty.pop())
+
+    def _remove_if_empty(self, ino: int) -> None:
+        inode = self._inode_or_none(ino)
+        if inode is None or ino == ROOT_INO or not inode.nlink or self._db.has_children(ino):
+            return
+        if self._journal.objects_of(ino) or self._journal.pending_row(ino) is not None:
+            return
+        parent, name = self._db.names_of(ino)[0]
+        self._db.delete_dentry(parent, name)
+        self._db.forget_dir_keys()
+        self._db.delete_inode(ino)
+        above = self._db.inode(parent)
+        above.nlink -= 1
+        self._db.store_times(above)
+        self._invalidator.entry(parent, name, ino)
+        self._maybe_empty.add(parent)
+
+    # --- small ------------------------------------------------------------------------------------------------------------------------
+
+    def _inode_or_none(self, ino: int) -> Inode | None:
+        found = self._db.inodes_of([ino])
+        return found.get(ino)
+
+    def _tell_entry(self, parent: int, name: bytes) -> None:
+        if self._db.live_inode(parent) is not None:     # else the kernel cannot know anything below it
+            self._invalidator.entry(parent, name)
+
+
+
+def set_attrs(inode: Inode, attrs: Attrs) -> None:
+    """Take over what another host said; type and size stay what the object is, except that only metadata tells a symlink."""
+    if inode.is_regular and stat.S_ISLNK(attrs.mode) and attrs.target is not None:
+        inode.mode, inode.content, inode.size = attrs.mode, Content.NONE, len(attrs.target)
+    elif stat.S_IFMT(attrs.mode) == stat.S_IFMT(inode.mode):
+        inode.mode = attrs.mode
+    inode.uid, inode.gid = attrs.uid, attrs.gid
+    inode.mtime_ns, inode.atime_ns, inode.ctime_ns = attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns
+    inode.target = attrs.target if inode.is_symlink else None
+    inode.xattrs = msgspec.msgpack.encode(attrs.xattrs) if attrs.xattrs else None
+    inode.attrs_known = 1
+
+
+def get_attrs(inode: Inode) -> Attrs:
+    """What other hosts are to learn of an inode."""
+    return Attrs(mode=inode.mode, uid=inode.uid, gid=inode.gid, mtime_ns=inode.mtime_ns, atime_ns=inode.atime_ns, ctime_ns=inode.ctime_ns,
+                 target=inode.target, rdev=inode.rdev,
+                 xattrs=msgspec.msgpack.decode(inode.xattrs, type=dict[str, bytes]) if inode.xattrs else None)

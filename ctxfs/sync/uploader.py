@@ -1,0 +1,145 @@
+"""Uploading one inode: carries out a planned Work, key by key, and records each success in one transaction.
+
+Owns the requests for an inode and the moment its state turns (STAGED to SEALED, object rows, journal). It must not know which inodes are
+due, in what order, or what a failure means for the schedule.
+
+Crash points: after a PUT and before its transaction the bucket is ahead of the journal; the next attempt's condition then fails, the
+worker recognises our own stamp on the object and reports success (`is_recovered`), so nothing is uploaded twice or taken for a conflict.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from ctxfs.errors import NotFound, RemoteChanged
+from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.object_store import Condition
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.crash_points import crash_point
+from ctxfs.sync.planner import Planner, Work
+from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.protocol import Copy, Head, PutBytes, PutDone, PutFile
+from ctxfs.sync.reconcile import get_attrs
+
+log = logging.getLogger(__name__)
+
+DIRECTORY_TYPE = 'application/x-directory'     # what s3fs gives its directory markers
+
+
+class Moved(Exception):
+    """The inode changed while it was being uploaded; nothing is wrong, it is planned again."""
+
+
+class TargetConflict(Exception):
+    """The bucket holds another version at the key than we started from."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class SourceLost(Exception):
+    """The object that carried the clean content is another version by now, or gone."""
+
+    def __init__(self, known: Known) -> None:
+        super().__init__(known.key)
+        self.known = known
+
+
+class Uploader:
+    """See the module docstring."""
+
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, planner: Planner, prefix: str) -> None:
+        self._db = db
+        self._journal = journal
+        self._staging = staging
+        self._pool = pool
+        self._planner = planner
+        self._prefix = prefix
+
+    async def run(self, work: Work, progress: Callable[[int], None]) -> None:
+        """Make the bucket hold the inode under all its keys. Raises Moved, TargetConflict, SourceLost, and ctxfs.errors."""
+        inode = work.inode
+        for key in work.missing:
+            if inode.revision != work.revision or not inode.nlink:
+                raise Moved
+            await self._write(inode, key, work.revision, progress)
+        with self._db.transaction():
+            is_done = inode.revision == work.revision and self._journal.advance(work.row, Reason.INDEX)
+            if is_done:
+                inode.marked, inode.is_planned = Reason.INDEX, False
+                for key in work.unwanted:
+                    self._db.execute('UPDATE object SET doomed = 1 WHERE key = ? AND ino = ?', (key, inode.ino))
+        if not is_done:
+            raise Moved
+
+    async def _write(self, inode: Inode, key: str, revision: int, progress: Callable[[int], None]) -> None:
+        source = self._journal.source_of(inode) if not inode.is_dir else None
+        condition, known = self._planner.condition(key)
+        try:
+            if source is not None:
+                done = await self._copy(inode, source, key, condition)
+            elif inode.is_regular:
+                done = await self._put_file(inode, key, condition, known, progress)
+            else:
+                done = await self._put_bytes(inode, key, condition)
+        except RemoteChanged:
+            raise TargetConflict(key) from None
+        crash_point('upload-before-record')
+        self._record(inode, key, revision, done)
+
+    async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition) -> PutDone:
+        try:
+            done = await self._pool.call(Copy(source=self._prefix + source.key, key=self._prefix + key, source_etag=source.etag,
+                                              condition=condition))
+        except NotFound:
+            raise SourceLost(source) from None
+        except RemoteChanged:
+            raise (TargetConflict(key) if await self._is_there(source) else SourceLost(source)) from None
+        return PutDone(etag=done.etag, size=done.size, sha256=source.sha256)
+
+    async def _is_there(self, source: Known) -> bool:
+        """Whether the source still is the version we know: then it was the target's condition that failed."""
+        item, = await self._pool.call(Head(keys=[self._prefix + source.key]))
+        return item.info is not None and item.info.etag == source.etag
+
+    async def _put_file(self, inode: Inode, key: str, condition: Condition, known: Known | None,
+                        progress: Callable[[int], None]) -> PutDone:
+        if inode.content != Content.STAGED:
+            raise Moved
+        path = self._staging.path(inode.ino)
+        slot = self._pool.slots.acquire()
+        inode.upload = slot
+        try:
+            revision = inode.revision
+            done = await self._pool.call(PutFile(
+                key=self._prefix + key, path=path, size=os.stat(path).st_size, attrs=get_attrs(inode), revision=revision,
+                link=inode.link_group or '', condition=condition, abort_slot=slot.index,
+                base_sha256=known.sha256 if known is not None else ''), progress=progress if inode.size > 1 << 20 else None)
+        finally:
+            inode.upload = None
+            slot.release()
+        if done.is_aborted:
+            raise Moved
+        return done
+
+    async def _put_bytes(self, inode: Inode, key: str, condition: Condition) -> PutDone:
+        is_marker = inode.is_dir
+        return await self._pool.call(PutBytes(
+            key=self._prefix + key, body=b'' if is_marker else inode.target or b'', attrs=get_attrs(inode), revision=inode.revision,
+            link=inode.link_group or '', content_type=DIRECTORY_TYPE if is_marker else None,
+            condition=Condition() if is_marker else condition))
+
+    def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
+        """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""
+        with self._db.transaction():
+            self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1))
+            if inode.nlink and inode.content == Content.STAGED:
+                if inode.revision == revision:
+                    inode.content, inode.size = Content.SEALED, done.size
+                self._db.store_content(inode)
+        crash_point('upload-after-record')
+
