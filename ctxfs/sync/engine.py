@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
 from typing import NamedTuple
 
 import trio
@@ -53,6 +52,20 @@ class FlushResult(NamedTuple):
     files: int
     bytes: int
     message: str
+
+
+class _Meter:
+    """Adds one file's progress to its task's."""
+
+    def __init__(self, task: SyncTask) -> None:
+        self._task = task
+        self._noted = 0
+
+    def note(self, done: int) -> None:
+        """`done` bytes of the file have been sent in all."""
+        if done > self._noted:
+            self._task.bytes_done += done - self._noted
+            self._noted = done
 
 
 class UploadEngine:
@@ -115,7 +128,7 @@ class UploadEngine:
 
     def _first_error(self) -> str:
         failed = self._journal.failed(1)
-        return failed[0][0].error if failed else 'files are still being changed'
+        return failed[0][0].error if failed else 'files are open and deleted, or still being changed'
 
     def _next_retry_ns(self) -> int | None:
         """When something that may succeed is to be tried again; None when there is nothing."""
@@ -218,10 +231,10 @@ class UploadEngine:
         if work.error is not None:
             self._fail(work, work.error)
             return False
-        before = task.bytes_done
+        meter = _Meter(task)
         self.uploading.add(inode.ino)
         try:
-            await self._uploader.run(work, self._progress(task, before))
+            await self._uploader.run(work, meter.note)
         except Moved:
             return self._note_move(work)
         except TargetConflict as conflict:
@@ -235,15 +248,9 @@ class UploadEngine:
             self.uploading.discard(inode.ino)
             inode.is_planned = False
             inode.marked = 0 if inode.marked != Reason.INDEX else inode.marked
+        meter.note(inode.size if work.row.reason & Reason.CONTENT else 0)
         task.files_done += 1
-        task.bytes_done = before + (inode.size if work.row.reason & Reason.CONTENT else 0) if task.bytes_done <= before else task.bytes_done
         return True
-
-    @staticmethod
-    def _progress(task: SyncTask, before: int) -> Callable[[int], None]:
-        def note(done: int) -> None:
-            task.bytes_done = max(task.bytes_done, before + done)
-        return note
 
     async def _settle(self, work: Work, settle) -> bool:  # type: ignore[no-untyped-def]
         try:

@@ -142,6 +142,10 @@ class DeleteDone(_Message, frozen=True, kw_only=True, array_like=True):
     failures: list[ItemFailure]
 
 
+class TidyDone(_Message, frozen=True, kw_only=True, array_like=True):
+    removed: int
+
+
 class ProbeDone(_Message, frozen=True, kw_only=True, array_like=True):
     capabilities: dict[str, Any]
 
@@ -264,6 +268,12 @@ class CompactIndex(Operation[CompactDone], frozen=True, kw_only=True, array_like
     grace_seconds: float = 600.0
 
 
+class TidyCache(Operation[TidyDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Unlink what killed workers left in the cache directory without an entry and that was put there before `older_than` (seconds since
+    the epoch). Costs by the size of the cache: for the background, once after an unclean end."""
+    older_than: float
+
+
 class Probe(Operation[ProbeDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """What the endpoint honours; the dict may be remembered and given back as WorkerOptions.capabilities."""
 
@@ -273,13 +283,13 @@ class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, ta
 
 
 AnyOperation = Union[PutFile, PutBytes, Copy, DeleteMany, Head, ListPages, Fetch, Hydrate, Adopt, ReadIndex, WriteSegment, CompactIndex,
-                     Probe, Check]
+                     TidyCache, Probe, Check]
 #: what a streaming operation yields before its result
 STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
 RESULTS: dict[type[Any], Any] = {
     PutFile: PutDone, PutBytes: PutDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
     Fetch: FetchDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
-    CompactIndex: CompactDone, Probe: ProbeDone, Check: CheckDone}
+    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone}
 
 
 # --- envelopes -------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""What a worker's operations work with.
+
+Owns the worker's context: its store, its view of the block cache and the abort slots, the threads for parallel ranges. It must not know
+the pipe or the daemon: an operation gets its request, this context, and a channel.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any, Protocol, TypeVar
+
+from ctxfs.storage.block_cache import BlockCache
+from ctxfs.storage.stores import open_store
+from ctxfs.sync.abort_slots import AbortFlags
+from ctxfs.sync.protocol import WorkerOptions
+
+log = logging.getLogger(__name__)
+
+T = TypeVar('T')
+R = TypeVar('R')
+
+#: threads that fetch ranges and heads on behalf of operations; beside the operations' own threads, so that these can wait for them
+_HELPERS = 8
+
+
+class OperationChannel(Protocol):
+    """What an operation sees of its request's channel (worker.Channel)."""
+
+    @property
+    def is_cancelled(self) -> bool: ...
+
+    def part(self, value: Any) -> None: ...
+
+    def moved(self, count: int) -> None: ...
+
+
+class WorkerContext:
+    """Raises what `open_store` raises, and OSError when there is no cache directory to be had."""
+
+    def __init__(self, options: WorkerOptions, flags: AbortFlags) -> None:
+        self.options = options
+        self.host = options.host
+        self.flags = flags
+        self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
+        self.cache = BlockCache(options.cache_dir, options.cache_limit)
+        self.store = open_store(options.store_url, capabilities=options.capabilities, **options.store_options)
+
+    def run_all(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`function` of each item, in the helpers' threads. Returns or raises only when all have ended, so that what they use (a file
+        descriptor) may go then; after a failure those that have not begun are left out."""
+        futures = [self.helpers.submit(function, item) for item in items]
+        done, not_done = wait(futures, return_when=FIRST_EXCEPTION)
+        if not_done:
+            for future in not_done:
+                future.cancel()
+            wait(futures)
+            raise next(error for future in done if not future.cancelled() and (error := future.exception()))
+        return [future.result() for future in futures]
+
+    def set_cache_limit(self, cache_bytes: int) -> None:
+        """In a helper's thread: evicting may take long, and the caller reads the pipe."""
+        self.helpers.submit(self._set_cache_limit, cache_bytes)
+
+    def _set_cache_limit(self, cache_bytes: int) -> None:
+        try:
+            self.cache.set_limit(cache_bytes)
+        except Exception:
+            log.exception('the block cache could not be bounded to %d bytes', cache_bytes)
+
+    def close(self) -> None:
+        self.helpers.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
+        self.cache.close()

@@ -1,0 +1,29 @@
+"""Which function runs which operation of the protocol.
+
+Owns the table, nothing else. It must not know the pipe.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ctxfs.sync import protocol, worker_ops_index, worker_ops_put, worker_ops_read
+from ctxfs.sync.worker_context import OperationChannel, WorkerContext
+
+HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]] = {
+    protocol.PutFile: worker_ops_put.put_file,
+    protocol.PutBytes: worker_ops_put.put_bytes,
+    protocol.Copy: worker_ops_put.copy,
+    protocol.DeleteMany: worker_ops_put.delete_many,
+    protocol.Head: worker_ops_read.head,
+    protocol.ListPages: worker_ops_read.list_pages,
+    protocol.Fetch: worker_ops_read.fetch,
+    protocol.Hydrate: worker_ops_read.hydrate,
+    protocol.Adopt: worker_ops_read.adopt,
+    protocol.TidyCache: worker_ops_read.tidy_cache,
+    protocol.Probe: worker_ops_read.probe,
+    protocol.Check: worker_ops_read.check,
+    protocol.ReadIndex: worker_ops_index.read_index,
+    protocol.WriteSegment: worker_ops_index.write_segment,
+    protocol.CompactIndex: worker_ops_index.compact_index,
+}

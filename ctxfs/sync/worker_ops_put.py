@@ -1,0 +1,148 @@
+"""Operations that change the bucket: uploads, copies, deletes.
+
+Owns what makes an upload whole (the abort slot is asked after the last byte was read) and known (a lost response is resolved by one HEAD).
+It must not know why something is uploaded or when it is tried again.
+"""
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from typing import BinaryIO
+
+from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
+from ctxfs.records import Attrs, PutResult, Stamp
+from ctxfs.storage import posix_meta
+from ctxfs.storage.object_store import Aborted
+from ctxfs.sync.crash_points import crash_point
+from ctxfs.sync.protocol import Copy, CopyDone, DeleteDone, DeleteMany, ItemFailure, PutBytes, PutDone, PutFile, describe
+from ctxfs.sync.worker_context import OperationChannel, WorkerContext
+
+log = logging.getLogger(__name__)
+
+#: files up to this are read once into memory; larger ones are read twice, to hash and to send
+WHOLE_BYTES = 8 << 20
+_CHUNK = 1 << 20
+
+
+def put_file(context: WorkerContext, op: PutFile, channel: OperationChannel) -> PutDone:
+    crash_point('worker-put-before-read')
+    with open(op.path, 'rb', buffering=0) as file:
+        if op.size <= WHOLE_BYTES:
+            body = _read_whole(file, op.size)
+            digest = hashlib.sha256(body or b'').hexdigest()
+        else:
+            body, digest = None, _hash(file, channel)
+        unchanged = _watch(context, op, file)
+        if not unchanged():
+            return PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
+        if op.condition.etag is not None and digest == op.base_sha256:
+            return PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
+        crash_point('worker-put-before-send')
+        stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
+        done = _send(context, op, stamp, body, file, unchanged, channel)
+    crash_point('worker-put-after-commit')
+    return done
+
+
+def _read_whole(file: BinaryIO, size: int) -> bytes | None:
+    """All of the file, or None when it is not `size` bytes long any more (one byte more is asked for, to notice growth)."""
+    pieces, wanted = [], size + 1
+    while wanted and (piece := file.read(wanted)):
+        pieces.append(piece)
+        wanted -= len(piece)
+    return b''.join(pieces) if wanted == 1 else None
+
+
+def _hash(file: BinaryIO, channel: OperationChannel) -> str:
+    digest = hashlib.sha256()
+    while (piece := file.read(_CHUNK)) and not channel.is_cancelled:
+        digest.update(piece)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def _watch(context: WorkerContext, op: PutFile, file: BinaryIO) -> Callable[[], bool]:
+    """A function that says, when the last byte was read, whether what was read is one whole state of the file. The slot proves it
+    (abort_slots.py); size and mtime catch a writer who does not know of slots."""
+    before = os.fstat(file.fileno())
+
+    def unchanged() -> bool:
+        now = os.fstat(file.fileno())
+        return (not context.flags.is_set(op.abort_slot) and now.st_size == op.size
+                and now.st_mtime_ns == before.st_mtime_ns)
+    return unchanged
+
+
+def _send(context: WorkerContext, op: PutFile, stamp: Stamp, body: bytes | None, file: BinaryIO, unchanged: Callable[[], bool],
+          channel: OperationChannel) -> PutDone:
+    metadata = _metadata(op.attrs, stamp)
+    try:
+        if op.size <= WHOLE_BYTES:
+            assert body is not None, 'unchanged() compared the size'
+            result = context.store.put(op.key, body, metadata=metadata, content_type=op.content_type, condition=op.condition)
+            channel.moved(op.size)
+        else:
+            result = context.store.put_file(op.key, file, op.size, metadata=metadata, content_type=op.content_type,
+                                            condition=op.condition, may_commit=lambda: unchanged() and not channel.is_cancelled,
+                                            progress=channel.moved)
+    except Aborted:
+        return PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
+    except (RemoteChanged, RemoteUnavailable) as error:
+        result = _recover(context, op.key, op.size, stamp, error)
+        return PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, is_recovered=True)
+    return PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256)
+
+
+def _metadata(attrs: Attrs | None, stamp: Stamp) -> dict[str, str]:
+    return posix_meta.encode(attrs, stamp)
+
+
+def _recover(context: WorkerContext, key: str, size: int | None, stamp: Stamp, error: CtxfsError) -> PutResult:
+    """The outcome of a write (of `size` bytes, where known) whose answer was lost, or that a condition refused: done after all if the object carries our stamp (the
+    first try arrived, and a second one met it). Otherwise, and when the store cannot be asked, raises `error`."""
+    try:
+        info = context.store.head(key)
+    except CtxfsError:
+        raise error from None
+    if size not in (None, info.size) or posix_meta.decode_stamp(info.metadata or {}) != stamp:
+        raise error
+    log.info('the write of %s had arrived although its answer did not', key)
+    return PutResult(etag=info.etag, size=info.size)
+
+
+def put_bytes(context: WorkerContext, op: PutBytes, channel: OperationChannel) -> PutDone:
+    digest = hashlib.sha256(op.body).hexdigest()
+    stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
+    is_recovered = False
+    try:
+        result = context.store.put(op.key, op.body, metadata=_metadata(op.attrs, stamp), content_type=op.content_type,
+                                   condition=op.condition)
+    except (RemoteChanged, RemoteUnavailable) as error:
+        result, is_recovered = _recover(context, op.key, len(op.body), stamp, error), True
+    crash_point('worker-put-after-commit')
+    return PutDone(etag=result.etag, size=len(op.body), sha256=digest, is_recovered=is_recovered)
+
+
+def copy(context: WorkerContext, op: Copy, channel: OperationChannel) -> CopyDone:
+    stamp = Stamp(sha256=op.sha256, host=context.host, revision=op.revision, link=op.link)
+    metadata = None if op.attrs is None else _metadata(op.attrs, stamp)
+    try:
+        result = context.store.copy(op.source, op.key, source_etag=op.source_etag, condition=op.condition, metadata=metadata,
+                                    content_type=op.content_type)
+    except (RemoteChanged, RemoteUnavailable) as error:
+        if metadata is None:  # the copy carries the source's stamp: it cannot tell whose it is
+            raise
+        result = _recover(context, op.key, None, stamp, error)
+    crash_point('worker-copy-after-commit')
+    return CopyDone(etag=result.etag, size=result.size)
+
+
+def delete_many(context: WorkerContext, op: DeleteMany, channel: OperationChannel) -> DeleteDone:
+    failures = []
+    for key, error in context.store.delete_many(op.items):
+        name, message = describe(error)
+        failures.append(ItemFailure(key=key, name=name, message=message))
+    crash_point('worker-delete-after-commit')
+    return DeleteDone(failures=failures)

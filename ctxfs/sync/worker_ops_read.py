@@ -1,0 +1,201 @@
+"""Operations that read the bucket, and those on the block cache.
+
+Owns how a version comes to this disk: in runs of blocks, each one ranged GET with If-Match, so that nothing of two versions is ever mixed.
+It must not know who waits, nor read ahead on its own.
+"""
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+
+import msgspec
+
+from ctxfs.errors import Corrupted, CtxfsError
+from ctxfs.records import Attrs, ListPage, ObjectInfo
+from ctxfs.storage import posix_meta
+from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
+from ctxfs.sync.crash_points import crash_point
+from ctxfs.sync.protocol import (Adopt, AdoptDone, Check, CheckDone, Fetch, FetchDone, Head, HeadItem, Hydrate, HydrateDone, ItemFailure,
+                                 ListDone, ListPages, Probe, ProbeDone, TidyCache, TidyDone, describe)
+from ctxfs.sync.worker_context import OperationChannel, WorkerContext
+
+#: the longest ranged GET; bounds the memory of a transfer
+RUN_BLOCKS = 4
+_MAX_TARGET = 4096
+
+
+def head(context: WorkerContext, op: Head, channel: OperationChannel) -> list[HeadItem]:
+    return context.run_all(lambda key: _head_one(context, key), op.keys)
+
+
+def _head_one(context: WorkerContext, key: str) -> HeadItem:
+    try:
+        info = context.store.head(key)
+        metadata = info.metadata or {}
+        return HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=posix_meta.decode_stamp(metadata))
+    except CtxfsError as error:
+        name, message = describe(error)
+        return HeadItem(key=key, failure=ItemFailure(key=key, name=name, message=message))
+
+
+def _attrs(context: WorkerContext, info: ObjectInfo) -> Attrs:
+    """The attributes that the metadata tell; a symlink's target is the object's body where the dialect has no key for it."""
+    options = context.options
+    attrs = posix_meta.decode(info.metadata or {}, key=info.key, size=info.size, mtime_ns=info.mtime_ns, content_type=info.content_type,
+                              uid=options.uid, gid=options.gid, umask=options.umask)
+    if stat.S_ISLNK(attrs.mode) and attrs.target is None and 0 < info.size <= _MAX_TARGET:
+        target = context.store.get(info.key, if_match=info.etag)
+        attrs = msgspec.structs.replace(attrs, target=target)
+    return attrs
+
+
+def list_pages(context: WorkerContext, op: ListPages, channel: OperationChannel) -> ListDone:
+    """The next page is asked for while the reader digests this one."""
+    objects = prefixes = 0
+    following: Future[ListPage] | None = context.helpers.submit(
+        context.store.list, op.prefix, delimiter=op.delimiter, start_after=op.start_after)
+    while following is not None:
+        page = following.result()
+        following = None
+        if page.next_token is not None:
+            following = context.helpers.submit(context.store.list, op.prefix, delimiter=op.delimiter, token=page.next_token)
+        objects += len(page.objects)
+        prefixes += len(page.prefixes)
+        channel.part(page)
+    return ListDone(objects=objects, prefixes=prefixes)
+
+
+# --- content ---------------------------------------------------------------------------------------------------------------------
+
+def fetch(context: WorkerContext, op: Fetch, channel: OperationChannel) -> FetchDone:
+    stop = min(op.start + op.count, _block_count(op.size))
+    absent = context.cache.missing(op.key, op.etag, range(op.start, stop))
+    runs = list(_runs(absent))
+    if len(runs) == 1:
+        fetched = _fetch_run(context, op, runs[0])
+    else:
+        fetched = sum(context.run_all(lambda run: _fetch_run(context, op, run), runs))
+    return FetchDone(start=op.start, stop=stop, fetched=fetched)
+
+
+def _block_count(size: int) -> int:
+    return -(-size // BLOCK_SIZE)
+
+
+def _runs(blocks: list[int]) -> Iterator[range]:
+    """Consecutive blocks together, RUN_BLOCKS at most."""
+    start = 0
+    for index in range(1, len(blocks) + 1):
+        if index == len(blocks) or blocks[index] != blocks[index - 1] + 1 or index - start == RUN_BLOCKS:
+            yield range(blocks[start], blocks[index - 1] + 1)
+            start = index
+
+
+def _get_run(context: WorkerContext, op: Fetch | Hydrate, run: range) -> bytes:
+    start, stop = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, op.size)
+    data = context.store.get(op.key, start, stop, if_match=op.etag)
+    if len(data) != stop - start:
+        raise Corrupted(f'{op.key}: {len(data)} bytes came where the version {op.etag} has {stop - start}')
+    return data
+
+
+def _fetch_run(context: WorkerContext, op: Fetch, run: range) -> int:
+    data = _get_run(context, op, run)
+    crash_point('worker-fetch-before-store')
+    context.cache.store(op.key, op.etag, run.start, data)
+    return len(data)
+
+
+def hydrate(context: WorkerContext, op: Hydrate, channel: OperationChannel) -> HydrateDone:
+    """Not fsynced: until the file is written to, its content is also in the bucket."""
+    temporary = f'{op.path}.hydrate-{secrets.token_hex(4)}'
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            os.ftruncate(fd, op.size)
+            fetched = _fill(context, op, channel, fd)
+        finally:
+            os.close(fd)
+        crash_point('worker-hydrate-before-rename')
+        os.rename(temporary, op.path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return HydrateDone(size=op.size, fetched=fetched)
+
+
+def _fill(context: WorkerContext, op: Hydrate, channel: OperationChannel, fd: int) -> int:
+    runs = _runs(list(range(_block_count(op.size))))
+    return sum(context.run_all(lambda run: _fill_run(context, op, channel, fd, run), runs))
+
+
+def _fill_run(context: WorkerContext, op: Hydrate, channel: OperationChannel, fd: int, run: range) -> int:
+    if channel.is_cancelled:
+        raise CtxfsError('nobody waited for it any more')
+    absent = [block for block in run if not _copy_cached(context, op, fd, block)]
+    fetched = 0
+    for part in _runs(absent):
+        data = _get_run(context, op, part)
+        _write_at(fd, data, part.start * BLOCK_SIZE)
+        fetched += len(data)
+    channel.moved(min(run.stop * BLOCK_SIZE, op.size) - run.start * BLOCK_SIZE)
+    return fetched
+
+
+def _copy_cached(context: WorkerContext, op: Hydrate, fd: int, block: int) -> bool:
+    found = context.cache.open_block(op.key, op.etag, block)
+    if found is None:
+        return False
+    try:
+        if found.length != min(BLOCK_SIZE, op.size - block * BLOCK_SIZE):
+            return False
+        _copy_range(found.fd, fd, found.offset, block * BLOCK_SIZE, found.length)
+        return True
+    finally:
+        os.close(found.fd)
+
+
+def _copy_range(source: int, target: int, source_at: int, target_at: int, length: int) -> None:
+    """In the kernel where it can (a reflink on file systems that have it), else through memory."""
+    try:
+        while length:
+            count = os.copy_file_range(source, target, length, source_at, target_at)
+            if count == 0:
+                break
+            source_at, target_at, length = source_at + count, target_at + count, length - count
+    except OSError:  # EXDEV, EOPNOTSUPP, ENOSYS: between these file systems the kernel does not
+        pass
+    if length:
+        _write_at(target, os.pread(source, length, source_at), target_at)
+
+
+def _write_at(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def adopt(context: WorkerContext, op: Adopt, channel: OperationChannel) -> AdoptDone:
+    missing = context.cache.adopt([AdoptFile(item.path, item.key, item.etag, item.size) for item in op.items])
+    return AdoptDone(adopted=len(op.items) - len(missing), missing=missing)
+
+
+def tidy_cache(context: WorkerContext, op: TidyCache, channel: OperationChannel) -> TidyDone:
+    return TidyDone(removed=context.cache.sweep(op.older_than))
+
+
+# --- the store itself ------------------------------------------------------------------------------------------------------------
+
+def probe(context: WorkerContext, op: Probe, channel: OperationChannel) -> ProbeDone:
+    return ProbeDone(capabilities=msgspec.structs.asdict(context.store.capabilities()))
+
+
+def check(context: WorkerContext, op: Check, channel: OperationChannel) -> CheckDone:
+    context.store.check()
+    return CheckDone()
