@@ -5,6 +5,7 @@ same round, in alternating order; before each timing all dirty pages are written
 of a step is the ratio of the two medians, with the smallest and the largest ratio of one round; and, since other load only ever adds
 time, the ratio of the two fastest.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,6 +36,7 @@ ARCHIVE = 'tree.tar'
 
 class Step(NamedTuple):
     """`work(directory, arguments)` is timed; `warm`: it runs once before, untimed. Steps of a group follow each other in one directory."""
+
     name: str
     target: float
     group: str
@@ -137,10 +139,16 @@ def summary(step: Step, sides: list[Side], rounds: list[dict[str, float]]) -> di
     seconds = {side.name: [one[side.name] for one in rounds] for side in sides}
     local, mount = (side.name for side in sides)
     ratios = [one[mount] / one[local] for one in rounds]
-    return {'name': step.name, 'target': step.target, 'unit': 'times the local disk',
-            'value': statistics.median(seconds[mount]) / statistics.median(seconds[local]), 'min': min(ratios), 'max': max(ratios),
-            'best': min(seconds[mount]) / min(seconds[local]),
-            'seconds': {name: {'median': statistics.median(all_), 'min': min(all_), 'max': max(all_)} for name, all_ in seconds.items()}}
+    return {
+        'name': step.name,
+        'target': step.target,
+        'unit': 'times the local disk',
+        'value': statistics.median(seconds[mount]) / statistics.median(seconds[local]),
+        'min': min(ratios),
+        'max': max(ratios),
+        'best': min(seconds[mount]) / min(seconds[local]),
+        'seconds': {name: {'median': statistics.median(all_), 'min': min(all_), 'max': max(all_)} for name, all_ in seconds.items()},
+    }
 
 
 @contextlib.contextmanager
@@ -156,6 +164,7 @@ def mounted(work: Path, store: str, env: dict[str, str]) -> Iterator[Path]:
 
 def new_host(work: Path, store: str, env: dict[str, str]):
     from tests.mount.harness import Host
+
     state = Path(tempfile.mkdtemp(dir=work, prefix='state-'))
     return Host(state, store=store, runtime=Path(tempfile.mkdtemp(prefix='ctxfs-bench-run-', dir=work)), env=env)
 
@@ -163,12 +172,20 @@ def new_host(work: Path, store: str, env: dict[str, str]):
 def flush(arguments: argparse.Namespace) -> dict[str, object]:
     """Files a second from fusermount3 -u until `ctxfs wait` says that all is in the bucket of an S3 server on this machine."""
     from tests.servers import ministack
+
     rates = []
     with ministack() as server:
         for number in range(arguments.flush_rounds):
             rates.append(arguments.files / flush_once(arguments, bucket_url(server, f'bench-{number}'), dict(server.env)))
-    return {'name': FLUSH, 'target': FLUSH_TARGET, 'unit': 'files/s', 'value': statistics.median(rates), 'min': min(rates), 'max': max(rates),
-            'best': max(rates)}
+    return {
+        'name': FLUSH,
+        'target': FLUSH_TARGET,
+        'unit': 'files/s',
+        'value': statistics.median(rates),
+        'min': min(rates),
+        'max': max(rates),
+        'best': max(rates),
+    }
 
 
 def flush_once(arguments: argparse.Namespace, store: str, env: dict[str, str]) -> float:
@@ -192,13 +209,17 @@ def bucket_url(server, bucket: str) -> str:
 
 
 def show(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:
-    print(f'\r{os.cpu_count()} cores shared by server, load and ctxfs; {arguments.rounds} rounds; {arguments.files} files, {arguments.size} MB; '
-          f'large file {arguments.large} MiB; {arguments.dir} ({arguments.file_system}); Linux {platform.release()}')
+    print(
+        f'\r{os.cpu_count()} cores shared by server, load and ctxfs; {arguments.rounds} rounds; {arguments.files} files, {arguments.size} MB; '
+        f'large file {arguments.large} MiB; {arguments.dir} ({arguments.file_system}); Linux {platform.release()}'
+    )
     print(f'{"":10} {"value":>8} {"min":>8} {"max":>8} {"best":>8}  {"target":>9}  unit')
     for row in rows:
         sign = '>=' if row['name'] == FLUSH else '<='
-        print(f'{row["name"]:10} {row["value"]:8.2f} {row["min"]:8.2f} {row["max"]:8.2f} {row["best"]:8.2f}  {sign} {row["target"]:>6}  {row["unit"]}'
-              + ''.join(f'; {side} {figures["median"]:.3f} s' for side, figures in row.get('seconds', {}).items()))
+        print(
+            f'{row["name"]:10} {row["value"]:8.2f} {row["min"]:8.2f} {row["max"]:8.2f} {row["best"]:8.2f}  {sign} {row["target"]:>6}  {row["unit"]}'
+            + ''.join(f'; {side} {figures["median"]:.3f} s' for side, figures in row.get('seconds', {}).items())
+        )
 
 
 def file_system(path: Path) -> str:
@@ -249,6 +270,7 @@ def main(argv: list[str]) -> None:
         rows = measure_all(arguments)
     finally:
         from tests import leftovers
+
         leftovers.remove_tree(arguments.dir)
     if arguments.json:
         json.dump({'cores': os.cpu_count(), 'rounds': arguments.rounds, 'files': arguments.files, 'results': rows}, sys.stdout, indent=1)

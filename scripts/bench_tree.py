@@ -3,6 +3,7 @@
 Owns its shape: the sizes and directories of source code, which is what people unpack, then files of random bytes up to the asked number
 and size. It must not know what is done with it.
 """
+
 from __future__ import annotations
 
 import io
@@ -22,9 +23,9 @@ FILLER_FILES_IN_A_DIRECTORY = 20
 
 def write_archive(path: Path, *, files: int, size: int) -> None:
     """A tar archive of `files` regular files with about `size` bytes in all."""
-    library = list(library_files())[:int(files * LIBRARY_SHARE)]
+    library = list(library_files())[: int(files * LIBRARY_SHARE)]
     chosen, total = [], 0
-    for source in library:      # a small tree is not filled up by one big file
+    for source in library:  # a small tree is not filled up by one big file
         length = source.stat().st_size
         if total + length <= size:
             chosen.append(source)

@@ -2,6 +2,7 @@
 
 Owns the run's directory (TMPDIR of everything below it) and its marker in the environment. It must not know the tests.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,7 +23,7 @@ from tests import leftovers  # noqa: E402 - this script runs isolated, without t
 def main(arguments: list[str]) -> int:
     run = secrets.token_hex(8)
     directory = Path(tempfile.mkdtemp(prefix='ctxfs-test-'))
-    directory.chmod(0o711)      # tests that act as another user must be able to pass through
+    directory.chmod(0o711)  # tests that act as another user must be able to pass through
     environment = dict(os.environ, TMPDIR=str(directory), **{leftovers.RUN_VARIABLE: run})
     try:
         status = run_pytest(arguments, environment)
@@ -34,13 +35,13 @@ def main(arguments: list[str]) -> int:
 
 def run_pytest(arguments: list[str], environment: dict[str, str]) -> int:
     """pytest's status. An interrupt or a termination reaches it too, and is waited for, so that its fixtures clean up."""
-    child = subprocess.Popen([sys.executable, '-m', 'pytest', *arguments], cwd=ROOT, env=environment)
+    child = subprocess.Popen([sys.executable, '-m', 'pytest', '--durations=15', *arguments], cwd=ROOT, env=environment)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         child.send_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # a terminal sends it to pytest as well
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to pytest as well
     return child.wait()
 
 

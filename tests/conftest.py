@@ -3,6 +3,7 @@
 Owns the run's environment (nothing of the user who runs the tests reaches one, nothing of a test reaches the user) and the rule that a
 test ends every process that it starts. It must not know ctxfs's modules: tests/mount/harness.py drives the command line.
 """
+
 from __future__ import annotations
 
 import gc
@@ -45,9 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in sorted(leftovers.EXPECTED_NAMES):
         (top / name).mkdir(mode=0o700, exist_ok=True)
     (top / 'home/.gitconfig').write_text('[user]\n\tname = A Tester\n\temail = tester@localhost\n[init]\n\tdefaultBranch = main\n')
-    os.environ.update(HOME=str(top / 'home'), HYPOTHESIS_STORAGE_DIRECTORY=str(top / 'home/hypothesis'),
-                      XDG_RUNTIME_DIR=str(top / 'run'), PIP_CACHE_DIR=cache, GIT_CONFIG_NOSYSTEM='1',
-                      AWS_EC2_METADATA_DISABLED='true')
+    os.environ.update(
+        HOME=str(top / 'home'),
+        HYPOTHESIS_STORAGE_DIRECTORY=str(top / 'home/hypothesis'),
+        XDG_RUNTIME_DIR=str(top / 'run'),
+        PIP_CACHE_DIR=cache,
+        GIT_CONFIG_NOSYSTEM='1',
+        AWS_EC2_METADATA_DISABLED='true',
+    )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -119,7 +125,7 @@ def started_by_test(marker: str, before: set[int]) -> list[leftovers.Process]:
         return []
     found = {process.pid: process for process in leftovers.processes(leftovers.TEST_VARIABLE, marker, among=fresh)}
     for pid in fresh - found.keys():
-        if parent(pid) == os.getpid() and pid not in session_pids:      # forked without exec: its environment is this process's
+        if parent(pid) == os.getpid() and pid not in session_pids:  # forked without exec: its environment is this process's
             found[pid] = leftovers.Process(pid, 'a forked child')
     return list(found.values())
 

@@ -3,6 +3,7 @@
 Owns the rule by which something is ours: a mount lies below the run's directory, a process has the run's marker in its environment, a
 temporary file lies in the run's directory. Never a name, for other ctxfs mounts may run on the same machine. It must not know pytest.
 """
+
 from __future__ import annotations
 
 import os
@@ -54,7 +55,7 @@ def abort(root: os.PathLike[str] | str) -> None:
     for mounted in mounts_below(root):
         try:
             (CONNECTIONS / str(mounted.connection) / 'abort').write_text('1')
-        except OSError:     # fusectl is not mounted here; umount -f does the same, for root
+        except OSError:  # fusectl is not mounted here; umount -f does the same, for root
             if os.geteuid() == 0:
                 subprocess.run(['umount', '-f', '--', mounted.path], capture_output=True, check=False, timeout=30)
 
@@ -64,7 +65,7 @@ def unmount_all(root: os.PathLike[str] | str) -> list[str]:
     found = mounts_below(root)
     for mounted in found:
         subprocess.run(['fusermount3', '-uz', '--', mounted.path], capture_output=True, check=False, timeout=30)
-    for mounted in mounts_below(root):      # not FUSE, or not ours to unmount by fusermount3
+    for mounted in mounts_below(root):  # not FUSE, or not ours to unmount by fusermount3
         subprocess.run(['umount', '-l', '--', mounted.path], capture_output=True, check=False, timeout=30)
     return [mounted.path for mounted in found]
 
@@ -76,8 +77,10 @@ def processes(variable: str, value: str, *, among: Iterable[int] | None = None) 
     for pid in pids() if among is None else among:
         try:
             if pid != os.getpid() and wanted in b'\0' + Path(f'/proc/{pid}/environ').read_bytes() + b'\0':
-                found.append(Process(pid, Path(f'/proc/{pid}/cmdline').read_bytes().replace(b'\0', b' ').decode('utf-8', 'replace').strip()))
-        except OSError:     # it ended meanwhile, or belongs to somebody else and so is not ours
+                found.append(
+                    Process(pid, Path(f'/proc/{pid}/cmdline').read_bytes().replace(b'\0', b' ').decode('utf-8', 'replace').strip())
+                )
+        except OSError:  # it ended meanwhile, or belongs to somebody else and so is not ours
             continue
     return found
 
@@ -98,7 +101,7 @@ def _ended(pid: int, timeout: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        poll = select.poll()    # select() fails for descriptors of 1024 and more
+        poll = select.poll()  # select() fails for descriptors of 1024 and more
         poll.register(handle, select.POLLIN)
         return bool(poll.poll(timeout * 1000))
     finally:

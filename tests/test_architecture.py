@@ -3,6 +3,7 @@
 Owns the tables below: a change of the architecture is a change here. It reads sources only, and is itself tested on packages that
 break each rule.
 """
+
 from __future__ import annotations
 
 import ast
@@ -81,7 +82,7 @@ class Module:
         if not node.level:
             return node.module or ''
         parts = self.name.split('.')
-        here = parts[:len(parts) - node.level + (1 if self.is_package else 0)]
+        here = parts[: len(parts) - node.level + (1 if self.is_package else 0)]
         return '.'.join([*here, *([node.module] if node.module else [])])
 
 
@@ -170,7 +171,11 @@ BROKEN = {
     'a package that is in no table': (import_violations, 'edge/d.py', '"""x"""\nfrom requests import get\n'),
     'trio in storage': (import_violations, 'storage/a.py', '"""x"""\nimport trio\n'),
     'a long module': (size_violations, 'core/b.py', '"""x"""\n' + 'x = 1\n' * MAX_MODULE_LINES),
-    'a long function': (size_violations, 'core/b.py', '"""x"""\nclass C:\n    async def f(self):\n' + '        x = 1\n' * MAX_FUNCTION_LINES),
+    'a long function': (
+        size_violations,
+        'core/b.py',
+        '"""x"""\nclass C:\n    async def f(self):\n' + '        x = 1\n' * MAX_FUNCTION_LINES,
+    ),
     'no docstring': (docstring_violations, 'core/b.py', 'x = 1\n'),
 }
 
@@ -179,10 +184,20 @@ BROKEN = {
 def test_a_broken_rule_is_found(name: str, tmp_path: Path) -> None:
     """A package that is right but for one module yields exactly one complaint, of the rule that it breaks."""
     rule, path, source = BROKEN[name]
-    made = {'__init__.py': '"""x"""\n', 'errors.py': '"""x"""\n', 'storage/__init__.py': '', 'storage/a.py': '"""x"""\nimport ctxfs.errors\n',
-            'core/__init__.py': '', 'core/b.py': '"""x"""\nfrom ctxfs.storage import a\n', 'sync/__init__.py': '', 'sync/c.py': '"""x"""\n',
-            'edge/__init__.py': '', 'edge/d.py': '"""x"""\nfrom ctxfs.core import b\nfrom ctxfs.sync.c import thing\n'}
-    assert sum((rule(_package(tmp_path / 'right', made)) for rule in RULES), []) == []
+    made = {
+        '__init__.py': '"""x"""\n',
+        'errors.py': '"""x"""\n',
+        'storage/__init__.py': '',
+        'storage/a.py': '"""x"""\nimport ctxfs.errors\n',
+        'core/__init__.py': '',
+        'core/b.py': '"""x"""\nfrom ctxfs.storage import a\n',
+        'sync/__init__.py': '',
+        'sync/c.py': '"""x"""\n',
+        'edge/__init__.py': '',
+        'edge/d.py': '"""x"""\nfrom ctxfs.core import b\nfrom ctxfs.sync.c import thing\n',
+    }
+    right = _package(tmp_path / 'right', made)
+    assert [complaint for rule in RULES for complaint in rule(right)] == []
     broken = _package(tmp_path / 'broken', made | {path: source})
     assert {rule.__name__: len(rule(broken)) for rule in RULES if rule(broken)} == {rule.__name__: 1}
 
@@ -197,7 +212,7 @@ def _package(root: Path, files: dict[str, str]) -> list[Module]:
 def test_every_dependency_has_an_importer_in_the_table() -> None:
     """pyproject.toml names what the table names: a dependency that nobody imports is not one."""
     text = (ROOT / 'pyproject.toml').read_text()
-    block = text[text.index('dependencies = ['):text.index('[project.optional-dependencies]')]
+    block = text[text.index('dependencies = [') : text.index('[project.optional-dependencies]')]
     named = {line.strip()[1:].split('>')[0] for line in block.splitlines() if line.strip().startswith('"')}
     # what boto3 brings, at the versions that it wants, is not ours to name
     assert named == (set(IMPORTERS) | ANYWHERE) - {'sqlite3', 'botocore', 'urllib3'}

@@ -2,6 +2,7 @@
 
 Owns the reading of README.md. It must not know how a command does its work: it asks `--help`.
 """
+
 from __future__ import annotations
 
 import json
@@ -49,7 +50,7 @@ def command_of(usage: str) -> tuple[str, ...]:
 
 
 def subcommands(text: str) -> list[str]:
-    return re.findall(r'^  (\w+) ', text[text.index('Commands:'):], re.M)
+    return re.findall(r'^  (\w+) ', text[text.index('Commands:') :], re.M)
 
 
 @pytest.mark.parametrize('usage', usages())
@@ -79,7 +80,9 @@ def test_set_up_is_two_commands() -> None:
 
 def test_scripts_and_paths_exist() -> None:
     """Each script, directory and linked file that the README names is in the checkout, and scripts can be executed."""
-    named = set(re.findall(r'(?<![\w./-])((?:scripts|ctxfs|tests|systemd)/[\w./-]*\w)', README)) | set(re.findall(r'\]\(([^):#]+)\)', README))
+    named = set(re.findall(r'(?<![\w./-])((?:scripts|ctxfs|tests|systemd)/[\w./-]*\w)', README)) | set(
+        re.findall(r'\]\(([^):#]+)\)', README)
+    )
     assert {'scripts/ctxfs', 'scripts/test', 'CHANGELOG.md', 'LICENSE'} <= named
     for name in sorted(named):
         assert (ROOT / name).exists(), name
@@ -90,8 +93,18 @@ def test_scripts_and_paths_exist() -> None:
 def test_json_in_the_documents_is_json() -> None:
     """Examples of output can be read by a program, and have the keys that the contract names."""
     examples = [json.loads(text) for text in blocks('json')]
-    assert set(examples[0]['mounts'][0]) >= {'contextId', 'contextName', 'mountpoint', 'pid', 'store', 'stateDir', 'pending', 'localOnly',
-                                             'conflicts', 'tasks'}
+    assert set(examples[0]['mounts'][0]) >= {
+        'contextId',
+        'contextName',
+        'mountpoint',
+        'pid',
+        'store',
+        'stateDir',
+        'pending',
+        'localOnly',
+        'conflicts',
+        'tasks',
+    }
 
 
 def test_changelog_has_this_version() -> None:

@@ -3,6 +3,7 @@
 Owns the environment that makes a process tree one host: a state directory, a runtime directory, a home. It must not import ctxfs: what
 a test reaches through it is the command line's contract. What two trees have in common is said by tests.model.observe.
 """
+
 from __future__ import annotations
 
 import json
@@ -34,8 +35,9 @@ class Host:
     `('runuser', '-u', 'nobody', '--')`.
     """
 
-    def __init__(self, state_dir: Path, *, store: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (),
-                 runtime: Path | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, *, store: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), runtime: Path | None = None
+    ) -> None:
         self.state_dir = state_dir
         self.store = store
         # short: a Unix socket's path has 107 bytes, and the state directories of tests lie deep
@@ -44,25 +46,37 @@ class Host:
         self.prefix = tuple(prefix)
         self._names: dict[Path, str] = {}
 
-    def run(self, *command: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None,
-            timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
         """A command on this host, without a terminal or stdin. CommandFailed on a status other than 0 unless `check` is False."""
         words = [*self.prefix, *map(os.fspath, command)]
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='surrogateescape', timeout=timeout,
-                              env={**os.environ, **self.env, **(env or {})}, check=False)
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors='surrogateescape',
+            timeout=timeout,
+            env={**os.environ, **self.env, **(env or {})},
+            check=False,
+        )
         if check and done.returncode:
             raise CommandFailed(f'{" ".join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}')
         return done
 
-    def cli(self, *arguments: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None,
-            timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
         """`ctxfs` with this host's store and state directory."""
         return self.run(*CTXFS, *arguments, '--store', self.store, '--state-dir', self.state_dir, check=check, env=env, timeout=timeout)
 
     def json(self, *arguments: str | os.PathLike[str]) -> Any:
         return json.loads(self.cli(*arguments, '--json').stdout)
 
-    def mount(self, name: str, at: Path, *, create: bool = False, options: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
+    def mount(
+        self, name: str, at: Path, *, create: bool = False, options: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> None:
         """Returns when the mount answers; `options` are further arguments of `ctxfs mount`."""
         self.cli('mount', name, at, *(['--create'] if create else []), *options, env=env)
         if not leftovers.mounts_below(at):

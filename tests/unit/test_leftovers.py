@@ -1,4 +1,5 @@
 """The look for leaks finds them: a guard that cannot fail would guard nothing."""
+
 from __future__ import annotations
 
 import os
@@ -15,15 +16,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SLEEP = [sys.executable, '-c', 'import sys; sys.stdin.read()']
 
 LEAKS = {
-    'process': ('import subprocess, sys\n'
-                'def test_it():\n    subprocess.Popen(["sleep", "600"], start_new_session=True).returncode = 0\n', 'left running'),
-    'forked child': ('import os, signal\n'
-                     'def test_it():\n    os.fork() or signal.pause()\n', 'a forked child'),
+    'process': (
+        'import subprocess, sys\ndef test_it():\n    subprocess.Popen(["sleep", "600"], start_new_session=True).returncode = 0\n',
+        'left running',
+    ),
+    'forked child': ('import os, signal\ndef test_it():\n    os.fork() or signal.pause()\n', 'a forked child'),
     'file': ('def test_it():\n    open("/dev/null")\n', 'unclosed file'),
-    'warning': ('import warnings\n'
-                'def test_it():\n    warnings.warn("something odd")\n', 'something odd'),
-    'mount': ('import subprocess\n'
-              'def test_it(tmp):\n    subprocess.run(["mount", "-t", "tmpfs", "none", tmp], check=True)\n', 'left mounted'),
+    'warning': ('import warnings\ndef test_it():\n    warnings.warn("something odd")\n', 'something odd'),
+    'mount': (
+        'import subprocess\ndef test_it(tmp):\n    subprocess.run(["mount", "-t", "tmpfs", "none", tmp], check=True)\n',
+        'left mounted',
+    ),
 }
 
 
@@ -42,7 +45,9 @@ def test_a_test_that_leaks_fails(kind: str, tmp: Path) -> None:
 
 def test_a_test_that_cleans_up_passes(tmp: Path) -> None:
     """The same guards let a tidy test pass, and nothing of the run remains in the temporary directory."""
-    (tmp / 'test_tidy.py').write_text('import subprocess\ndef test_it(tmp):\n    subprocess.run(["true"], check=True)\n    open(tmp / "f", "w").close()\n')
+    (tmp / 'test_tidy.py').write_text(
+        'import subprocess\ndef test_it(tmp):\n    subprocess.run(["true"], check=True)\n    open(tmp / "f", "w").close()\n'
+    )
     done = run_pytest(tmp / 'test_tidy.py')
     assert done.returncode == 0, done.stdout + done.stderr
     assert os.listdir(tmp) == ['test_tidy.py'] or sorted(os.listdir(tmp)) == ['__pycache__', 'test_tidy.py']
@@ -52,9 +57,27 @@ def run_pytest(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest on one file, configured as this run is, in a run of its own below the file's directory."""
     environment = {name: value for name, value in os.environ.items() if name not in (leftovers.RUN_VARIABLE, leftovers.TEST_VARIABLE)}
     return subprocess.run(
-        [sys.executable, '-m', 'pytest', '-c', ROOT / 'pyproject.toml', '--rootdir', ROOT, '-p', 'tests.conftest', '-p', 'no:cacheprovider',
-         *arguments, path],
-        cwd=ROOT, env=dict(environment, TMPDIR=str(path.parent), CTXFS_TEST_GRACE='0.2'), capture_output=True, text=True, timeout=120)
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-c',
+            ROOT / 'pyproject.toml',
+            '--rootdir',
+            ROOT,
+            '-p',
+            'tests.conftest',
+            '-p',
+            'no:cacheprovider',
+            *arguments,
+            path,
+        ],
+        cwd=ROOT,
+        env=dict(environment, TMPDIR=str(path.parent), CTXFS_TEST_GRACE='0.2'),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_report_names_and_removes_what_is_left(tmp: Path) -> None:
