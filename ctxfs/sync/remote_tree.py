@@ -138,6 +138,13 @@ class RemoteTreeLoader:
         self._complete.set()
         log.info('the context has %d objects', self.listed_objects)
 
+    async def reload(self) -> None:
+        """Read index and listing once more and apply what changed. Raises what the store says."""
+        await self._complete.wait()
+        await self._read_index()
+        await self._list_all()
+        self._finish()
+
     async def wait_complete(self) -> None:
         await self._complete.wait()
 

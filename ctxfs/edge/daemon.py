@@ -1,0 +1,269 @@
+"""The daemon of one mount: the one place that wires the layers together, and its life from lock to result.
+
+Owns the order of starting and ending. It must not decide anything that a layer below decides: it builds, connects and waits.
+
+    lock the state directory → claim the runtime directory → recover → workers → attach → answer (`ready`) … unmounted
+    → final upload → write the result → close the control socket → end
+The lock's descriptor is inherited by the workers: a new mount cannot begin while a worker of a killed daemon still moves bytes.
+"""
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ctxfs.config import MountOptions, private_dir
+from ctxfs.core.block_reader import BlockReader
+from ctxfs.core.contents import Contents
+from ctxfs.core.filesystem import FileSystem
+from ctxfs.core.namespace import Namespace
+from ctxfs.core.xattrs import XAttrs
+from ctxfs.edge import control, fuse_adapter, launch, runtime_dir
+from ctxfs.edge.launch import Readiness
+from ctxfs.edge.mount_control import DaemonControl
+from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
+from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
+from ctxfs.storage.inode import Inode
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.registry import context_prefix
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.conflicts import ConflictKeeper
+from ctxfs.sync.content import ContextCache, RemoteContentLoader
+from ctxfs.sync.engine import FlushResult, UploadEngine
+from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.planner import Planner
+from ctxfs.sync.pool import TransferPool, open_pool
+from ctxfs.sync.protocol import WorkerOptions
+from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.recovery import recover
+from ctxfs.sync.remote_tree import RemoteTreeLoader
+from ctxfs.sync.room import DirtyBound
+from ctxfs.sync.tasks import TaskLog
+from ctxfs.sync.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+#: the log of the tree database is moved into its file when it is longer than this
+WAL_BYTES = 8 << 20
+TICK_SECONDS = 0.5
+#: how long the final upload keeps trying a store that does not answer
+FINAL_RETRY_SECONDS = 120.0
+
+
+def run(options: MountOptions, ready: Readiness) -> int:
+    """Mount, serve until unmounted, upload; returns 0 when everything is in the bucket, 1 when something stays journaled."""
+    _set_up_process(options)
+    state = private_dir(Path(options.state_dir))
+    with _locked(state) as lock_fd:
+        runtime_dir.claim(options)
+        try:
+            mount = Mount(options, lock_fd)
+        except BaseException:
+            runtime_dir.discard(Path(options.runtime_dir))
+            raise
+        try:
+            return trio.run(mount.run, ready, strict_exception_groups=False)
+        finally:
+            mount.close()
+
+
+def _set_up_process(options: MountOptions) -> None:
+    logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr,
+                        format='%(asctime)s %(levelname)s %(name)s %(message)s')
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log.debug('open files: %d, raised to %d', soft, hard)
+
+
+@contextlib.contextmanager
+def _locked(state: Path) -> Iterator[int]:
+    """Hold the state directory, or raise Exists."""
+    fd = os.open(state / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Exists(f'the state directory {state} is in use by another mount of this context') from None
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Mount:
+    """The parts of one mount and their life. Made before anything is mounted; raises ctxfs.errors."""
+
+    def __init__(self, options: MountOptions, lock_fd: int) -> None:
+        self._options = options
+        self._lock_fd = lock_fd
+        self._prefix = context_prefix(options.context_id)
+        state = Path(options.state_dir)
+        self._db = TreeDB(state / 'tree.db')
+        self._journal = Journal(self._db)
+        self._staging = Staging(state / 'staging')
+        private_dir(Path(options.cache_dir))
+        self._cache = BlockCache(options.cache_dir, options.cache_size)
+        self._invalidator = fuse_adapter.KernelInvalidator()
+        self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint)
+        self._is_attached = False
+        found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
+        log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
+                 options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
+
+    # --- life -----------------------------------------------------------------------------------------------------------------------
+
+    async def run(self, ready: Readiness) -> int:
+        """See `run`."""
+        options = self._options
+        worker_options = WorkerOptions(
+            store_url=options.store_url, store_options={'scratch_prefix': self._prefix + '.ctxfs/'}, cache_dir=options.cache_dir,
+            cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
+            log_level=logging.getLogger().level)
+        async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
+            self._build(pool, nursery)
+            await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
+            self._attach()
+            nursery.start_soon(self._supervised, self._remote.run)
+            nursery.start_soon(self._supervised, self._invalidator.run)
+            nursery.start_soon(self._supervised, self._housekeep)
+            nursery.start_soon(self._handle_signals)
+            result = await self._serve(ready)
+            nursery.cancel_scope.cancel()
+        return 0 if result.ok else 1
+
+    def _attach(self) -> None:
+        options = self._options
+        fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
+            name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
+            kernel_options=options.kernel_options))
+        self._is_attached = True
+
+    async def _serve(self, ready: Readiness) -> FlushResult:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce, ready)
+            await fuse_adapter.serve_requests()
+        self._control.state = 'flushing'
+        self._invalidator.is_known = lambda ino: False
+        log.info('unmounted; uploading %s', self._engine.pending())
+        result = await self._final_upload()
+        self._leave_result(result)
+        return result
+
+    async def _announce(self, ready: Readiness) -> None:
+        ready.ok()
+        log.info('mounted on %s', self._options.mountpoint)
+
+    async def _final_upload(self) -> FlushResult:
+        if self._options.read_only:
+            return FlushResult(True, 0, 0, '')
+        started = time.monotonic()
+        result = await self._engine.flush(retry_seconds=FINAL_RETRY_SECONDS)
+        log.log(logging.INFO if result.ok else logging.WARNING, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes,
+                time.monotonic() - started, result.message or 'everything is in the bucket')
+        return result
+
+    def _leave_result(self, result: FlushResult) -> None:
+        pending = self._engine.pending()
+        self._control.final = result
+        runtime_dir.finish(self._options, ok=result.ok, message=result.message,
+                           pending=runtime_dir.Pending(files=int(pending['files']), bytes=int(pending['bytes'])))
+        self._control.finished.set()
+
+    def close(self) -> None:
+        """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
+        if self._is_attached:
+            fuse_adapter.detach(unmount=True)
+        with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
+            self._db.checkpoint(is_last=True)
+        self._db.close()
+        self._cache.close()
+
+    # --- parts ----------------------------------------------------------------------------------------------------------------------
+
+    def _build(self, pool: TransferPool, nursery: trio.Nursery) -> None:
+        options, db, journal, staging, prefix = self._options, self._db, self._journal, self._staging, self._prefix
+
+        def spawn(function: Callable[..., Any], *args: Any) -> None:
+            nursery.start_soon(self._supervised, function, *args)
+
+        reconciler = Reconciler(db, journal, self._invalidator, defaults=Defaults(options.uid, options.gid, options.umask))
+        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, prefix=prefix)
+        conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, prefix=prefix, host=options.host_id)
+        planner = Planner(db, journal, prefix=prefix)
+        self._engine = UploadEngine(
+            db, journal, pool, planner=planner, uploader=Uploader(db, journal, staging, pool, planner=planner, prefix=prefix),
+            finisher=Finisher(db, journal, staging, pool, prefix=prefix), conflicts=conflicts, remote=self._remote, tasks=self._tasks,
+            prefix=prefix, spawn=spawn)
+        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit)
+        self._fs = self._build_file_system(pool, spawn)
+        self._invalidator.is_known = self._fs.is_known
+        self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
+                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None)
+        self._control = DaemonControl(options, db, journal, engine=self._engine, remote=self._remote, conflicts=conflicts,
+                                      tasks=self._tasks, request_unmount=lambda: spawn(self._unmount))
+
+    def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
+        db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
+        content = RemoteContentLoader(pool, prefix=self._prefix)
+        blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
+                             refresh=remote.refresh)
+        contents = Contents(db, journal, staging, blocks=blocks, remote=content, room=self._room)
+        return FileSystem(db, journal, Namespace(db, journal, staging, remote=remote), contents, remote=remote,
+                          after_fsync=self._upload_now if self._options.fsync == 'remote' else None)
+
+    async def _upload_now(self, inode: Inode) -> None:
+        """--fsync=remote: fsync() returns when the bucket has it."""
+        result = await self._engine.flush()
+        if not result.ok and self._journal.pending_row(inode.ino) is not None:
+            raise RemoteUnavailable(result.message)
+
+    # --- background -----------------------------------------------------------------------------------------------------------------
+
+    async def _supervised(self, function: Callable[..., Any], *args: Any) -> None:
+        """A bug in a background task must not end the mount: it is logged, and everything that is acknowledged stays journaled."""
+        try:
+            await function(*args)
+        except Exception:
+            log.exception('background task %s failed', getattr(function, '__qualname__', function))
+
+    async def _housekeep(self) -> None:
+        """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
+        while True:
+            await trio.sleep(TICK_SECONDS)
+            self._room.adjust_cache()
+            if self._db.wal_bytes() > WAL_BYTES:
+                await trio.to_thread.run_sync(self._db.checkpoint)
+
+    async def _handle_signals(self) -> None:
+        """SIGTERM and SIGINT unmount and write back; a second one gives up waiting for the store (what is left stays journaled)."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info('%s: unmounting', signal.Signals(number).name)
+                await self._unmount()
+
+    async def _unmount(self) -> None:
+        """What `fusermount3 -u` does; while something keeps the mount busy, lazily."""
+        for flag in ('-u', '-uz'):
+            done = await trio.run_process(['fusermount3', flag, '--', self._options.mountpoint], check=False, capture_stdout=True,
+                                          capture_stderr=True)
+            if done.returncode == 0:
+                return
+        log.warning('cannot unmount %s: %s', self._options.mountpoint, done.stderr.decode('utf-8', 'replace').strip())
+        fuse_adapter.terminate()
+
+
+if __name__ == '__main__':
+    sys.exit(launch.daemon_main(run))

@@ -1,0 +1,115 @@
+"""Recovery: before anything is mounted, tree database, journal and staging are made to agree. Idempotent; a crash in it starts it over.
+
+Owns the verdict on what an unclean end left behind. It must not know the store: what the bucket has is compared later, by conditions.
+
+    left behind by a crash                               becomes
+    orphan inode (open-unlinked)                         removed with its staging file; its objects are tombstones already
+    staging file without a staged row                    removed: the change was never acknowledged, or is in the bucket
+    … while the tree database is new                     quarantined: the database was lost, the bytes are kept
+    staged row                                           its size is the staging file's (writes grow the file, not the row)
+    staged row without a staging file                    back to the object if it has one, else empty; logged as lost (power cut)
+    half-written hydration                               removed
+"""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import NamedTuple
+
+from ctxfs.records import ROOT_INO
+from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+
+log = logging.getLogger(__name__)
+
+
+class Recovered(NamedTuple):
+    """What was found: counts for the log. `lost`: staged files whose bytes are gone."""
+    orphans: int
+    garbage: int
+    quarantined: int
+    lost: int
+    pending: int
+
+
+def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: int) -> Recovered:
+    """See the module docstring. Also gives a new database its root directory."""
+    is_new = _ensure_root(db, uid, gid)
+    orphans = _remove_orphans(db, journal)
+    staging.remove_leftovers()
+    garbage, quarantined, sizes = _sort_staging(db, staging, is_new)
+    lost = _settle_rows(db, journal, staging, sizes)
+    staging.used = sum(sizes.values())
+    journal.retry_all()
+    return Recovered(orphans, garbage, quarantined, lost, journal.summary()[0])
+
+
+def _ensure_root(db: TreeDB, uid: int, gid: int) -> bool:
+    """True if the database had no root yet, that is nothing at all."""
+    if db.row('SELECT 1 FROM inode WHERE ino = ?', (ROOT_INO,)):
+        return False
+    now = time.time_ns()
+    with db.transaction():
+        db.insert_inode(Inode(ROOT_INO, 0o040755, uid, gid, 0, 2, 0, now, now, now, Content.NONE, 1))
+    return True
+
+
+def _remove_orphans(db: TreeDB, journal: Journal) -> int:
+    orphans = db.orphans()
+    with db.transaction():
+        for ino in orphans:
+            journal.doom_objects_of(ino)
+            journal.forget(ino)
+            db.delete_inode(ino)
+    return len(orphans)
+
+
+def _sort_staging(db: TreeDB, staging: Staging, is_new: bool) -> tuple[int, int, dict[int, int]]:
+    """(removed, quarantined, bytes of each staging file that a row owns)."""
+    garbage = quarantined = 0
+    owned = set(db.staged_inos())
+    sizes: dict[int, int] = {}
+    for ino, size in list(staging.inos()):
+        if ino in owned:
+            sizes[ino] = size
+        elif is_new and size:
+            log.error('the tree database is new but %s has content: kept as %s', staging.path(ino), staging.quarantine(ino))
+            quarantined += 1
+        else:
+            staging.remove(ino)
+            garbage += 1
+    return garbage, quarantined, sizes
+
+
+def _settle_rows(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int, int]) -> int:
+    lost = 0
+    with db.transaction():
+        for ino in db.staged_inos():
+            inode = db.inode(ino)
+            if ino in sizes:
+                if inode.content == Content.STAGED and inode.size != sizes[ino]:
+                    inode.size = sizes[ino]
+                    db.store_content(inode)
+                    journal.mark(inode, Reason.CONTENT)
+                continue
+            lost += inode.content == Content.STAGED
+            _give_up_staging(db, journal, staging, inode)
+    return lost
+
+
+def _give_up_staging(db: TreeDB, journal: Journal, staging: Staging, inode: Inode) -> None:
+    """The staging file is gone: what the bucket has is the next best truth."""
+    objects = journal.objects_of(inode.ino)
+    if inode.content == Content.STAGED:
+        log.error('the unsent bytes of inode %d are lost (no staging file); %s', inode.ino,
+                  'it is the bucket\'s version again' if objects else 'it is empty')
+    if objects:
+        inode.content, inode.revision, inode.size = Content.CLEAN, objects[0].revision, objects[0].size
+        db.store_content(inode)
+        return
+    inode.content, inode.size = Content.STAGED, 0
+    os.close(staging.create(inode.ino))
+    db.store_content(inode)
