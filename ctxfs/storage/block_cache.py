@@ -8,11 +8,11 @@ How it uses diskcache (5.6; its source is the reference for the behaviour named 
 - An entry's key is a hash of (object key, etag, block); its tag a hash of the object key, so that one object's entries can be dropped.
 - `_Files` replaces how values are stored (diskcache's documented extension point): a value is a file that is already in place, so
   storing it is one row. The name holds the entry's hash, its length, and for an adopted file its mtime. All are compared when it is
-  opened: a file that was torn by a crash or written after its adoption, or a row that points astray, is a miss. (File systems that write data before the new size, as ext4, XFS and btrfs do, leave a torn
-  file short.) Nothing is fsynced.
-- Eviction takes what was touched longest ago. diskcache's own LRU writes a row at every read: 125 µs where a plain one costs 18 µs,
-  and readers queue behind writers. So reading writes nothing; the time of use is kept in expire_time (far in the future, nothing expires) and
-  renewed in batches, for entries that have not been for TOUCH_SECONDS.
+  opened: a file that was torn by a crash or written after its adoption, or a row that points astray, is a miss. (File systems that
+  write data before the new size, as ext4, XFS and btrfs do, leave a torn file short.) Nothing is fsynced.
+- Eviction takes what was touched longest ago. diskcache's own LRU writes a row at every read: 125 µs where a plain one costs 18 µs, and
+  readers queue behind writers. So reading writes nothing; the time of use is kept in expire_time (far in the future, nothing expires)
+  and renewed in batches, for entries that have not been for TOUCH_SECONDS.
 - Eviction unlinks: whoever has the file open reads on.
 """
 from __future__ import annotations

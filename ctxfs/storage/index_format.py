@@ -78,7 +78,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     u: int = 0
     g: int = 0
     t: tuple[int, int, int] = (0, 0, 0)
-    l: bytes | None = None
+    l: bytes | None = None  # noqa: E741  (the fields are named as in the format)
     r: int = 0
     x: dict[str, bytes] | None = None
     h: str = ''

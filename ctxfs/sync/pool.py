@@ -65,7 +65,7 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Pending:
     """One request from admission to its answer. It outlives a caller that was cancelled, because the worker still works on it."""
-    __slots__ = ('operation', 'priority', 'worker', 'changed', 'parts', 'reply', 'error', 'is_done', 'progress')
+    __slots__ = ('changed', 'error', 'is_done', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
 
     def __init__(self, operation: Operation[Any], priority: Priority, worker: WorkerProcess,
                  progress: Callable[[int], None] | None) -> None:
@@ -87,7 +87,7 @@ class _Pending:
 
 
 class _Waiter:
-    __slots__ = ('event', 'worker', 'error')
+    __slots__ = ('error', 'event', 'worker')
 
     def __init__(self) -> None:
         self.event = trio.Event()
@@ -294,11 +294,11 @@ class TransferPool:
     async def _keep_one_running(self) -> None:
         """Start a worker, serve it until it is gone, and start the next, later each time when they do not last."""
         delay, longest = _BACKOFF_SECONDS
-        while not self._is_closing:
+        while True:
             began = trio.current_time()
             await self._run_one()
             if self._is_closing:
-                break
+                return
             self._restarts += 1
             if trio.current_time() - began > _HEALTHY_SECONDS:
                 delay = _BACKOFF_SECONDS[0]

@@ -10,7 +10,7 @@ File contents never cross the pipe: paths and keys do. Both ends are one install
 from __future__ import annotations
 
 import struct
-from typing import Any, Generic, TypeVar, Union
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -282,8 +282,8 @@ class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, ta
     """The store answers and the bucket may be listed; raises what ObjectStore.check raises."""
 
 
-AnyOperation = Union[PutFile, PutBytes, Copy, DeleteMany, Head, ListPages, Fetch, Hydrate, Adopt, ReadIndex, WriteSegment, CompactIndex,
-                     TidyCache, Probe, Check]
+AnyOperation = (PutFile | PutBytes | Copy | DeleteMany | Head | ListPages | Fetch | Hydrate | Adopt | ReadIndex
+                | WriteSegment | CompactIndex | TidyCache | Probe | Check)
 #: what a streaming operation yields before its result
 STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
 RESULTS: dict[type[Any], Any] = {
@@ -350,8 +350,8 @@ class Failed(_Message, frozen=True, kw_only=True, array_like=True):
     message: str
 
 
-ToWorker = Union[Start, Request, Credit, Cancel, Limit]
-FromWorker = Union[Ready, Part, Progress, Reply, Failed]
+ToWorker = Start | Request | Credit | Cancel | Limit
+FromWorker = Ready | Part | Progress | Reply | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode

@@ -5,8 +5,8 @@ Owns only the cutting of the stream into parts. It must not know the format or t
 from __future__ import annotations
 
 from ctxfs.records import IndexRecord
+from ctxfs.sync import protocol
 from ctxfs.sync.index_log import IndexLog
-from ctxfs.sync.protocol import CompactDone, CompactIndex, IndexDone, IndexPart, ReadIndex, SegmentDone, WriteSegment
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 _PART_RECORDS = 1000
@@ -16,26 +16,26 @@ def _log(context: WorkerContext, prefix: str) -> IndexLog:
     return IndexLog(context.store, prefix, host=context.host, executor=context.helpers, scratch_dir=context.options.cache_dir)
 
 
-def read_index(context: WorkerContext, op: ReadIndex, channel: OperationChannel) -> IndexDone:
+def read_index(context: WorkerContext, op: protocol.ReadIndex, channel: OperationChannel) -> protocol.IndexDone:
     reading = _log(context, op.prefix).read(op.seen)
     batch: list[IndexRecord] = []
     for record in reading:
         batch.append(record)
         if len(batch) == _PART_RECORDS:
-            channel.part(IndexPart(records=batch))
+            channel.part(protocol.IndexPart(records=batch))
             batch = []
     if batch:
-        channel.part(IndexPart(records=batch))
+        channel.part(protocol.IndexPart(records=batch))
     state = reading.state
-    return IndexDone(names=state.names, segments=state.segments, segment_bytes=state.segment_bytes, base_bytes=state.base_bytes,
+    return protocol.IndexDone(names=state.names, segments=state.segments, segment_bytes=state.segment_bytes, base_bytes=state.base_bytes,
                      skipped=state.skipped, is_compaction_due=state.is_compaction_due)
 
 
-def write_segment(context: WorkerContext, op: WriteSegment, channel: OperationChannel) -> SegmentDone:
+def write_segment(context: WorkerContext, op: protocol.WriteSegment, channel: OperationChannel) -> protocol.SegmentDone:
     name, size = _log(context, op.prefix).append(op.records)
-    return SegmentDone(name=name, size=size)
+    return protocol.SegmentDone(name=name, size=size)
 
 
-def compact_index(context: WorkerContext, op: CompactIndex, channel: OperationChannel) -> CompactDone:
+def compact_index(context: WorkerContext, op: protocol.CompactIndex, channel: OperationChannel) -> protocol.CompactDone:
     name, records, removed = _log(context, op.prefix).compact(grace_ns=int(op.grace_seconds * 1e9))
-    return CompactDone(name=name, records=records, removed=removed)
+    return protocol.CompactDone(name=name, records=records, removed=removed)

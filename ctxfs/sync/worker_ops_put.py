@@ -15,8 +15,8 @@ from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
 from ctxfs.records import Attrs, PutResult, Stamp
 from ctxfs.storage import posix_meta
 from ctxfs.storage.object_store import Aborted
+from ctxfs.sync import protocol
 from ctxfs.sync.crash_points import crash_point
-from ctxfs.sync.protocol import Copy, CopyDone, DeleteDone, DeleteMany, ItemFailure, PutBytes, PutDone, PutFile, describe
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ WHOLE_BYTES = 8 << 20
 _CHUNK = 1 << 20
 
 
-def put_file(context: WorkerContext, op: PutFile, channel: OperationChannel) -> PutDone:
+def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
     crash_point('worker-put-before-read')
     with open(op.path, 'rb', buffering=0) as file:
         if op.size <= WHOLE_BYTES:
@@ -36,9 +36,9 @@ def put_file(context: WorkerContext, op: PutFile, channel: OperationChannel) -> 
             body, digest = None, _hash(file, channel)
         unchanged = _watch(context, op, file)
         if not unchanged():
-            return PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
+            return protocol.PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
         if op.condition.etag is not None and digest == op.base_sha256:
-            return PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
+            return protocol.PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
         crash_point('worker-put-before-send')
         stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
         done = _send(context, op, stamp, body, file, unchanged, channel)
@@ -63,7 +63,7 @@ def _hash(file: BinaryIO, channel: OperationChannel) -> str:
     return digest.hexdigest()
 
 
-def _watch(context: WorkerContext, op: PutFile, file: BinaryIO) -> Callable[[], bool]:
+def _watch(context: WorkerContext, op: protocol.PutFile, file: BinaryIO) -> Callable[[], bool]:
     """A function that says, when the last byte was read, whether what was read is one whole state of the file. The slot proves it
     (abort_slots.py); size and mtime catch a writer who does not know of slots."""
     before = os.fstat(file.fileno())
@@ -75,8 +75,8 @@ def _watch(context: WorkerContext, op: PutFile, file: BinaryIO) -> Callable[[], 
     return unchanged
 
 
-def _send(context: WorkerContext, op: PutFile, stamp: Stamp, body: bytes | None, file: BinaryIO, unchanged: Callable[[], bool],
-          channel: OperationChannel) -> PutDone:
+def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: bytes | None, file: BinaryIO, unchanged: Callable[[], bool],
+          channel: OperationChannel) -> protocol.PutDone:
     metadata = _metadata(op.attrs, stamp)
     try:
         if op.size <= WHOLE_BYTES:
@@ -88,11 +88,11 @@ def _send(context: WorkerContext, op: PutFile, stamp: Stamp, body: bytes | None,
                                             condition=op.condition, may_commit=lambda: unchanged() and not channel.is_cancelled,
                                             progress=channel.moved)
     except Aborted:
-        return PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
+        return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
     except (RemoteChanged, RemoteUnavailable) as error:
         result = _recover(context, op.key, op.size, stamp, error)
-        return PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, is_recovered=True)
-    return PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256)
+        return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, is_recovered=True)
+    return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256)
 
 
 def _metadata(attrs: Attrs | None, stamp: Stamp) -> dict[str, str]:
@@ -100,8 +100,9 @@ def _metadata(attrs: Attrs | None, stamp: Stamp) -> dict[str, str]:
 
 
 def _recover(context: WorkerContext, key: str, size: int | None, stamp: Stamp, error: CtxfsError) -> PutResult:
-    """The outcome of a write (of `size` bytes, where known) whose answer was lost, or that a condition refused: done after all if the object carries our stamp (the
-    first try arrived, and a second one met it). Otherwise, and when the store cannot be asked, raises `error`."""
+    """The outcome of a write (of `size` bytes, where known) whose answer was lost, or that a condition refused: done after all if the
+    object carries our stamp (the first try arrived, and a second one met it). Otherwise, and when the store cannot be asked, raises
+    `error`."""
     try:
         info = context.store.head(key)
     except CtxfsError:
@@ -112,7 +113,7 @@ def _recover(context: WorkerContext, key: str, size: int | None, stamp: Stamp, e
     return PutResult(etag=info.etag, size=info.size)
 
 
-def put_bytes(context: WorkerContext, op: PutBytes, channel: OperationChannel) -> PutDone:
+def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
     digest = hashlib.sha256(op.body).hexdigest()
     stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
     is_recovered = False
@@ -122,10 +123,10 @@ def put_bytes(context: WorkerContext, op: PutBytes, channel: OperationChannel) -
     except (RemoteChanged, RemoteUnavailable) as error:
         result, is_recovered = _recover(context, op.key, len(op.body), stamp, error), True
     crash_point('worker-put-after-commit')
-    return PutDone(etag=result.etag, size=len(op.body), sha256=digest, is_recovered=is_recovered)
+    return protocol.PutDone(etag=result.etag, size=len(op.body), sha256=digest, is_recovered=is_recovered)
 
 
-def copy(context: WorkerContext, op: Copy, channel: OperationChannel) -> CopyDone:
+def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -> protocol.CopyDone:
     stamp = Stamp(sha256=op.sha256, host=context.host, revision=op.revision, link=op.link)
     metadata = None if op.attrs is None else _metadata(op.attrs, stamp)
     try:
@@ -136,13 +137,13 @@ def copy(context: WorkerContext, op: Copy, channel: OperationChannel) -> CopyDon
             raise
         result = _recover(context, op.key, None, stamp, error)
     crash_point('worker-copy-after-commit')
-    return CopyDone(etag=result.etag, size=result.size)
+    return protocol.CopyDone(etag=result.etag, size=result.size)
 
 
-def delete_many(context: WorkerContext, op: DeleteMany, channel: OperationChannel) -> DeleteDone:
+def delete_many(context: WorkerContext, op: protocol.DeleteMany, channel: OperationChannel) -> protocol.DeleteDone:
     failures = []
     for key, error in context.store.delete_many(op.items):
-        name, message = describe(error)
-        failures.append(ItemFailure(key=key, name=name, message=message))
+        name, message = protocol.describe(error)
+        failures.append(protocol.ItemFailure(key=key, name=name, message=message))
     crash_point('worker-delete-after-commit')
-    return DeleteDone(failures=failures)
+    return protocol.DeleteDone(failures=failures)

@@ -18,9 +18,8 @@ from ctxfs.errors import Corrupted, CtxfsError
 from ctxfs.records import Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
+from ctxfs.sync import protocol
 from ctxfs.sync.crash_points import crash_point
-from ctxfs.sync.protocol import (Adopt, AdoptDone, Check, CheckDone, Fetch, FetchDone, Head, HeadItem, Hydrate, HydrateDone, ItemFailure,
-                                 ListDone, ListPages, Probe, ProbeDone, TidyCache, TidyDone, describe)
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 #: the longest ranged GET; bounds the memory of a transfer
@@ -28,18 +27,18 @@ RUN_BLOCKS = 4
 _MAX_TARGET = 4096
 
 
-def head(context: WorkerContext, op: Head, channel: OperationChannel) -> list[HeadItem]:
+def head(context: WorkerContext, op: protocol.Head, channel: OperationChannel) -> list[protocol.HeadItem]:
     return context.run_all(lambda key: _head_one(context, key), op.keys)
 
 
-def _head_one(context: WorkerContext, key: str) -> HeadItem:
+def _head_one(context: WorkerContext, key: str) -> protocol.HeadItem:
     try:
         info = context.store.head(key)
         metadata = info.metadata or {}
-        return HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=posix_meta.decode_stamp(metadata))
+        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=posix_meta.decode_stamp(metadata))
     except CtxfsError as error:
-        name, message = describe(error)
-        return HeadItem(key=key, failure=ItemFailure(key=key, name=name, message=message))
+        name, message = protocol.describe(error)
+        return protocol.HeadItem(key=key, failure=protocol.ItemFailure(key=key, name=name, message=message))
 
 
 def _attrs(context: WorkerContext, info: ObjectInfo) -> Attrs:
@@ -53,7 +52,7 @@ def _attrs(context: WorkerContext, info: ObjectInfo) -> Attrs:
     return attrs
 
 
-def list_pages(context: WorkerContext, op: ListPages, channel: OperationChannel) -> ListDone:
+def list_pages(context: WorkerContext, op: protocol.ListPages, channel: OperationChannel) -> protocol.ListDone:
     """The next page is asked for while the reader digests this one."""
     objects = prefixes = 0
     following: Future[ListPage] | None = context.helpers.submit(
@@ -66,12 +65,12 @@ def list_pages(context: WorkerContext, op: ListPages, channel: OperationChannel)
         objects += len(page.objects)
         prefixes += len(page.prefixes)
         channel.part(page)
-    return ListDone(objects=objects, prefixes=prefixes)
+    return protocol.ListDone(objects=objects, prefixes=prefixes)
 
 
 # --- content ---------------------------------------------------------------------------------------------------------------------
 
-def fetch(context: WorkerContext, op: Fetch, channel: OperationChannel) -> FetchDone:
+def fetch(context: WorkerContext, op: protocol.Fetch, channel: OperationChannel) -> protocol.FetchDone:
     stop = min(op.start + op.count, _block_count(op.size))
     absent = context.cache.missing(op.key, op.etag, range(op.start, stop))
     runs = list(_runs(absent))
@@ -79,7 +78,7 @@ def fetch(context: WorkerContext, op: Fetch, channel: OperationChannel) -> Fetch
         fetched = _fetch_run(context, op, runs[0])
     else:
         fetched = sum(context.run_all(lambda run: _fetch_run(context, op, run), runs))
-    return FetchDone(start=op.start, stop=stop, fetched=fetched)
+    return protocol.FetchDone(start=op.start, stop=stop, fetched=fetched)
 
 
 def _block_count(size: int) -> int:
@@ -95,7 +94,7 @@ def _runs(blocks: list[int]) -> Iterator[range]:
             start = index
 
 
-def _get_run(context: WorkerContext, op: Fetch | Hydrate, run: range) -> bytes:
+def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate, run: range) -> bytes:
     start, stop = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, op.size)
     data = context.store.get(op.key, start, stop, if_match=op.etag)
     if len(data) != stop - start:
@@ -103,14 +102,14 @@ def _get_run(context: WorkerContext, op: Fetch | Hydrate, run: range) -> bytes:
     return data
 
 
-def _fetch_run(context: WorkerContext, op: Fetch, run: range) -> int:
+def _fetch_run(context: WorkerContext, op: protocol.Fetch, run: range) -> int:
     data = _get_run(context, op, run)
     crash_point('worker-fetch-before-store')
     context.cache.store(op.key, op.etag, run.start, data)
     return len(data)
 
 
-def hydrate(context: WorkerContext, op: Hydrate, channel: OperationChannel) -> HydrateDone:
+def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel) -> protocol.HydrateDone:
     """Not fsynced: until the file is written to, its content is also in the bucket."""
     temporary = f'{op.path}.hydrate-{secrets.token_hex(4)}'
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -126,15 +125,15 @@ def hydrate(context: WorkerContext, op: Hydrate, channel: OperationChannel) -> H
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    return HydrateDone(size=op.size, fetched=fetched)
+    return protocol.HydrateDone(size=op.size, fetched=fetched)
 
 
-def _fill(context: WorkerContext, op: Hydrate, channel: OperationChannel, fd: int) -> int:
+def _fill(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel, fd: int) -> int:
     runs = _runs(list(range(_block_count(op.size))))
     return sum(context.run_all(lambda run: _fill_run(context, op, channel, fd, run), runs))
 
 
-def _fill_run(context: WorkerContext, op: Hydrate, channel: OperationChannel, fd: int, run: range) -> int:
+def _fill_run(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel, fd: int, run: range) -> int:
     if channel.is_cancelled:
         raise CtxfsError('nobody waited for it any more')
     absent = [block for block in run if not _copy_cached(context, op, fd, block)]
@@ -147,7 +146,7 @@ def _fill_run(context: WorkerContext, op: Hydrate, channel: OperationChannel, fd
     return fetched
 
 
-def _copy_cached(context: WorkerContext, op: Hydrate, fd: int, block: int) -> bool:
+def _copy_cached(context: WorkerContext, op: protocol.Hydrate, fd: int, block: int) -> bool:
     found = context.cache.open_block(op.key, op.etag, block)
     if found is None:
         return False
@@ -181,21 +180,21 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def adopt(context: WorkerContext, op: Adopt, channel: OperationChannel) -> AdoptDone:
+def adopt(context: WorkerContext, op: protocol.Adopt, channel: OperationChannel) -> protocol.AdoptDone:
     missing = context.cache.adopt([AdoptFile(item.path, item.key, item.etag, item.size) for item in op.items])
-    return AdoptDone(adopted=len(op.items) - len(missing), missing=missing)
+    return protocol.AdoptDone(adopted=len(op.items) - len(missing), missing=missing)
 
 
-def tidy_cache(context: WorkerContext, op: TidyCache, channel: OperationChannel) -> TidyDone:
-    return TidyDone(removed=context.cache.sweep(op.older_than))
+def tidy_cache(context: WorkerContext, op: protocol.TidyCache, channel: OperationChannel) -> protocol.TidyDone:
+    return protocol.TidyDone(removed=context.cache.sweep(op.older_than))
 
 
 # --- the store itself ------------------------------------------------------------------------------------------------------------
 
-def probe(context: WorkerContext, op: Probe, channel: OperationChannel) -> ProbeDone:
-    return ProbeDone(capabilities=msgspec.structs.asdict(context.store.capabilities()))
+def probe(context: WorkerContext, op: protocol.Probe, channel: OperationChannel) -> protocol.ProbeDone:
+    return protocol.ProbeDone(capabilities=msgspec.structs.asdict(context.store.capabilities()))
 
 
-def check(context: WorkerContext, op: Check, channel: OperationChannel) -> CheckDone:
+def check(context: WorkerContext, op: protocol.Check, channel: OperationChannel) -> protocol.CheckDone:
     context.store.check()
-    return CheckDone()
+    return protocol.CheckDone()
