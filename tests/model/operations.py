@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import random
-import socket
 import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -167,6 +166,22 @@ def write_file(side: Side, path: bytes, size: int, seed: int) -> None:
     fd = os.open(side.at(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
         os.write(fd, content(size, seed))
+    finally:
+        os.close(fd)
+
+
+@_verb
+def read_whole(side: Side, path: bytes) -> bytes:
+    with open(side.at(path), 'rb') as f:
+        return f.read()
+
+
+@_verb
+def patch(side: Side, path: bytes, offset: int, size: int, seed: int) -> None:
+    """Open, overwrite a part, close."""
+    fd = os.open(side.at(path), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, content(size, seed), offset)
     finally:
         os.close(fd)
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ class Child:
 
     def __init__(self, function: Callable[[], Any], directory: Path, uid: int | None = None) -> None:
         self._read, write = os.pipe()
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of a fork beside threads. The only other threads are watchdogs that wait for their timers.
+            warnings.simplefilter('ignore', DeprecationWarning)
+            self.pid = os.fork()
         if self.pid == 0:
             _run_and_exit(function, directory, uid, write)
         os.close(write)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import leftovers
 from tests.model.hosts import IS_DOUBLE, Site, local_site
 
 STORES = ['double'] if IS_DOUBLE else ['file', 's3']
@@ -31,9 +33,9 @@ def site(new_site: Callable[[Path], Site], tmp_path: Path) -> Site:
 
 
 @pytest.fixture(scope='module')
-def mounted_root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def mounted_root(request: pytest.FixtureRequest) -> Iterator[Path]:
     """The root of one mount for all examples of a module; `MOUNT_OPTIONS` of the module are given to `ctxfs mount`."""
-    work = tmp_path_factory.mktemp('shared')
+    work = Path(tempfile.mkdtemp(prefix='shared-'))
     if IS_DOUBLE:
         made = local_site(work)
     else:
@@ -41,8 +43,11 @@ def mounted_root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         made = site_maker('file', request)(work)
     host, at = made.host(), made.mount_point()
     host.mount('shared', at, create=True, options=getattr(request.module, 'MOUNT_OPTIONS', ()))
-    yield at
-    host.unmount(at)
+    try:
+        yield at
+        host.unmount(at)
+    finally:
+        leftovers.remove_tree(work)
 
 
 @pytest.fixture

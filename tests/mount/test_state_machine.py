@@ -25,6 +25,7 @@ STEPS = int(os.environ.get('CTXFS_FUZZ_STEPS', '60'))
 PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if os.environ.get('CTXFS_FUZZ_SHRINK') else []))
 
 
+@pytest.mark.timeout(300 + EXAMPLES * 60)
 def test_mount_and_local_disk_cannot_be_told_apart(new_site: Callable[[Path], Site], tmp_path: Path) -> None:
     """Whatever a program does, it sees on the mount what it would see on a local disk, also across remounts, hosts and kills."""
     seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
