@@ -296,40 +296,43 @@ def _number(name: str, text: str) -> int:
 
 # --- the store URL -----------------------------------------------------------------------------------------------------------------
 
-S3_PARAMETERS = ('endpoint', 'region', 'addressing')
+#: what may follow the `?`, by scheme; what each means is the store's business
+STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
 
 
 def normalise_store_url(url: str) -> str:
     """One spelling of a store URL. Raises UsageError with what to write instead."""
     parts = urlsplit(url)
-    if parts.scheme == 'file':
-        return _normalise_file_url(url, parts.netloc, parts.path + (f'?{parts.query}' if parts.query else ''))
-    if parts.scheme != 's3':
+    if parts.scheme not in STORE_PARAMETERS:
         raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
-    if '@' in parts.netloc:
-        raise UsageError('a store URL must not carry credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY')
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', parts.netloc):
-        raise UsageError(f'store {url!r}: {parts.netloc!r} is no bucket name')
+    place = _file_place(url, parts.netloc, parts.path) if parts.scheme == 'file' else _s3_place(url, parts.netloc, parts.path)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     for name, value in pairs:
-        _check_s3_parameter(url, name, value)
-    prefix = parts.path.strip('/')
-    return f's3://{parts.netloc}' + (f'/{prefix}' if prefix else '') + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
+        _check_parameter(url, parts.scheme, name, value)
+    return place + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
 
 
-def _check_s3_parameter(url: str, name: str, value: str) -> None:
-    if name not in S3_PARAMETERS:
-        raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, S3_PARAMETERS)}')
+def _s3_place(url: str, bucket: str, path: str) -> str:
+    if '@' in bucket:
+        raise UsageError('a store URL must not carry credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY')
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', bucket):
+        raise UsageError(f'store {url!r}: {bucket!r} is no bucket name')
+    return f's3://{bucket}/{path.strip("/")}'.rstrip('/')
+
+
+def _file_place(url: str, host: str, path: str) -> str:
+    if host not in ('', 'localhost') or not path.startswith('/'):
+        raise UsageError(f'store {url!r}: write file:///ABSOLUTE/DIRECTORY (three slashes)')
+    return file_store_url(Path(os.path.normpath(unquote(path))))
+
+
+def _check_parameter(url: str, scheme: str, name: str, value: str) -> None:
+    if name not in STORE_PARAMETERS[scheme]:
+        raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, STORE_PARAMETERS[scheme])}')
     if name == 'endpoint' and not re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value):
         raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
     if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
         raise UsageError(f'store {url!r}: addressing is auto, path or virtual')
-
-
-def _normalise_file_url(url: str, host: str, path: str) -> str:
-    if host or not path.startswith('/'):
-        raise UsageError(f'store {url!r}: write file:///ABSOLUTE/DIRECTORY (three slashes)')
-    return file_store_url(Path(os.path.normpath(unquote(path))))
 
 
 def file_store_url(directory: Path) -> str:
@@ -338,7 +341,7 @@ def file_store_url(directory: Path) -> str:
 
 
 def store_identity(url: str) -> str:
-    """What makes two URLs the same store: region and addressing only say how to reach it, and must not orphan a journal."""
+    """What makes two URLs the same store: the other parameters only say how to reach it, and must not orphan a journal."""
     parts = urlsplit(normalise_store_url(url))
     if parts.scheme == 'file':
         return f'file://{os.path.realpath(unquote(parts.path))}'

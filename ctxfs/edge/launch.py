@@ -36,6 +36,7 @@ from ctxfs.errors import CtxfsError, UsageError
 
 log = logging.getLogger(__name__)
 
+DAEMON_MODULE = 'ctxfs.edge.daemon'
 READY_TIMEOUT = 30.0
 #: how long a daemon that failed to mount gets to end by itself
 END_TIMEOUT = 5.0
@@ -54,14 +55,14 @@ class MountFailed(CtxfsError):
 
 # --- the command line's side -------------------------------------------------------------------------------------------------------
 
-def start(options: MountOptions, *, timeout: float = READY_TIMEOUT, module: str = 'ctxfs.edge.daemon') -> int:
+def start(options: MountOptions, *, timeout: float = READY_TIMEOUT) -> int:
     """Start the daemon in a session of its own and return its pid once the mount answers. Raises MountFailed, and then (also when
     interrupted) no process, mount or runtime directory is left."""
     private_dir(Path(options.state_dir))
     reader, writer = os.pipe()
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, reader)
-        child = _spawn(options, module, writer)
+        child = _spawn(options, writer)
         try:
             deadline = time.monotonic() + timeout
             _hand_over(child, options, writer)
@@ -74,10 +75,10 @@ def start(options: MountOptions, *, timeout: float = READY_TIMEOUT, module: str 
     return child.pid
 
 
-def _spawn(options: MountOptions, module: str, writer: int) -> subprocess.Popen[bytes]:
+def _spawn(options: MountOptions, writer: int) -> subprocess.Popen[bytes]:
     try:
         with _open_log(Path(options.log_file)) as log_file:
-            return subprocess.Popen([sys.executable, '-m', module], stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, cwd='/',
+            return subprocess.Popen([sys.executable, '-m', DAEMON_MODULE], stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, cwd='/',
                                     env=_environment(), start_new_session=True, pass_fds=(writer,), umask=0o077)
     except OSError as e:
         raise MountFailed(f'cannot start the mount process: {e}') from e

@@ -98,7 +98,7 @@ def clear_dead_mount(path: str) -> None:
 def check_directory(path: str, *, nonempty: bool) -> None:
     try:
         found = os.stat(path)
-        names = next(iter(os.scandir(path)), None) if stat.S_ISDIR(found.st_mode) else None
+        is_empty = not stat.S_ISDIR(found.st_mode) or _is_empty(path)
     except FileNotFoundError:
         raise NotFound(f'{path}: no such directory; make it with mkdir -p {path}') from None
     except OSError as e:
@@ -107,8 +107,13 @@ def check_directory(path: str, *, nonempty: bool) -> None:
         raise NotADirectory(f'{path} is not a directory')
     if os.geteuid() != 0 and not _user_may_mount(path, found):
         raise NotPermitted(f'{path}: you may only mount on a directory that you may write to (and own, where it is sticky)')
-    if names is not None and not nonempty:
+    if not is_empty and not nonempty:
         raise NotEmpty(f'{path} is not empty; choose an empty directory, or hide what is in it with -o nonempty')
+
+
+def _is_empty(path: str) -> bool:
+    with os.scandir(path) as entries:
+        return next(entries, None) is None
 
 
 def _user_may_mount(path: str, found: os.stat_result) -> bool:
