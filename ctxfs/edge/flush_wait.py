@@ -57,7 +57,7 @@ def wait_for(mount: Mount, *, timeout: float | None, report: Report = lambda mou
             if not pending.files and not is_flushing:
                 return outcome(mount, ok=True, pending=pending, message='everything is in the bucket')
         if deadline is not None and time.monotonic() >= deadline:
-            return outcome(mount, ok=False, pending=pending, message=f'still {describe(pending)} pending after {timeout:g} s')
+            return outcome(mount, ok=False, pending=pending, message=f'still {describe(pending)} pending after {round(timeout or 0, 1):g} s')
 
 
 def ask_pending(mount: Mount) -> tuple[Pending, bool] | None:

@@ -68,18 +68,28 @@ def real_mountpoint(path: str) -> str:
 
 
 def probe(path: str, *, device: int | None = None, timeout: float = PROBE_TIMEOUT) -> int:
-    """0 when `path` can be stat'ed (and, if given, lies on `device`: else EXDEV), else the errno; ETIMEDOUT when nothing answers.
-    stat(1) asks, not a fork of this process: a fork of one that has threads may deadlock, and Python warns of it."""
-    child = subprocess.Popen(['stat', '-L', '-c', '%d', '--', path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env={**os.environ, 'LC_ALL': 'C'})
+    """0 when the file system at `path` answers (and, if given, `path` lies on `device`: else EXDEV), else the errno; ETIMEDOUT when
+    nothing comes. Asks for statfs: the kernel may answer a stat from its cache for minutes after the daemon died. stat(1) asks, not a
+    fork of this process: a fork of one that has threads may deadlock."""
+    failure, _ = _ask('-f', '-c', '%t', path, timeout=timeout)
+    if failure or device is None:
+        return failure
+    failure, found = _ask('-L', '-c', '%d', path, timeout=timeout)
+    return failure or (errno.EXDEV if int(found) != device else 0)
+
+
+def _ask(*args: str, timeout: float) -> tuple[int, bytes]:
+    """(errno or 0, what stat(1) printed)."""
+    child = subprocess.Popen(['stat', *args[:-1], '--', args[-1]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, env={**os.environ, 'LC_ALL': 'C'})
     try:
         out, err = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         _abandon(child)
-        return errno.ETIMEDOUT
+        return errno.ETIMEDOUT, b''
     if child.returncode == 0:
-        return errno.EXDEV if device is not None and int(out) != device else 0
-    return next((number for number in errno.errorcode if os.strerror(number).encode() in err), errno.EIO)
+        return 0, out
+    return next((number for number in errno.errorcode if err.rstrip().endswith(os.strerror(number).encode())), errno.EIO), b''
 
 
 def _abandon(child: subprocess.Popen[bytes]) -> None:

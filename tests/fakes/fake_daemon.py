@@ -38,6 +38,11 @@ class Empty(pyfuse3.Operations):
         attrs.st_uid, attrs.st_gid = os.getuid(), os.getgid()
         return attrs
 
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        return data
+
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> pyfuse3.EntryAttributes:
         raise pyfuse3.FUSEError(errno.ENOENT)
 

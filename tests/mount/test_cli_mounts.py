@@ -1,0 +1,332 @@
+"""mount, umount, wait, sync and status around a daemon whose file system is empty: every ending, with real mounts and processes."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ctxfs.edge import cli, cli_mount, launch
+from ctxfs.edge.client import ControlClient
+from ctxfs.edge.mount_table import mount_at
+from ctxfs.edge.runtime_dir import find_mounts, process_start
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Cli:
+    """The command line in this process, on a host of its own."""
+
+    def __init__(self, tmp: Path, capfd, monkeypatch) -> None:
+        self.capfd, self.monkeypatch = capfd, monkeypatch
+        self.runtime = tmp / 'run/ctxfs'
+        self.at, self.other = tmp / 'm', tmp / 'm2'
+        for path in (tmp / 'home', tmp / 'run', self.at, self.other):
+            path.mkdir()
+        monkeypatch.setenv('HOME', str(tmp / 'home'))
+        monkeypatch.setenv('XDG_RUNTIME_DIR', str(tmp / 'run'))
+        monkeypatch.setenv('PYTHONPATH', str(ROOT))
+        monkeypatch.setattr(launch, 'DAEMON_MODULE', 'tests.fakes.fake_daemon')
+        self.behave()
+
+    def behave(self, **behaviour) -> None:
+        self.monkeypatch.setenv('CTXFS_FAKE_DAEMON', json.dumps(behaviour))
+
+    def run(self, *args, status=0) -> str:
+        """Its stdout; stderr must be empty on success, else one line that `self.error` keeps."""
+        self.capfd.readouterr()
+        got = cli.run([str(a) for a in args])
+        out, self.error = self.capfd.readouterr()
+        assert got == status, f'{args}: exit {got}: {self.error}'
+        if status:
+            assert self.error.startswith('ctxfs: ') and self.error.count('\n') == 1, self.error
+        else:
+            assert self.error == ''
+        return out
+
+    def json(self, *args, status=0):
+        return json.loads(self.run(*args, '--json', status=status))
+
+    def mount(self, name='proj', at=None, *args, **behaviour) -> int:
+        """The daemon's pid."""
+        self.behave(**behaviour)
+        return self.json('mount', name, at or self.at, '--create', *args)['pid']
+
+    def fails(self, *args, said: str, status=1) -> None:
+        self.run(*args, status=status)
+        assert said in self.error, self.error
+
+    def unmount(self, at=None) -> None:
+        subprocess.run(['fusermount3', '-u', at or self.at], check=True)
+
+
+@pytest.fixture
+def ctxfs(tmp, capfd, monkeypatch):
+    return Cli(tmp, capfd, monkeypatch)
+
+
+def is_mounted(path) -> bool:
+    return mount_at(str(path)) is not None
+
+
+# --- mount -------------------------------------------------------------------------------------------------------------------------
+
+def test_mount_returns_when_the_mount_answers(ctxfs):
+    """Silent for scripts, findable at once, gone after umount; the daemon is a process of its own with nothing of the terminal."""
+    assert ctxfs.run('mount', '--create', 'proj', ctxfs.at) == ''
+    assert is_mounted(ctxfs.at) and os.listdir(ctxfs.at) == []
+    mount, = find_mounts(ctxfs.runtime)
+    with ControlClient(mount.socket) as client:
+        info = client.call('info')
+    assert info['session'] == info['pid'] == mount.record.pid
+    assert (info['cwd'], info['stdin'], info['umask'], len(info['argv'])) == ('/', '/dev/null', 0o077, 1)
+    assert info['log'] == mount.record.log_file
+    ctxfs.run('umount', ctxfs.at)
+    assert not is_mounted(ctxfs.at) and process_start(mount.record.pid) is None
+    assert ctxfs.json('status') == {'mounts': []}
+
+
+@pytest.mark.parametrize('behaviour, said, status', [
+    ({'raise': 'the bucket has gone'}, 'the bucket has gone', 1), ({'bug': 'oops\nat\n once'}, 'RuntimeError: oops at once', 1),
+    ({'die': True}, 'ended (status 3) before the mount was there: last words; see /', 1),
+])
+def test_a_failed_mount_says_why_and_leaves_nothing(ctxfs, behaviour, said, status):
+    """No process, no mount, no runtime directory."""
+    ctxfs.behave(**behaviour)
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, said=said, status=status)
+    assert not is_mounted(ctxfs.at) and list(ctxfs.runtime.iterdir()) == []
+    ctxfs.mount()
+    ctxfs.run('umount', ctxfs.at)
+
+
+def test_a_mount_that_never_becomes_ready_ends_in_time(ctxfs, monkeypatch):
+    """Its process with it."""
+    monkeypatch.setattr(launch.start, '__kwdefaults__', {'timeout': 1.5})
+    ctxfs.behave(hang=True)
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, said='did not answer within 1.5 s; see /')
+    assert not is_mounted(ctxfs.at)
+
+
+def test_unknown_contexts_are_not_created(ctxfs):
+    """Nearest name and the option that creates, exit 1."""
+    ctxfs.run('context', 'create', 'my-project')
+    ctxfs.fails('mount', 'my-projct', ctxfs.at, said='(did you mean my-project?); ctxfs mount --create makes a new one')
+    assert ctxfs.run('context', 'list').count('\n') == 1
+
+
+@pytest.mark.parametrize('args, said', [
+    (('--cache-size', '10Q'), 'is not a size'), (('--cache-size', '1'), 'holds nothing'), (('-o', 'allow_othr'), 'did you mean allow_other'),
+    (('--store', 'bucket'), 's3://BUCKET'), (('--fsync', 'never'), "'never' is not one of"), (('--no-such',), 'No such option'),
+    (('--store', 's3://bucket?endpoint=x'), 'endpoint must be'),
+])
+def test_wrong_usage_is_exit_2(ctxfs, args, said):
+    """One line, and nothing was made."""
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, *args, said=said, status=2)
+    assert not (Path(os.environ['HOME']) / '.local').exists()
+
+
+def test_an_unreachable_endpoint_is_told_within_ten_seconds(ctxfs, monkeypatch):
+    """Nobody listens on a port that was just given back."""
+    import socket
+    import time
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'x')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'x')
+    start = time.monotonic()
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, '--store', f's3://bucket?endpoint=http://127.0.0.1:{port}', said=f'127.0.0.1:{port}')
+    assert time.monotonic() - start < 10
+
+
+def test_mounted_already(ctxfs):
+    """The same place, or the same context elsewhere: pid and mount point are named. Another state directory is another host."""
+    pid = ctxfs.mount()
+    ctxfs.fails('mount', 'proj', ctxfs.at, said=f'context proj is mounted there already (pid {pid})')
+    ctxfs.fails('mount', 'proj', ctxfs.other, said=f'context proj is mounted here already, at {ctxfs.at} (pid {pid})')
+    second = ctxfs.mount('proj', ctxfs.other, '--state-dir', ctxfs.at.parent / 's2')
+    assert {m['pid'] for m in ctxfs.json('status', 'proj')['mounts']} == {pid, second}
+    assert ctxfs.json('context', 'show', 'proj')['state'] == 'in-use'
+    ctxfs.run('umount', ctxfs.other)
+    ctxfs.run('umount', 'proj')
+
+
+def test_a_dead_mount_is_freed(ctxfs):
+    """Its daemon was killed; the next mount needs no help, in the same place or elsewhere."""
+    for place in (ctxfs.at, ctxfs.other):
+        pid = ctxfs.mount('proj', place)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(OSError) as caught:
+            os.stat(place / 'x')
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    assert is_mounted(ctxfs.other)
+    ctxfs.mount('proj', ctxfs.at)
+    assert not is_mounted(ctxfs.other), 'what the killed daemon left elsewhere was freed too'
+    ctxfs.run('umount', ctxfs.at)
+
+
+def test_a_remount_waits_for_the_last_flush(ctxfs, tmp):
+    """`fusermount3 -u A; ctxfs mount CTX B` needs no wait between."""
+    first = ctxfs.mount(pending=[3, 4096], flush_until=str(tmp / 'go'))
+    ctxfs.unmount()
+    timer = threading.Timer(0.5, (tmp / 'go').touch)
+    timer.start()
+    second = ctxfs.mount('proj', ctxfs.other)
+    timer.join()
+    assert process_start(first) is None and second != first
+    ctxfs.run('umount', ctxfs.other)
+
+
+def test_a_remount_does_not_wait_forever(ctxfs, tmp, monkeypatch):
+    """It names the daemon that still uploads, and how to follow it."""
+    monkeypatch.setattr(cli_mount, 'TAKE_OVER_SECONDS', 0.3)
+    pid = ctxfs.mount(pending=[3, 4096], flush_until=str(tmp / 'go'))
+    ctxfs.unmount()
+    ctxfs.fails('mount', 'proj', ctxfs.other, said=f'still being written back after its last unmount (pid {pid}); follow it with ctxfs wait proj')
+    (tmp / 'go').touch()
+    ctxfs.run('wait', 'proj')
+
+
+# --- umount and wait ---------------------------------------------------------------------------------------------------------------
+
+def test_wait_after_fusermount_has_no_race(ctxfs, tmp):
+    """Whenever it is asked: while the daemon flushes, as it ends, and after."""
+    pid = ctxfs.mount(pending=[3, 4096], flush_until=str(tmp / 'go'))
+    ctxfs.unmount()
+    ctxfs.fails('wait', 'proj', '--timeout', 0.3, said=f'proj ({ctxfs.at}): still 3 files (4.0 KiB) pending after 0.3 s')
+    timer = threading.Timer(0.3, (tmp / 'go').touch)
+    timer.start()
+    for reference in ('proj', ctxfs.at, None):
+        assert ctxfs.json('wait', *([reference] if reference else []))['ok']
+        assert process_start(pid) is None
+    timer.join()
+
+
+def test_wait_returns_the_cause_of_a_failed_flush(ctxfs):
+    """Exit 1 with the cause, as often as it is asked, until the next mount ends well."""
+    ctxfs.mount(pending=[2, 10], failure='2 files could not be uploaded: access denied')
+    ctxfs.unmount()
+    for _ in range(2):
+        ctxfs.fails('wait', 'proj', said=f'proj ({ctxfs.at}): 2 files could not be uploaded: access denied')
+    shown, = ctxfs.json('status')['mounts']
+    assert (shown['state'], shown['pid'], shown['pending']['files']) == ('failed', None, 2)
+    assert '2 files could not be uploaded' in ctxfs.run('status')
+    ctxfs.mount('proj', ctxfs.other)
+    ctxfs.run('umount', ctxfs.other)
+    ctxfs.run('wait', 'proj')
+    assert ctxfs.json('status') == {'mounts': []}
+
+
+def test_wait_for_a_killed_daemon_fails(ctxfs):
+    """What it had not uploaded is journaled, and the line says how it gets out."""
+    pid = ctxfs.mount()
+    os.kill(pid, signal.SIGKILL)
+    ctxfs.fails('wait', 'proj', said='its daemon died; mount again to upload what is journaled')
+    assert ctxfs.json('status')['mounts'][0]['state'] == 'died'
+    ctxfs.fails('umount', ctxfs.at, said='its daemon died')
+    assert not is_mounted(ctxfs.at)
+
+
+def test_wait_while_mounted(ctxfs):
+    """Nothing pending is done at once; something is not."""
+    ctxfs.mount()
+    assert ctxfs.json('wait', 'proj')['mounts'][0]['message'] == 'everything is in the bucket'
+    ctxfs.run('umount', 'proj')
+    ctxfs.mount(pending=[1, 5])
+    ctxfs.fails('wait', 'proj', '--timeout', 0.2, said='still 1 file (5 bytes) pending')
+    ctxfs.run('umount', 'proj')
+
+
+def test_wait_for_what_was_never_mounted(ctxfs):
+    """A context that exists has nothing pending; one that does not exist must not look like it."""
+    ctxfs.run('context', 'create', 'my-project')
+    assert ctxfs.json('wait', 'my-project') == {'ok': True, 'mounts': []}
+    assert ctxfs.json('wait') == {'ok': True, 'mounts': []}
+    ctxfs.fails('wait', 'my-projct', said='did you mean my-project?')
+    ctxfs.fails('wait', ctxfs.at, said=f'no context is or was mounted at {ctxfs.at}')
+
+
+def test_umount_of_a_busy_mount_names_the_program(ctxfs):
+    """And leaves it mounted; --lazy detaches it."""
+    ctxfs.mount()
+    with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True); input()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, cwd=ctxfs.at) as user:
+        user.stdout.readline()
+        ctxfs.fails('umount', ctxfs.at, said=f'is busy: {Path(f"/proc/{user.pid}/comm").read_text().strip()} (pid {user.pid}, working directory {ctxfs.at})')
+        assert is_mounted(ctxfs.at)
+        ctxfs.fails('umount', '--lazy', ctxfs.at, '--timeout', 0.1, said='pending after 0.1 s')
+        assert not is_mounted(ctxfs.at)
+    ctxfs.run('wait', 'proj')
+
+
+def test_umount_of_something_else(ctxfs):
+    """Nothing, or another file system, is left alone and named."""
+    ctxfs.fails('umount', ctxfs.at, said='nothing is mounted there')
+    ctxfs.fails('umount', '/proc', said='not a ctxfs mount but proc')
+
+
+def test_umount_through_a_symlink(ctxfs, tmp):
+    """The path that a person has is enough."""
+    (tmp / 'link').symlink_to(ctxfs.at)
+    ctxfs.mount('proj', tmp / 'link')
+    assert is_mounted(ctxfs.at)
+    ctxfs.run('wait', tmp / 'link')
+    ctxfs.run('umount', tmp / 'link')
+
+
+# --- sync and status ---------------------------------------------------------------------------------------------------------------
+
+def test_sync(ctxfs):
+    """All mounts, one, a path below one, or a lone path; absolute or relative."""
+    ctxfs.mount(pending=[1, 1])
+    ctxfs.run('sync')
+    for args, asked in (((), [None, 'upload', True]), (('proj', 'a//b/'), ['a/b', 'upload', True]), (('proj', '/a'), ['a', 'upload', True]),
+                        (('proj', ctxfs.at / 'a'), ['a', 'upload', True]), ((ctxfs.at / 'a/b',), ['a/b', 'upload', True]),
+                        ((ctxfs.at, '--mode', 'download'), [None, 'download', True]), (('proj', '.', '--no-wait'), ['', 'upload', False])):
+        result = ctxfs.json('sync', *args)
+        assert result['ok'] and result['mounts'][0]['asked'] == asked
+    ctxfs.fails('sync', 'proj', 'missing', said='no such file: missing')
+    ctxfs.fails('sync', 'proj', '../x', said='outside of the mount', status=2)
+    ctxfs.fails('sync', 'proj', '--mode', 'both', said='is not one of', status=2)
+    ctxfs.fails('sync', 'porj', said='porj is not mounted (did you mean proj?)')
+    ctxfs.run('umount', 'proj')
+    ctxfs.fails('sync', said='nothing is mounted')
+
+
+def test_a_failed_sync_is_exit_1_with_the_cause(ctxfs):
+    """One line that names the mount."""
+    ctxfs.mount(failure='a: access denied')
+    ctxfs.fails('sync', said=f'proj ({ctxfs.at}): a: access denied')
+    ctxfs.fails('umount', 'proj', said='a: access denied')
+
+
+def test_status_for_people(ctxfs):
+    """Mount point, pending, failures with cause and next attempt, hidden keys with reason; control characters are shown, not sent."""
+    import time
+    tasks = [{'path': 'a\x1b[2Jb', 'taskType': 'upload', 'status': 'Pending', 'errorMessage': 'access denied', 'attempt': 3,
+              'nextRetry': time.time() + 100}]
+    ctxfs.mount(pending=[3, 5 << 20], tasks=tasks, unmountable=[{'key': 'a//b', 'reason': 'an empty name'}])
+    shown = ctxfs.run('status', ctxfs.at)
+    for words in (f'proj (SdkCtx-', f') at {ctxfs.at}: mounted, pid ', '3 files (5.0 MiB), the oldest for 5 s',
+                  'a\\x1b[2Jb: access denied (attempt 3, next in ', 'a//b: an empty name'):
+        assert words in shown, shown
+    assert ctxfs.json('status', 'proj')['mounts'][0]['tasks'] == tasks
+    ctxfs.fails('status', 'porj', said='did you mean proj?')
+    ctxfs.fails('status', '--store', 's3://nope', 'proj', said='proj is not mounted here')
+    ctxfs.run('umount', 'proj')
+    assert ctxfs.json('status', 'proj') == {'mounts': []}
+
+
+def test_a_mount_point_with_odd_characters(ctxfs, tmp):
+    """Blanks, newlines and bytes that are no UTF-8 are escaped in the kernel's table."""
+    odd = tmp / os.fsdecode(b'a b\n\xc3\xbc\\x')
+    odd.mkdir()
+    ctxfs.mount('proj', odd)
+    assert ctxfs.json('status', odd)['mounts'][0]['mountpoint'] == str(odd)
+    ctxfs.run('umount', odd)
