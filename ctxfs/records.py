@@ -15,6 +15,8 @@ Fh = NewType('Fh', int)
 Key = NewType('Key', str)
 
 ROOT_INO = Ino(1)
+#: the root directory's own path in the index, where every path has at least one character
+ROOT_PATH = '/'
 #: reserved directory inside a context for ctxfs's own objects; hidden in the mount
 RESERVED_DIR = '.ctxfs/'
 

@@ -23,6 +23,9 @@ from typing import Any
 
 import trio
 
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup     # what trio itself uses there
+
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.core.block_reader import BlockReader
 from ctxfs.core.contents import Contents
@@ -74,9 +77,18 @@ def run(options: MountOptions, ready: Readiness) -> int:
             runtime_dir.discard(Path(options.runtime_dir))
             raise
         try:
-            return trio.run(mount.run, ready, strict_exception_groups=False)
+            return trio.run(mount.run, ready)
+        except BaseExceptionGroup as group:
+            raise _first_leaf(group) from group
         finally:
             mount.close()
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    """What went wrong first, out of the groups that nested nurseries make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _set_up_process(options: MountOptions) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import trio
 
 from ctxfs.errors import CtxfsError
-from ctxfs.records import IndexRecord
+from ctxfs.records import ROOT_PATH, IndexRecord
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import Unmountable, key_to_path
@@ -84,7 +84,7 @@ class Finisher:
             return []
         attrs, now = get_attrs(inode), time.time_ns()
         if inode.is_dir:
-            return [IndexRecord(path=self._db.dir_key(inode.ino), changed_ns=now, attrs=attrs)]
+            return [IndexRecord(path=self._db.dir_key(inode.ino) or ROOT_PATH, changed_ns=now, attrs=attrs)]
         keys = set(self._db.keys_of(inode))
         return [IndexRecord(path=known.key, changed_ns=now, etag=known.etag, size=known.size, attrs=attrs, link=inode.link_group or '')
                 for known in self._journal.objects_of(inode.ino) if known.key in keys and known.revision == inode.revision]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ctxfs.records import RESERVED_DIR, ROOT_INO, Attrs, IndexRecord, ObjectInfo
+from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, Attrs, IndexRecord, ObjectInfo
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
@@ -225,7 +225,7 @@ class Reconciler:
         with self._db.transaction():
             for key, packed in rows:
                 record = _decode_record(packed)
-                path = key_to_path(key)
+                path = () if key == ROOT_PATH else key_to_path(key)
                 ino = None if isinstance(path, Unmountable) else self._db.resolve(path)
                 if ino is not None and record.attrs is not None and self._journal.pending_row(ino) is None:
                     inode = self._db.inode(ino)
