@@ -25,7 +25,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -250,9 +250,9 @@ class BlockCache:
                 entry = _entry_hash(key, etag, first + offset // BLOCK_SIZE)
                 placed.append((entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
 
-    def adopt(self, items: Sequence[AdoptFile]) -> list[str]:
+    def adopt(self, items: Sequence[AdoptFile], *, on_placed: Callable[[], None] = lambda: None) -> list[str]:
         """Take files into the cache by link (by copy where that is impossible), in one transaction. The paths that were gone or had
-        another size are returned and left out. Raises as `store` does."""
+        another size are returned and left out. `on_placed` is called between the links and their rows. Raises as `store` does."""
         missing = []
         with self._inserting() as placed:
             for item in items:
@@ -264,6 +264,7 @@ class BlockCache:
                     missing.append(item.path)
                 else:
                     placed.append((entry, _tag(item.key), linked))
+            on_placed()
         self._cull()
         return missing
 

@@ -1,0 +1,61 @@
+"""The messages between the daemon and its workers survive the pipe."""
+from __future__ import annotations
+
+import pytest
+
+from ctxfs import errors
+from ctxfs.records import Attrs, IndexRecord
+from ctxfs.storage.object_store import Condition
+from ctxfs.sync import protocol
+
+ATTRS = Attrs(mode=0o120777, uid=1, gid=2, mtime_ns=3, atime_ns=-4, ctime_ns=5, target=b'\xff/x', xattrs={'user.a': b'\0\xff'})
+OPERATIONS = [
+    protocol.PutFile(key='k', path='/p', size=1, attrs=ATTRS, revision=7, condition=Condition(etag='"e"'), abort_slot=3),
+    protocol.PutBytes(key='k/', body=b'', condition=Condition(absent=True)),
+    protocol.Copy(source='a', key='b', attrs=ATTRS),
+    protocol.DeleteMany(items=[('a', None), ('b', '"e"')]),
+    protocol.Head(keys=['a', 'ü\n']),
+    protocol.ListPages(prefix='p/', delimiter='/'),
+    protocol.Fetch(key='k', etag='e', size=9),
+    protocol.Hydrate(key='k', etag='e', size=9, path='/p'),
+    protocol.Adopt(items=[protocol.AdoptItem(path='/p', key='k', etag='e', size=1)]),
+    protocol.ReadIndex(prefix='p/', seen=['n']),
+    protocol.WriteSegment(prefix='p/', records=[IndexRecord(path='a', changed_ns=1, attrs=ATTRS), IndexRecord(path='b', changed_ns=2)]),
+    protocol.CompactIndex(prefix='p/'), protocol.TidyCache(older_than=1.5), protocol.Probe(), protocol.Check()]
+
+
+def test_every_operation_crosses_unchanged_and_has_a_result_type() -> None:
+    """Each request decodes to what was encoded, and the table of results knows it."""
+    assert {type(operation) for operation in OPERATIONS} == set(protocol.RESULTS)
+    for operation in OPERATIONS:
+        request = protocol.Request(id=1, operation=operation, credit=4)  # type: ignore[arg-type]
+        assert protocol.decode_to_worker(protocol.frame(request)[4:]) == request
+
+
+def test_frames_are_cut_wherever_the_stream_is_torn() -> None:
+    """Feeding byte by byte gives the same messages as feeding at once."""
+    messages = [protocol.Credit(id=number) for number in range(300)]
+    stream = b''.join(map(protocol.frame, messages))
+    for step in (1, 3, 7, len(stream)):
+        reader = protocol.FrameReader()
+        bodies = [body for at in range(0, len(stream), step) for body in reader.feed(stream[at:at + step])]
+        assert [protocol.decode_to_worker(body) for body in bodies] == messages
+
+
+def test_an_impossible_length_is_refused_before_it_is_buffered() -> None:
+    """Four bytes that announce more than MAX_FRAME end the stream."""
+    with pytest.raises(errors.Corrupted):
+        protocol.FrameReader().feed((protocol.MAX_FRAME + 1).to_bytes(4, 'big'))
+
+
+@pytest.mark.parametrize('kind', [errors.NotFound, errors.RemoteChanged, errors.RemoteUnavailable, errors.Denied, errors.NoSpace])
+def test_an_error_crosses_as_its_own_class(kind: type[errors.CtxfsError]) -> None:
+    """The daemon raises the class and the message that the worker had."""
+    revived = protocol.revive(*protocol.describe(kind('why')))
+    assert type(revived) is kind and str(revived) == 'why'
+
+
+def test_a_foreign_error_crosses_as_a_permanent_one_that_names_it() -> None:
+    """An unexpected exception is a CtxfsError whose message tells the class; a made-up name cannot become another class."""
+    assert str(protocol.revive(*protocol.describe(KeyError('x')))) == "KeyError: 'x'"
+    assert type(protocol.revive('annotations', 'x')) is errors.CtxfsError
