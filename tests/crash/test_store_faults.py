@@ -1,0 +1,152 @@
+"""A store that fails in every way a network can: nothing is lost, nothing is taken for somebody else's change.
+
+Owns the plans of faults. It must not know how ctxfs retries; CTXFS_FUZZ_SEED repeats a random plan.
+"""
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.fault_proxy import FaultProxy
+from tests.crash.watch import eventually
+from tests.model import observe
+from tests.model.hosts import IS_DOUBLE
+from tests.model.operations import content
+from tests.mount.sites import MountingSite, site_maker
+
+pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no network'), pytest.mark.timeout(300)]
+
+
+class Faulty:
+    """A site whose store is reached through the proxy, and one that reaches the same bucket directly."""
+
+    def __init__(self, site: MountingSite, proxy: FaultProxy, work: Path) -> None:
+        self.proxy = proxy
+        self.direct = site
+        (work / 'faulty').mkdir()
+        self.site = MountingSite(work / 'faulty', site.url.partition('?')[0] + f'?endpoint={proxy.endpoint}', site.env, site.bucket)
+
+    def check(self, name: str, want: observe.Tree) -> None:
+        """Another host, with a network that works, sees exactly that: no conflict copy, nothing missing."""
+        other, there = self.direct.host(), self.direct.mount_point()
+        other.mount(name, there)
+        got = observe.snapshot(os.fsencode(there))
+        assert other.status(there)['conflicts'] == 0
+        other.unmount(there)
+        assert observe.differences(got, want, directory_times=False) == []
+
+
+@pytest.fixture
+def faulty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Faulty]:
+    site = site_maker('s3', request)(tmp_path)
+    with FaultProxy(request.getfixturevalue('s3_server').endpoint) as proxy:
+        yield Faulty(site, proxy, tmp_path)
+
+
+def work(at: Path, generation: int) -> None:
+    """Files small and large, overwritten, renamed and removed, links, directories."""
+    for n in range(40):
+        (at / f'd{n % 4}').mkdir(exist_ok=True)
+        (at / f'd{n % 4}/f{n}').write_bytes(content(3000 + n, n + generation))
+    (at / 'large').write_bytes(content(20 << 20, generation))
+    (at / 'd0/f0').rename(at / f'renamed{generation}')
+    for n in range(1, 40, 8):
+        (at / f'd{n % 4}/f{n}').unlink()
+    os.symlink('large', at / f'soft{generation}')
+    (at / f'empty{generation}').mkdir()
+    os.chmod(at / 'd2/f2', 0o600 + generation)
+
+
+@pytest.mark.parametrize('fault', ['unavailable', 'cut', 'lost', 'truncated', 'slow'])
+def test_faults_of_one_kind(fault: str, faulty: Faulty) -> None:
+    """A third of all requests fail, in two generations of one tree: everything arrives once, as it was written."""
+    seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
+    print(f'CTXFS_FUZZ_SEED={seed}')
+    rng = random.Random(seed)
+    host, at = faulty.site.host(), faulty.site.mount_point()
+    host.mount('c', at, create=True)
+    faulty.proxy.plan = lambda method, path: fault if rng.random() < 0.33 else None
+    work(at, 0)
+    host.cli('sync', at)
+    work(at, 1)
+    want = observe.snapshot(os.fsencode(at))
+    host.unmount(at)
+    assert faulty.proxy.done[fault] > 20
+    faulty.check('c', want)
+
+
+@pytest.mark.parametrize('method', ['PUT', 'DELETE', 'POST'])
+def test_every_first_answer_is_lost(method: str, faulty: Faulty) -> None:
+    """Each change is done by the store and its answer lost, once for each object: the retry recognises its own work."""
+    host, at = faulty.site.host(), faulty.site.mount_point()
+    host.mount('c', at, create=True)
+    seen: set[tuple[str, str]] = set()
+
+    def first(asked: str, path: str) -> str | None:
+        if asked != method or (asked, path) in seen:
+            return None
+        seen.add((asked, path))
+        return 'lost'
+
+    work(at, 0)
+    host.cli('sync', at)
+    faulty.proxy.plan = first
+    work(at, 1)
+    host.cli('sync', at)
+    seen.clear()
+    work(at, 2)
+    want = observe.snapshot(os.fsencode(at))
+    host.unmount(at)
+    assert faulty.proxy.done['lost'] > 0
+    faulty.check('c', want)
+
+
+def test_reads_through_a_bad_network_are_right(faulty: Faulty) -> None:
+    """Cut, truncated and refused downloads: a reader gets the right bytes, or EIO and the right bytes later; never others."""
+    direct, at = faulty.direct.host(), faulty.direct.mount_point()
+    direct.mount('c', at, create=True)
+    work(at, 0)
+    want = observe.snapshot(os.fsencode(at))
+    direct.unmount(at)
+    host, there = faulty.site.host(), faulty.site.mount_point()
+    host.mount('c', there)
+    rng = random.Random(3)
+    faulty.proxy.plan = lambda method, path: rng.choice(('cut', 'truncated', 'unavailable')) if method == 'GET' and rng.random() < 0.3 else None
+
+    def read_all() -> observe.Tree | None:
+        try:
+            return observe.snapshot(os.fsencode(there))
+        except OSError as e:
+            assert e.errno == 5, e
+            return None
+
+    got = eventually('everything was read', read_all, seconds=120)
+    faulty.proxy.plan = lambda method, path: None
+    host.unmount(there)
+    assert sum(faulty.proxy.done.values()) > 5
+    assert observe.differences(got, want, directory_times=False) == []
+
+
+def test_a_store_that_is_away_for_a_while(faulty: Faulty) -> None:
+    """Work goes on locally; sync says why it fails, status names the cause, and all is written back once the store is there again."""
+    host, at = faulty.site.host(), faulty.site.mount_point()
+    host.mount('c', at, create=True)
+    work(at, 0)
+    host.cli('sync', at)
+    faulty.proxy.plan = lambda method, path: 'cut'
+    work(at, 1)
+    waited = host.cli('wait', at, '--timeout', '3', check=False)
+    assert waited.returncode == 1 and waited.stderr.strip()
+    host.cli('sync', at, '--no-wait')
+    status = eventually('a failed attempt is shown', lambda: (s := host.status(at)) and any(t.get('errorMessage') for t in s['tasks']) and s)
+    assert status['pending']['files'] > 0
+    want = observe.snapshot(os.fsencode(at))
+    host.run('fusermount3', '-u', at)
+    assert host.cli('wait', 'c', '--timeout', '3', check=False).returncode == 1
+    faulty.proxy.plan = lambda method, path: None
+    host.cli('wait', 'c', '--timeout', '200')
+    faulty.check('c', want)
