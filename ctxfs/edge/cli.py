@@ -79,9 +79,9 @@ def run(args: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return fail('interrupted', 130)
     except BrokenPipeError:
-        # `ctxfs status | head`: what nobody reads is no failure; and the interpreter must not try to flush it again
+        # `ctxfs context list | head -1`: no word about it, as click does; and the interpreter must not try to flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
 
 
 def fail(message: str, status: int) -> int:

@@ -258,7 +258,8 @@ def test_umount_of_a_busy_mount_names_the_program(ctxfs):
     with subprocess.Popen([sys.executable, '-c', 'print(1, flush=True); input()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL, cwd=ctxfs.at) as user:
         user.stdout.readline()
-        ctxfs.fails('umount', ctxfs.at, said=f'is busy: {Path(f"/proc/{user.pid}/comm").read_text().strip()} (pid {user.pid}, working directory {ctxfs.at})')
+        command = Path(f'/proc/{user.pid}/comm').read_text().strip()
+        ctxfs.fails('umount', ctxfs.at, said=f'is busy: {command} (pid {user.pid}, working directory {ctxfs.at})')
         assert is_mounted(ctxfs.at)
         ctxfs.fails('umount', '--lazy', ctxfs.at, '--timeout', 0.1, said='pending after 0.1 s')
         assert not is_mounted(ctxfs.at)
@@ -313,7 +314,7 @@ def test_status_for_people(ctxfs):
               'nextRetry': time.time() + 100}]
     ctxfs.mount(pending=[3, 5 << 20], tasks=tasks, unmountable=[{'key': 'a//b', 'reason': 'an empty name'}])
     shown = ctxfs.run('status', ctxfs.at)
-    for words in (f'proj (SdkCtx-', f') at {ctxfs.at}: mounted, pid ', '3 files (5.0 MiB), the oldest for 5 s',
+    for words in ('proj (SdkCtx-', f') at {ctxfs.at}: mounted, pid ', '3 files (5.0 MiB), the oldest for 5 s',
                   'a\\x1b[2Jb: access denied (attempt 3, next in ', 'a//b: an empty name'):
         assert words in shown, shown
     assert ctxfs.json('status', 'proj')['mounts'][0]['tasks'] == tasks

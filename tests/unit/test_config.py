@@ -157,7 +157,9 @@ def test_store_urls_have_one_spelling(url, normal):
 @pytest.mark.parametrize('url, said', [
     ('bucket', 's3://BUCKET'), ('/dir', 'file:///DIRECTORY'), ('http://x/y', 's3://BUCKET'), ('file://dir/x', 'three slashes'),
     ('file:relative', 'three slashes'), ('s3://', 'no bucket name'), ('s3://key:secret@bucket', 'must not carry credentials'),
-    ('s3://bucket?x', 'unknown parameter x'), ('file:///x?fsyn=no', 'did you mean fsync'), ('s3://bucket?endpont=http://x', 'did you mean endpoint'), ('s3://bucket?endpoint=host:1', 'http://HOST'),
+    ('s3://bucket?x', 'unknown parameter x'),
+    ('file:///x?fsyn=no', 'did you mean fsync'), ('s3://bucket?endpont=http://x', 'did you mean endpoint'),
+    ('s3://bucket?endpoint=host:1', 'http://HOST'),
     ('s3://bucket?endpoint=http://k:s@host', 'without credentials'), ('s3://bucket?addressing=dns', 'auto, path or virtual'),
 ])
 def test_wrong_store_urls_are_refused(url, said):
