@@ -25,6 +25,12 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     conditional_delete: bool
     conditional_copy: bool
     batch_delete: bool
+    #: a batch delete leaves an object alone whose etag is not the one named
+    conditional_batch_delete: bool = False
+    #: etags in conditions go without their quotes (Ceph RGW)
+    unquoted_etags: bool = False
+    #: a create-only PUT goes by OSS's own header
+    forbid_overwrite: bool = False
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):

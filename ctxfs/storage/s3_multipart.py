@@ -1,0 +1,148 @@
+"""Objects in parts: large files in parallel with bounded memory, and copies above the 5 GiB that one request can copy.
+
+Owns the sizes of parts and the life of an upload: it is completed or aborted, whatever happens. It must not know conditions beyond the
+headers it is given, nor whether the content moved: `may_commit` tells.
+"""
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from ctxfs.errors import CtxfsError
+from ctxfs.storage.object_store import Aborted
+from ctxfs.storage.s3_client import S3Client, translate
+from ctxfs.storage.s3_xml import parse_copy_etag, quoted_etag
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+#: above this a file goes in parts
+SINGLE_MAX = 16 * MIB
+PART_MIN = 8 * MIB
+#: bytes of one upload that may be in memory, over all of its parts in flight
+MEMORY = 64 * MIB
+PARALLEL = 4
+#: S3 allows 10,000; the rest is room
+PARTS_MAX = 9_000
+COPY_MAX = 5 << 30
+_COPY_PART = 1 << 30
+
+Sender = Callable[[str, int], str]
+#: boto3's parameters for CompleteMultipartUpload's conditions
+Conditions = Mapping[str, str]
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part but the last: as small as the number of parts allows, in whole MiB."""
+    return max(PART_MIN, -(-size // (PARTS_MAX * MIB)) * MIB)
+
+
+class FileReader:
+    """Ranges of one file for several threads, by pread where there is a descriptor, else one at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        try:
+            self._fd = file.fileno()
+        except OSError:
+            self._fd = -1
+
+    def read(self, start: int, stop: int, *, key: str) -> bytes:
+        """Exactly [start, stop). Raises Aborted when the file ends before: it became shorter."""
+        data = self._pread(start, stop - start)
+        if len(data) < stop - start:
+            raise Aborted(f'{key}: the content moved while it was being stored')
+        return data
+
+    def _pread(self, start: int, count: int) -> bytes:
+        if self._fd < 0:
+            with self._lock:
+                self._file.seek(start)
+                return self._file.read(count)
+        data = os.pread(self._fd, count, start)
+        while len(data) < count:
+            more = os.pread(self._fd, count - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+
+def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Mapping[str, Any], before_complete: Callable[[], Conditions],
+                 may_commit: Callable[[], bool], progress: Callable[[int], None]) -> str:
+    """Upload and complete; returns the etag. `before_complete` may raise, and gives the conditions of the completion."""
+    step = part_size(size)
+
+    def send(upload_id: str, number: int) -> str:
+        start, stop = (number - 1) * step, min(number * step, size)
+        data = reader.read(start, stop, key=key)
+        response = client.request('PUT', key, query={'partNumber': str(number), 'uploadId': upload_id}, body=data, is_repeatable=True,
+                                  what=f'upload part {number} of {key}')
+        progress(len(data))
+        return quoted_etag(response.headers.get('ETag', ''))
+
+    def confirm() -> Conditions:
+        if not may_commit():
+            raise Aborted(f'{key}: the content moved while it was being stored')
+        return before_complete()
+    workers = max(1, min(PARALLEL, MEMORY // step))
+    return _run(client, key, -(-size // step), send, create=create, confirm=confirm, workers=workers)
+
+
+def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Mapping[str, Any],
+               before_complete: Callable[[], Conditions]) -> str:
+    """Server-side copy of an object above COPY_MAX; returns the etag."""
+    step = max(_COPY_PART, part_size(size))
+
+    def send(upload_id: str, number: int) -> str:
+        last = min(number * step, size) - 1
+        headers = {'x-amz-copy-source': client.source_header(source), 'x-amz-copy-source-range': f'bytes={(number - 1) * step}-{last}',
+                   'x-amz-copy-source-if-match': source_etag}
+        response = client.request('PUT', key, query={'partNumber': str(number), 'uploadId': upload_id}, headers=headers, is_repeatable=True,
+                                  what=f'copy part {number} of {source}')
+        return parse_copy_etag(response.body)
+    return _run(client, key, -(-size // step), send, create=create, confirm=before_complete, workers=PARALLEL)
+
+
+def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Mapping[str, Any], confirm: Callable[[], Conditions],
+         workers: int) -> str:
+    boto, where = client.boto(), {'Bucket': client.bucket, 'Key': key}
+    with translate(f'begin the upload of {key}', client.bucket):
+        upload_id: str = boto.create_multipart_upload(**where, **create)['UploadId']
+    try:
+        etags = _send_all(send, upload_id, count, workers)
+        parts = [{'PartNumber': number, 'ETag': etag} for number, etag in enumerate(etags, 1)]
+        conditions = confirm()
+        with translate(f'complete the upload of {key}', client.bucket):
+            done = boto.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={'Parts': parts}, **conditions)
+        return quoted_etag(done['ETag'])
+    except BaseException:
+        _abort(boto, where, upload_id, client.bucket)
+        raise
+
+
+def _send_all(send: Sender, upload_id: str, count: int, workers: int) -> list[str]:
+    """The etags in order. The first failure stops what has not begun, and is raised when the rest has ended."""
+    with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix='ctxfs-part') as pool:
+        futures = [pool.submit(send, upload_id, number) for number in range(1, count + 1)]
+        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        if any(future.exception() for future in done):
+            pool.shutdown(cancel_futures=True)
+            raise next(exc for future in futures if future.done() and not future.cancelled() and (exc := future.exception()))
+        return [future.result() for future in futures]
+
+
+def _abort(boto: Any, where: Mapping[str, str], upload_id: str, bucket: str) -> None:
+    """Best effort: what fails here is reported by nobody else, but the cause of the abort is what the caller must see."""
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(translate(f'abort the upload of {where["Key"]}', bucket))
+            boto.abort_multipart_upload(**where, UploadId=upload_id)
+    except CtxfsError as exc:
+        log.info('%s; its parts stay until the bucket expires them', exc)
