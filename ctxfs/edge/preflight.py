@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ctxfs.config import FuseOptions, file_store_url, store_identity
 from ctxfs.edge.mount_table import MountEntry, mount_at, probe
-from ctxfs.edge.runtime_dir import Mount, find_mounts
+from ctxfs.edge.runtime_dir import Mount, find_mounts, wait_for_end
 from ctxfs.errors import CtxfsError, Denied, Exists, NotADirectory, NotEmpty, NotFound, NotPermitted, UsageError
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry, context_prefix
@@ -26,6 +26,8 @@ FUSE_DEVICE = '/dev/fuse'
 FUSE_CONF = '/etc/fuse.conf'
 #: what any access to a FUSE mount without a daemon answers
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+#: a killed process with much memory takes a while to go
+KILLED_SECONDS = 10.0
 
 
 # --- this host ---------------------------------------------------------------------------------------------------------------------
@@ -78,13 +80,18 @@ def check_not_mounted(path: str, entry: MountEntry, runtime_root: Path, *, nonem
             return
         raise Exists(f'{path}: a file system ({entry.fstype}) is mounted there already; unmount it, or hide it with -o nonempty')
     owner = next((m for m in reversed(find_mounts(runtime_root)) if m.record.mountpoint == path and m.is_alive()), None)
-    if owner is not None:
+    if owner is not None and not is_ending(owner):
         raise Exists(f'{path}: context {owner.record.context_name} is mounted there already (pid {owner.record.pid}); '
                      f'unmount it with fusermount3 -u {path}')
     failure = probe(path, device=entry.device)
     if failure not in DEAD:
         raise Exists(f'{path}: another user\'s ctxfs is mounted there already')
     clear_dead_mount(path)
+
+
+def is_ending(mount: Mount) -> bool:
+    """Whether its daemon was killed but is not quite gone: the kernel closes /dev/fuse before the process. Waits until it is."""
+    return probe(mount.record.mountpoint) in DEAD and wait_for_end(mount, KILLED_SECONDS)
 
 
 def clear_dead_mount(path: str) -> None:
@@ -158,7 +165,7 @@ def free_dead_mount_of(runtime_root: Path, state_dir: Path) -> None:
 
 def check_not_running(mount: Mount | None) -> None:
     """Raises Exists that names pid and mount point."""
-    if mount is not None and mount.is_attached():
+    if mount is not None and mount.is_attached() and not is_ending(mount):
         r = mount.record
         raise Exists(f'context {r.context_name} is mounted here already, at {r.mountpoint} (pid {r.pid}); use that, or another --state-dir')
 

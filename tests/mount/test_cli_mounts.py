@@ -331,3 +331,31 @@ def test_a_mount_point_with_odd_characters(ctxfs, tmp):
     ctxfs.mount('proj', odd)
     assert ctxfs.json('status', odd)['mounts'][0]['mountpoint'] == str(odd)
     ctxfs.run('umount', odd)
+
+
+# --- S3 ----------------------------------------------------------------------------------------------------------------------------
+
+def test_a_bucket_that_does_not_exist(ctxfs, s3_endpoint):
+    """One line that names it; nothing is made."""
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, '--store', f's3://no-such-bucket?endpoint={s3_endpoint}', said='no-such-bucket')
+    assert not is_mounted(ctxfs.at)
+
+
+def test_missing_credentials(ctxfs, s3_endpoint, monkeypatch):
+    """The line says where they come from."""
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'):
+        monkeypatch.delenv(name, raising=False)
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, '--store', f's3://bucket?endpoint={s3_endpoint}', said='AWS_ACCESS_KEY_ID')
+
+
+def test_contexts_in_a_bucket(ctxfs, s3_endpoint):
+    """The registry works over S3 as it does over a directory, and a mount's URL is enough for the daemon."""
+    import boto3
+    boto3.client('s3', endpoint_url=s3_endpoint, region_name='us-east-1').create_bucket(Bucket='cli-contexts')
+    url = f's3://cli-contexts?endpoint={s3_endpoint}'
+    pid = ctxfs.mount('proj', ctxfs.at, '--store', url)
+    shown, = ctxfs.json('context', 'list', '--store', url)['contexts']
+    assert (shown['name'], shown['state']) == ('proj', 'in-use') and shown['lastUsedAt'] >= shown['createdAt']
+    mount, = ctxfs.json('status', '--store', url)['mounts']
+    assert (mount['pid'], mount['store']) == (pid, url)
+    ctxfs.run('umount', ctxfs.at)
