@@ -348,11 +348,9 @@ def test_missing_credentials(ctxfs, s3_endpoint, monkeypatch):
     ctxfs.fails('mount', '--create', 'proj', ctxfs.at, '--store', f's3://bucket?endpoint={s3_endpoint}', said='AWS_ACCESS_KEY_ID')
 
 
-def test_contexts_in_a_bucket(ctxfs, s3_endpoint):
+def test_contexts_in_a_bucket(ctxfs, s3_endpoint, s3_server):
     """The registry works over S3 as it does over a directory, and a mount's URL is enough for the daemon."""
-    import boto3
-    boto3.client('s3', endpoint_url=s3_endpoint, region_name='us-east-1').create_bucket(Bucket='cli-contexts')
-    url = f's3://cli-contexts?endpoint={s3_endpoint}'
+    url = f's3://{s3_server.make_bucket()}?endpoint={s3_endpoint}'
     pid = ctxfs.mount('proj', ctxfs.at, '--store', url)
     shown, = ctxfs.json('context', 'list', '--store', url)['contexts']
     assert (shown['name'], shown['state']) == ('proj', 'in-use') and shown['lastUsedAt'] >= shown['createdAt']
