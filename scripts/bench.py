@@ -176,7 +176,7 @@ def flush(arguments: argparse.Namespace) -> dict[str, object]:
     rates = []
     with ministack() as server:
         for number in range(arguments.flush_rounds):
-            rates.append(arguments.files / flush_once(arguments, bucket_url(server, f'bench-{number}'), dict(server.env)))
+            rates.append(arguments.files / flush_once(arguments, server.url(server.make_bucket(f'bench-{number}')), server.environment))
     return {
         'name': FLUSH,
         'target': FLUSH_TARGET,
@@ -202,10 +202,6 @@ def flush_once(arguments: argparse.Namespace, store: str, env: dict[str, str]) -
     if arrived != arguments.files:
         raise SystemExit(f'flush: {arrived} files of {arguments.files} are in the bucket')
     return took
-
-
-def bucket_url(server, bucket: str) -> str:
-    return server.store_url(bucket)
 
 
 def show(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:

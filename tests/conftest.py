@@ -14,10 +14,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import leftovers
+
+if TYPE_CHECKING:
+    from tests.servers import S3Server
 
 #: a daemon that was told to end (by an unmount) gets so long after its test
 GRACE_SECONDS = float(os.environ.get('CTXFS_TEST_GRACE', '15'))
@@ -187,10 +191,11 @@ session_pids: set[int] = set()
 
 
 @pytest.fixture(scope='session')
-def s3_server() -> Iterator[object]:
-    """A private S3 server with `endpoint` (URL) and `env` (credentials for os.environ), shared by all tests: take a bucket of your own."""
-    from tests.servers import ministack
+def s3_server() -> Iterator[S3Server]:
+    """A private S3 server, shared by all tests: each makes a bucket of its own (`s3_server.make_bucket()`)."""
+    from tests.servers import ministack  # boto3 takes a quarter of a second, which tests of pure functions need not wait for
 
+    # a test may be the one that starts it: it is not that test's
     marker, before = os.environ.pop(leftovers.TEST_VARIABLE, None), leftovers.pids()
     with ministack() as server:
         session_pids.update(pid for pid in leftovers.pids() - before if parent(pid) == os.getpid())
@@ -200,8 +205,8 @@ def s3_server() -> Iterator[object]:
 
 
 @pytest.fixture
-def s3_endpoint(s3_server: object, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_endpoint(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The shared server's URL, its credentials in this test's environment."""
-    for name, value in s3_server.env.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server.endpoint
