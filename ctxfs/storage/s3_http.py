@@ -18,12 +18,15 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ctxfs.errors import Denied, RemoteUnavailable
+from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable
 
 #: idle connections kept; one more is closed after its request
 _KEEP = 32
 #: load balancers drop idle connections after a minute or so, some without a FIN that could be seen
 _IDLE_SECONDS = 45.0
+#: bodies up to this go out in one piece with their header
+_JOINED = 64 << 10
+_WITH_BODY = frozenset({'PUT', 'POST'})
 
 
 class Timeouts(NamedTuple):
@@ -76,12 +79,14 @@ class HttpPool:
                 self._idle.pop()[1].close()
 
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts) -> Response:
+        head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
         with self._connection(timeouts) as connection:
-            connection.request(method, self._origin + target, body=body or None, headers=dict(headers))
-            response = connection.getresponse()
-            # read even where nobody wants it: the connection can only be used again behind the last byte
-            data = response.read()
-            if response.will_close:
+            is_broken = _send(connection.sock, head, body)
+            with http.client.HTTPResponse(connection.sock, method=method) as response:
+                response.begin()
+                # read even where nobody wants it: the connection can only be used again behind the last byte
+                data = response.read()
+            if response.will_close or is_broken:
                 connection.close()
             return Response(response.status, response.headers, data)
 
@@ -126,6 +131,34 @@ class HttpPool:
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
+
+
+def _send(sock: socket.socket, head: bytes, body: bytes) -> bool:
+    """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body."""
+    if len(body) <= _JOINED:
+        sock.sendall(head + body)
+        return False
+    sock.sendall(head)
+    try:
+        sock.sendall(body)
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+def _head(method: str, target: str, headers: Mapping[str, str], length: int | None) -> bytes:
+    """The request's first part. Built here because http.client takes as long for it as all else does. Its bytes are what was signed;
+    InvalidArgument where a line break would end a header early."""
+    lines = [f'{method} {target} HTTP/1.1', 'Accept-Encoding: identity', *(f'{name}: {value}' for name, value in headers.items())]
+    if length is not None:
+        lines.append(f'Content-Length: {length}')
+    text = '\r\n'.join(lines)
+    if text.count('\n') != len(lines) - 1 or text.count('\r') != len(lines) - 1:
+        raise InvalidArgument('a header of the request has a line break')
+    try:
+        return (text + '\r\n\r\n').encode('ascii')
+    except UnicodeEncodeError as exc:
+        raise InvalidArgument('a header of the request is not ASCII') from exc
 
 
 def _proxy_for(scheme: str, host: str) -> tuple[str, int] | None:
