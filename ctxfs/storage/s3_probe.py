@@ -20,7 +20,7 @@ _STALE = '"00000000000000000000000000000000"'
 
 
 def probe(client: S3Client, prefix: str) -> Capabilities:
-    """What the bucket honours below `prefix` (about 15 small requests). Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing
+    """What the bucket honours for keys that begin with `prefix` (about 15 small requests). Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing
     is known. No answer that is merely unexpected raises; it means that the feature cannot be relied on."""
     return _Probe(client, prefix).run()
 
@@ -28,7 +28,7 @@ def probe(client: S3Client, prefix: str) -> Capabilities:
 class _Probe:
     def __init__(self, client: S3Client, prefix: str) -> None:
         self._client = client
-        self._key = f'{prefix}.ctxfs/probe-{os.urandom(8).hex()}'
+        self._key = f'{prefix}probe-{os.urandom(8).hex()}'
         self._other = self._key + '-2'
         self._missing = self._key + '-3'
 

@@ -47,7 +47,7 @@ class S3Store:
     """See the port. Nothing is asked of the server before the first verb; `capabilities()` probes once, unless `known` says the result."""
 
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', scratch_prefix: str = '', known: Mapping[str, bool] | None = None) -> None:
+                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None) -> None:
         self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''

@@ -6,6 +6,8 @@ request is made and no file touched here (except that `create` makes the directo
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ctxfs.errors import UsageError
@@ -15,11 +17,11 @@ _OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'prof
 _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…] or file:///DIRECTORY'
 
 
-def open_store(url: str, *, create: bool = False, scratch_prefix: str = '', capabilities: dict[str, bool] | None = None) -> ObjectStore:
+def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/', capabilities: Mapping[str, Any] | None = None) -> ObjectStore:
     """The store that `url` names. Nothing is asked of it yet: `check()` does that.
 
-    `create`: a `file://` directory is made where it is missing. `scratch_prefix`: where the store may put its probes (credentials may be
-    good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. Raises UsageError for a wrong URL.
+    `create`: a `file://` directory is made where it is missing. `scratch_prefix`: what the keys of its probes begin with, and what
+    `check()` lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. Raises UsageError for a wrong URL.
     """
     scheme, bucket, path, options = _parse(url)
     if scheme == 'file':
