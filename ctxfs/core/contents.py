@@ -137,6 +137,7 @@ class Contents:
             raise RemoteChanged(f'inode {inode.ino} has no object with its content')
         if not self._room.has_room(inode.size):
             await self._room.make_room(inode.size)
+        self._staging.make_directory(inode.ino)
         try:
             await self._remote.hydrate(source, self._staging.path(inode.ino))
         except RemoteChanged:

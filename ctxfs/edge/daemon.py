@@ -58,6 +58,8 @@ from ctxfs.sync.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
+#: the workers of a daemon that was killed a moment ago still hold the lock until they notice
+LOCK_SECONDS = 10.0
 #: the log of the tree database is moved into its file when it is longer than this
 WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
@@ -70,16 +72,18 @@ def run(options: MountOptions, ready: Readiness) -> int:
     _set_up_process(options)
     state = private_dir(Path(options.state_dir))
     with _locked(state) as lock_fd:
-        runtime_dir.claim(options)
+        record = runtime_dir.claim(options)
         try:
-            mount = Mount(options, lock_fd)
+            mount = Mount(options, lock_fd, on_attached=lambda: runtime_dir.confirm(record))
         except BaseException:
             runtime_dir.discard(Path(options.runtime_dir))
             raise
         try:
             return trio.run(mount.run, ready)
-        except BaseExceptionGroup as group:
-            raise _first_leaf(group) from group
+        except BaseException as error:
+            if not mount.was_attached:
+                runtime_dir.discard(Path(options.runtime_dir))
+            raise _first_leaf(error) from error
         finally:
             mount.close()
 
@@ -106,20 +110,30 @@ def _locked(state: Path) -> Iterator[int]:
     """Hold the state directory, or raise Exists."""
     fd = os.open(state / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Exists(f'the state directory {state} is in use by another mount of this context') from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(fd):
+            if time.monotonic() > deadline:
+                raise Exists(f'the state directory {state} is in use by another mount of this context')
+            time.sleep(0.02)
         yield fd
     finally:
         os.close(fd)
 
 
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Mount:
     """The parts of one mount and their life. Made before anything is mounted; raises ctxfs.errors."""
 
-    def __init__(self, options: MountOptions, lock_fd: int) -> None:
+    def __init__(self, options: MountOptions, lock_fd: int, *, on_attached: Callable[[], object]) -> None:
         self._options = options
+        self._on_attached = on_attached
         self._lock_fd = lock_fd
         self._prefix = context_prefix(options.context_id)
         state = Path(options.state_dir)
@@ -130,7 +144,7 @@ class Mount:
         self._cache = BlockCache(options.cache_dir, options.cache_size)
         self._invalidator = fuse_adapter.KernelInvalidator()
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint)
-        self._is_attached = False
+        self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
                  options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
@@ -161,7 +175,8 @@ class Mount:
         fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
             name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
             kernel_options=options.kernel_options))
-        self._is_attached = True
+        self.was_attached = True
+        self._on_attached()
 
     async def _serve(self, ready: Readiness) -> FlushResult:
         async with trio.open_nursery() as nursery:
@@ -196,7 +211,7 @@ class Mount:
 
     def close(self) -> None:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
-        if self._is_attached:
+        if self.was_attached:
             fuse_adapter.detach(unmount=True)
         with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
             self._db.checkpoint(is_last=True)

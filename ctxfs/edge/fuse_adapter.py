@@ -26,6 +26,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from ctxfs.core.filesystem import Change, FileSystem
 from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
+from ctxfs.edge import fuse_loop
 from ctxfs.errors import CtxfsError, RemoteUnavailable
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Inode
@@ -325,6 +326,7 @@ def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
 
 async def serve_requests() -> None:
     """Answer the kernel until the file system is unmounted."""
+    fuse_loop.install(pyfuse3)
     await pyfuse3.main(min_tasks=4)
 
 

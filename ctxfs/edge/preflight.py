@@ -40,7 +40,11 @@ def check_fuse(device: str = FUSE_DEVICE) -> None:
     if shutil.which('fusermount3') is None:
         raise NotFound('fusermount3 is missing: apt-get install fuse3')
     if not os.access(device, os.R_OK | os.W_OK):
-        raise Denied(f'no right to open {device}: ask for membership of its group, or for mode 0666')
+        # the device may be root's alone: fusermount3 opens it for the user, if it is setuid root (mount.fuse3(8))
+        helper = os.stat(shutil.which('fusermount3') or '/')
+        if not (helper.st_mode & stat.S_ISUID and helper.st_uid == 0):
+            raise Denied(f'no right to open {device}, and fusermount3 is not setuid root: chmod u+s it, or allow access to the device')
+        return
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
