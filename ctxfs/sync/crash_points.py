@@ -3,13 +3,15 @@
 Owns the names and the counting of hits. It must not know what is before or after a point: `crash_point('name')` stands there.
 
 The environment variable CTXFS_CRASH_POINT is `name` (the first hit) or `name:N` (the Nth hit in this process). Without it a call costs a
-comparison. Killing, and not raising, because that is what a power cut, the OOM killer and `kill -9` do: nothing runs afterwards.
+comparison. The pool starts a replacement for a killed worker without the variable. Killing, and not raising, because that is what a
+power cut, the OOM killer and `kill -9` do: nothing runs afterwards.
 """
 from __future__ import annotations
 
 import os
 import signal
 
+VARIABLE = 'CTXFS_CRASH_POINT'
 #: every name that exists; the crash tests iterate over it. Worker points first, in the order in which an upload meets them.
 NAMES: tuple[str, ...] = (
     'worker-put-before-read',        # an upload was received, nothing read
@@ -24,7 +26,7 @@ NAMES: tuple[str, ...] = (
     'worker-compact-after-base',     # a new index base is there, nothing that it covers was removed
 )
 _HITS: dict[str, int] = {}
-_name, _, _number = os.environ.get('CTXFS_CRASH_POINT', '').partition(':')
+_name, _, _number = os.environ.get(VARIABLE, '').partition(':')
 _nth = int(_number) if _number.isdigit() else 1
 
 

@@ -257,7 +257,7 @@ class _Ranges(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        stop = min(self._at + len(buffer), self._info.size)
+        stop = min(self._at + min(len(buffer), _RANGE), self._info.size)
         if stop <= self._at:
             return 0
         data = self._store.get(self._info.key, self._at, stop, if_match=self._info.etag)

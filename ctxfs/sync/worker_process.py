@@ -25,8 +25,8 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 class WorkerProcess:
     """A started child. `load` and `background` count the requests it is working on; they belong to the pool."""
 
-    def __init__(self, *, slots_fd: int, keep_fds: Sequence[int] = ()) -> None:
-        """Start the child. To be called from the main thread: PR_SET_PDEATHSIG fires when the *thread* that forked ends."""
+    def __init__(self, *, slots_fd: int, keep_fds: Sequence[int] = (), without: Sequence[str] = ()) -> None:
+        """Start the child, in this environment `without` some variables. To be called from the main thread: PR_SET_PDEATHSIG fires when the *thread* that forked ends."""
         self.load = 0
         self.background = 0
         self.is_ready = False
@@ -36,7 +36,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process = _spawn(theirs.fileno(), slots_fd, keep_fds)
+                self._process = _spawn(theirs.fileno(), slots_fd, keep_fds, without)
             except BaseException:
                 ours.close()
                 raise
@@ -116,10 +116,11 @@ class WorkerProcess:
             return None
 
 
-def _spawn(socket_fd: int, slots_fd: int, keep_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+def _spawn(socket_fd: int, slots_fd: int, keep_fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
     """`keep_fds` stay open in the child for as long as it lives and are not used: the state directory's lock is one."""
+    environment = {name: value for name, value in os.environ.items() if name not in without}
     paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get('PYTHONPATH')])]
     return subprocess.Popen(
         [sys.executable, '-m', 'ctxfs.sync.worker', str(socket_fd), str(slots_fd), str(os.getpid())],
         stdin=subprocess.DEVNULL, cwd='/', pass_fds=[socket_fd, slots_fd, *keep_fds],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)})
+        env={**environment, 'PYTHONPATH': os.pathsep.join(paths)})
