@@ -186,7 +186,9 @@ class FileStore:
                 self._place_odd(raw, temp)
                 if found and found.is_marker:
                     self._remove_marker(raw)
-            if old and version == at.Version():
+            if version != at.Version():
+                self._layout.sync_sidecar(raw)
+            elif old:
                 self._layout.remove_sidecar(raw)
             return PutResult(etag=etag, size=int(etag.split('-')[1], 16))
 
@@ -229,6 +231,7 @@ class FileStore:
                     at.open_dir(self._layout.root, names, create=True, durable=self._layout.durable)) as directory:
                 etag = at.new_marker_etag(os.fstat(directory))
                 self._layout.write_sidecar(raw, {etag: at.Version(version.metadata, version.content_type, time.time_ns())})
+            self._layout.sync_sidecar(raw)
             if found and not found.in_tree:
                 os.unlink(found.name, dir_fd=found.directory)
             return PutResult(etag=etag, size=0)

@@ -20,8 +20,11 @@ _STALE = '"00000000000000000000000000000000"'
 
 
 def probe(client: S3Client, prefix: str) -> Capabilities:
-    """What the bucket honours for keys that begin with `prefix` (about 15 small requests). Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing
-    is known. No answer that is merely unexpected raises; it means that the feature cannot be relied on."""
+    """What the bucket honours for keys that begin with `prefix` (about 20 small requests).
+
+    Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing is known. No answer that is merely unexpected raises; it means
+    that the feature cannot be relied on.
+    """
     return _Probe(client, prefix).run()
 
 

@@ -20,8 +20,9 @@ _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|vi
 def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/', capabilities: Mapping[str, Any] | None = None) -> ObjectStore:
     """The store that `url` names. Nothing is asked of it yet: `check()` does that.
 
-    `create`: a `file://` directory is made where it is missing. `scratch_prefix`: what the keys of its probes begin with, and what
-    `check()` lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. Raises UsageError for a wrong URL.
+    `create`: a `file://` directory is made where it is missing. `scratch_prefix`: what the keys of its probes begin with, and what `check()`
+    lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. Raises
+    UsageError for a wrong URL.
     """
     scheme, bucket, path, options = _parse(url)
     if scheme == 'file':
