@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
 
 def run_pytest(arguments: list[str], environment: dict[str, str]) -> int:
     """pytest's status. An interrupt or a termination reaches it too, and is waited for, so that its fixtures clean up."""
+    # started in the background, a shell has SIGINT ignored, and pytest would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen([sys.executable, '-m', 'pytest', '--durations=15', *arguments], cwd=ROOT, env=environment)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
