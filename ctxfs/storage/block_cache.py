@@ -26,7 +26,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,10 +110,20 @@ class BlockCache:
         self._cache = self._open()
 
     def _open(self) -> diskcache.Cache:
-        try:
-            return self._open_once()
-        except _BROKEN as error:
-            log.warning('the block cache in %s is unreadable (%s): starting an empty one', self._directory, error)
+        """A database that is merely locked is waited for: diskcache sets its tables up without a timeout of its own, and the daemon and
+        its workers open at the same time. Only one that stays unreadable is replaced."""
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                return self._open_once()
+            except (_core.sqlite3.OperationalError, diskcache.Timeout) as error:
+                if time.monotonic() < deadline and 'locked' in str(error):
+                    time.sleep(0.01)
+                    continue
+                reason: Exception = error
+            except _core.sqlite3.DatabaseError as error:
+                reason = error
+            log.warning('the block cache in %s is unreadable (%s): starting an empty one', self._directory, reason)
             _throw_away(self._directory)
             return self._open_once()
 
@@ -274,7 +284,9 @@ class BlockCache:
         placed: list[tuple[bytes, int, _Placed]] = []
         try:
             yield placed
-            with self._guarded(), self._write_lock, self._cache.transact():
+            # Within an outer transaction diskcache unlinks a replaced file before the commit: a kill in between loses that entry, no
+            # more. One entry needs no outer transaction.
+            with self._guarded(), self._write_lock, self._cache.transact() if len(placed) > 1 else nullcontext():
                 for entry, tag, value in placed:
                     self._cache.set(entry, value, expire=_NEVER, tag=tag)
         except BaseException:

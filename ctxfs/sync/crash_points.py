@@ -24,6 +24,12 @@ NAMES: tuple[str, ...] = (
     'worker-hydrate-before-rename',  # the hydrated file is complete under its temporary name
     'worker-segment-after-commit',   # an index segment is in the store, nobody was told
     'worker-compact-after-base',     # a new index base is there, nothing that it covers was removed
+    # In the daemon: what a worker did is answered, and not recorded, or recorded and not followed up.
+    'upload-before-record',
+    'upload-after-record',
+    'delete-before-record',
+    'adopt-before-unlink',
+    'index-after-segment',
 )
 _HITS: dict[str, int] = {}
 _name, _, _number = os.environ.get(VARIABLE, '').partition(':')

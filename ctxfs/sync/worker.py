@@ -204,7 +204,8 @@ def main(arguments: list[str]) -> int:
     start = messages[0]
     assert isinstance(start, Start), 'the first frame is Start'
     options = start.options
-    logging.basicConfig(level=options.log_level, format='%(levelname)s %(name)s [%(process)d]: %(message)s')
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s [%(process)d]: %(message)s')
+    logging.getLogger('ctxfs').setLevel(options.log_level)
     try:
         # Imported here, when the socket is served: these bring in the store's client, which takes most of the start.
         from ctxfs.sync.worker_context import WorkerContext

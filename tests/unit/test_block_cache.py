@@ -202,6 +202,21 @@ def test_a_writer_that_is_killed_leaves_whole_blocks_and_its_orphans_are_swept(t
     cache.close()
 
 
+def test_opening_beside_a_busy_writer_waits_and_keeps_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A locked database is not a broken one: nothing is thrown away."""
+    with subprocess.Popen([sys.executable, '-c', STORE_FOR_EVER, str(tmp_path / 'cache')], stdout=subprocess.PIPE,
+                          cwd=Path(__file__).parents[2]) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b'stored\n'
+        for number in range(10):
+            cache = BlockCache(tmp_path / 'cache', LARGE)
+            cache.store('mine', 'e', number, b'x')
+            cache.close()
+        writer.kill()
+    cache = BlockCache(tmp_path / 'cache', LARGE)
+    assert cache.count() == 60 and cache.missing('mine', 'e', range(10)) == [] and 'starting an empty one' not in caplog.text
+    cache.close()
+
+
 def test_many_writers_and_a_reader_at_once(tmp_path: Path) -> None:
     """Threads of two caches on one directory store while a third reads: what is found is always right."""
     writers = [BlockCache(tmp_path / 'cache', MIN_LIMIT) for _ in range(2)]

@@ -58,7 +58,7 @@ def test_an_unknown_version_is_refused_and_an_unknown_field_is_not() -> None:
     head = {'format': 'ctxfs-index', 'version': 2, 'kind': 'base', 'host': 'h', 'created_ns': 1}
     with pytest.raises(Unsupported, match='version 2'):
         index_format.read(compressed(head))
-    header, records = index_format.read(compressed({**head, 'version': 1, 'new': 1}, {'p': 'a', 'n': 5, 'm': 33188, 'zz': [1]}))
+    _, records = index_format.read(compressed({**head, 'version': 1, 'new': 1}, {'p': 'a', 'n': 5, 'm': 33188, 'zz': [1]}))
     assert [record.path for record in records] == ['a']
 
 
