@@ -145,10 +145,10 @@ def site_maker(kind: str, request: pytest.FixtureRequest) -> Callable[[Path], Mo
     server = request.getfixturevalue('s3_server')
 
     def on_server(work: Path) -> MountingSite:
-        bucket = S3Bucket(server.endpoint, server.env, f't-{secrets.token_hex(8)}')
+        bucket = S3Bucket(server.endpoint, server.environment, f't-{secrets.token_hex(8)}')
         bucket.client.create_bucket(Bucket=bucket.name)
         request.addfinalizer(bucket.client.close)
-        return MountingSite(work, f's3://{bucket.name}?endpoint={server.endpoint}', server.env, lambda: bucket)
+        return MountingSite(work, f's3://{bucket.name}?endpoint={server.endpoint}', server.environment, lambda: bucket)
     return on_server
 
 

@@ -1,7 +1,7 @@
 """A user without any rights mounts, works and unmounts, through the setuid fusermount3 alone.
 
 Owns the user's surroundings: where this test runs as root it plays `nobody` in a mount namespace of its own, in which the
-interpreter, the environment and the checkout can be read by everybody; otherwise it is that user already. What the user does is in
+interpreter, the environment, the checkout and /dev/fuse are open to everybody; otherwise it is that user already. What the user does is in
 unprivileged_scenario.py.
 """
 from __future__ import annotations
@@ -30,18 +30,20 @@ def closed_ancestor(path: Path) -> Path | None:
     return None
 
 
-def readable_by_all() -> str:
-    """Shell commands that make what the user runs reachable, in this mount namespace only."""
+def readable_by_all(hold: Path) -> str:
+    """Shell commands that make what the user runs reachable, in this mount namespace only; `hold` is a directory to be made."""
     trees = {Path(p).resolve() for p in (sys.base_prefix, sys.prefix, REPOSITORY)}
     closed = {tree: closed_ancestor(tree) for tree in trees}
-    lines = ['hold=$(mktemp -d)']
+    lines = [f'hold={shlex.quote(str(hold))}', 'mkdir -m 711 $hold']
     for n, tree in enumerate(sorted(t for t in trees if closed[t])):
         lines += [f'mkdir $hold/{n}', f'mount --bind {shlex.quote(str(tree))} $hold/{n}']
     for directory in sorted({str(c) for c in closed.values() if c}):
         lines += [f'mount -t tmpfs -o mode=755 none {shlex.quote(directory)}']
     for n, tree in enumerate(sorted(t for t in trees if closed[t])):
         lines += [f'mkdir -p {shlex.quote(str(tree))}', f'mount --bind $hold/{n} {shlex.quote(str(tree))}', f'umount $hold/{n}', f'rmdir $hold/{n}']
-    return '\n'.join([*lines, 'rmdir $hold'])
+    # udev makes /dev/fuse 0666; where there is no udev it may be root's alone.
+    lines += ['mknod -m 666 $hold/fuse c 10 229', 'mount --bind $hold/fuse /dev/fuse']
+    return '\n'.join(lines)
 
 
 def test_a_user_without_rights_mounts_works_and_unmounts(tmp_path: Path) -> None:
@@ -51,7 +53,7 @@ def test_a_user_without_rights_mounts_works_and_unmounts(tmp_path: Path) -> None
         os.chown(tmp_path, NOBODY, NOBODY)
         inner = shlex.join(['setpriv', f'--reuid={NOBODY}', f'--regid={NOBODY}', '--clear-groups', '--bounding-set=-all,+setuid,+setgid,+sys_admin,'
                             '+dac_override,+dac_read_search,+fowner,+chown', *command])
-        command = ['unshare', '--mount', '--propagation', 'private', 'sh', '-ec', f'{readable_by_all()}\nexec {inner}']
+        command = ['unshare', '--mount', '--propagation', 'private', 'sh', '-ec', readable_by_all(tmp_path / 'hold') + f'\nexec {inner}']
     (tmp_path / 'run').mkdir(mode=0o700)
     if os.geteuid() == 0:
         os.chown(tmp_path / 'run', NOBODY, NOBODY)
