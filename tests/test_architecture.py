@@ -33,6 +33,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'botocore': ('ctxfs.storage.s3_client',),
     'click': ('ctxfs.edge.cli*',),
     'diskcache': ('ctxfs.storage.block_cache',),
+    'exceptiongroup': ('ctxfs.edge.daemon',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
     'rich': ('ctxfs.edge.progress',),
     'sqlite3': ('ctxfs.storage.tree_db',),
