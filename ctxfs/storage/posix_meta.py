@@ -186,7 +186,7 @@ def _parse_rfc3339(text: str) -> int | None:
 def _parse_exponent(text: str) -> int | None:
     """A float in Go's spelling (`1.5959e+09`), as rclone may write it."""
     try:
-        seconds = float(text) if len(text) < 40 else math.nan
+        seconds = float(text) if text.isascii() and len(text) < 40 else math.nan
     except ValueError:
         return None
     return round(seconds * _NS) if abs(seconds) <= _SECONDS_MAX else None

@@ -236,10 +236,8 @@ class S3Store:
     def _check_before(self, key: str, condition: Condition) -> None:
         if condition.etag is not None:
             self._expect(key, condition.etag, missing=RemoteChanged)
-        elif condition.absent:
-            with contextlib.suppress(NotFound):
-                self._head(key)
-                raise RemoteChanged(f'{key} exists already')
+        elif condition.absent and self._exists(key):
+            raise RemoteChanged(f'{key} exists already')
 
     def _completion(self, key: str, condition: Condition) -> dict[str, str]:
         """Conditions of a completed multipart upload. Several servers ignore them there (Ceph, moto), so the object is looked at as well."""
@@ -264,6 +262,10 @@ class S3Store:
             self._client.request('DELETE', self._full(key), headers=headers, is_repeatable=if_match is None)
         except NotFound as exc:
             if code_of(exc) == 'NoSuchBucket':
+                raise
+        except RemoteChanged:
+            # some servers say this of what is not there
+            if self._exists(key):
                 raise
 
     def delete_many(self, items: Sequence[tuple[str, str | None]]) -> Failures:
@@ -299,9 +301,10 @@ class S3Store:
             return [(key, RemoteUnavailable(f'delete {key}: the answer cannot be read: {exc}')) for key, _ in items]
         except CtxfsError as exc:
             return [(key, exc) for key, _ in items]
-        return [(key[len(self._prefix):], error_for(412 if code == 'PreconditionFailed' else 500, code, message, what=f'delete {key}',
-                                                    bucket=self._client.bucket))
-                for key, code, message in errors if code not in ('NoSuchKey', 'NoSuchVersion')]
+        failed = ((key[len(self._prefix):], code, message) for key, code, message in errors)
+        return [(key, error_for(412 if code == 'PreconditionFailed' else 500, code, message, what=f'delete {key}', bucket=self._client.bucket))
+                for key, code, message in failed
+                if code not in ('NoSuchKey', 'NoSuchVersion') and (code != 'PreconditionFailed' or self._exists(key))]
 
     # small things
 
@@ -317,6 +320,13 @@ class S3Store:
 
     def _head(self, key: str) -> Response:
         return self._client.request('HEAD', self._full(key))
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self._head(key)
+        except NotFound:
+            return False
+        return True
 
     def _spell(self, etag: str) -> str:
         return etag.strip('"') if self._is_unquoted else etag

@@ -1,0 +1,388 @@
+"""A small S3 server in memory whose answers can be bent: the quirks of providers, and faults at a named request.
+
+Owns enough of the protocol for ctxfs's stores, over real sockets, so that nothing in the client is replaced. Without quirks it passes the
+contract suite beside the real servers, which is what makes its quirks worth testing against. It checks no signatures.
+
+    with FakeS3(quirks={Quirk.IGNORES_CONDITIONS}) as fake:
+        fake.fail_next('PUT', Fault.LOSE_ANSWER)
+        … open_store(fake.url) …
+        fake.requests       # what arrived
+"""
+from __future__ import annotations
+
+import base64
+import collections
+import enum
+import hashlib
+import itertools
+import socket
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+
+class Quirk(enum.Enum):
+    """What a provider does differently."""
+    IGNORES_CONDITIONS = 'rclone serve s3, old proxies: every conditional request is carried out'
+    REFUSES_CONDITIONS = 'Swift: 501 to a conditional write'
+    FORBID_OVERWRITE = 'OSS: 501 to a conditional write, x-oss-forbid-overwrite honoured, Content-MD5 demanded'
+    UNQUOTED_ETAGS = 'Ceph: If-Match is compared without quotes'
+    IGNORES_RANGE = 'rclone serve s3: 200 and everything'
+    NO_BATCH = 'no DeleteObjects'
+    BARE_LISTED_ETAGS = 'etags without quotes in listings'
+    NO_URL_ENCODING = 'encoding-type is ignored'
+    ERROR_IN_COPY = 'a copy answers 200 with an error in the body'
+
+
+class Fault(enum.Enum):
+    """What goes wrong with one request."""
+    DROP = 'closes the connection without having done anything'
+    LOSE_ANSWER = 'does it and closes the connection'
+    UNAVAILABLE = '503'
+    SLOW_DOWN = '503 SlowDown'
+    CONFLICT = '409 ConditionalRequestConflict'
+    CUT_BODY = 'half of the body, and an end'
+    HANG = 'no answer until the server stops'
+    DENY = '403 AccessDenied'
+    EXPIRED = '400 ExpiredToken'
+    UNKNOWN_KEY = '403 InvalidAccessKeyId'
+    WRONG_SECRET = '403 SignatureDoesNotMatch'
+    SKEWED_CLOCK = '403 RequestTimeTooSkewed'
+    ELSEWHERE = '301 PermanentRedirect'
+    GARBAGE = '200 and no XML'
+
+
+_FAULT_ANSWERS = {Fault.UNAVAILABLE: (503, 'ServiceUnavailable'), Fault.SLOW_DOWN: (503, 'SlowDown'),
+                  Fault.CONFLICT: (409, 'ConditionalRequestConflict'), Fault.DENY: (403, 'AccessDenied'),
+                  Fault.EXPIRED: (400, 'ExpiredToken'), Fault.UNKNOWN_KEY: (403, 'InvalidAccessKeyId'),
+                  Fault.WRONG_SECRET: (403, 'SignatureDoesNotMatch'), Fault.SKEWED_CLOCK: (403, 'RequestTimeTooSkewed'),
+                  Fault.ELSEWHERE: (301, 'PermanentRedirect')}
+
+
+@dataclass
+class StoredObject:
+    body: bytes
+    headers: dict[str, str]
+    etag: str
+    modified: float = field(default_factory=time.time)
+
+
+@dataclass
+class Request:
+    """One that arrived. Headers in lower case."""
+    method: str
+    key: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+
+class Refused(Exception):
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(code)
+        self.status, self.code = status, code
+
+
+class FakeS3:
+    """One bucket named `bucket` at `endpoint`, gone with the block."""
+    bucket = 'bucket'
+
+    def __init__(self, *, quirks: Iterable[Quirk] = ()) -> None:
+        self.quirks = set(quirks)
+        self.objects: dict[str, StoredObject] = {}
+        self.uploads: dict[str, tuple[str, dict[str, str], dict[int, bytes]]] = {}
+        self.requests: list[Request] = []
+        self.stopped = threading.Event()
+        self.lock = threading.RLock()
+        self._faults: dict[str, collections.deque[tuple[Callable[[Request], bool], Fault]]] = collections.defaultdict(collections.deque)
+        self._count = itertools.count(1)
+        self._server = _Server(('127.0.0.1', 0), _Handler)
+        self._server.fake = self
+        self.endpoint = f'http://127.0.0.1:{self._server.server_address[1]}'
+        self.url = f's3://{self.bucket}?endpoint={self.endpoint}&region=us-east-1'
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={'poll_interval': 0.02})
+
+    def __enter__(self) -> FakeS3:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stopped.set()
+        self._server.shutdown()
+        self._server.close_connections()
+        self._server.server_close()
+        self._thread.join()
+
+    def fail_next(self, method: str, fault: Fault, *, times: int = 1, when: Callable[[Request], bool] = lambda request: True) -> None:
+        """Let the next `times` requests of a method (for which `when` holds) go wrong."""
+        self._faults[method].extend([(when, fault)] * times)
+
+    def fault_for(self, request: Request) -> Fault | None:
+        with self.lock:
+            faults = self._faults[request.method]
+            if faults and faults[0][0](request):
+                return faults.popleft()[1]
+            return None
+
+    def new_etag(self, body: bytes) -> str:
+        return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}-{next(self._count)}"'
+
+    # conditions
+
+    def check_write(self, request: Request) -> None:
+        """Raises Refused when a write of the request's key may not be done."""
+        current = self.objects.get(request.key)
+        if Quirk.FORBID_OVERWRITE in self.quirks and request.headers.get('x-oss-forbid-overwrite') == 'true' and current:
+            raise Refused(409, 'FileAlreadyExists')
+        conditions = {name: request.headers[name] for name in ('if-match', 'if-none-match') if name in request.headers}
+        if not conditions or Quirk.IGNORES_CONDITIONS in self.quirks:
+            return
+        if self.quirks & {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE}:
+            raise Refused(501, 'NotImplemented')
+        if 'if-none-match' in conditions and current:
+            raise Refused(412, 'PreconditionFailed')
+        if 'if-match' in conditions:
+            if current is None:
+                raise Refused(404, 'NoSuchKey')
+            self.check_match(conditions['if-match'], current)
+
+    def check_match(self, wanted: str, current: StoredObject) -> None:
+        if Quirk.IGNORES_CONDITIONS in self.quirks:
+            return
+        etag = current.etag.strip('"') if Quirk.UNQUOTED_ETAGS in self.quirks else current.etag
+        if wanted not in ('*', etag):
+            raise Refused(412, 'PreconditionFailed')
+
+    def check_digest(self, request: Request) -> None:
+        digest = base64.b64encode(hashlib.md5(request.body, usedforsecurity=False).digest()).decode()
+        given = request.headers.get('content-md5')
+        if given is None and Quirk.FORBID_OVERWRITE in self.quirks:
+            raise Refused(400, 'MissingArgument')
+        if given not in (None, digest):
+            raise Refused(400, 'BadDigest')
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    fake: FakeS3
+
+    def __init__(self, *args: Any) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(*args)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        self._open.add(sock)
+        return sock, address
+
+    def close_connections(self) -> None:
+        """Idle kept-alive connections too, whose threads wait for a request."""
+        for sock in self._open:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                # the client closed it before
+                continue
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is nothing to print."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent: tests look at `requests`."""
+
+    def do_any(self) -> None:
+        parts = urlsplit(self.path)
+        _, _, key = parts.path.removeprefix('/').partition('/')
+        request = Request(self.command, unquote(key), dict(parse_qsl(parts.query, keep_blank_values=True)),
+                          {name.lower(): value for name, value in self.headers.items()},
+                          self.rfile.read(int(self.headers.get('Content-Length', 0))))
+        fake = self.server.fake
+        with fake.lock:
+            fake.requests.append(request)
+        fault = fake.fault_for(request)
+        if fault is Fault.HANG:
+            fake.stopped.wait()
+        if fault in (Fault.DROP, Fault.HANG):
+            self.close_connection = True
+            return
+        try:
+            if fault in _FAULT_ANSWERS:
+                raise Refused(*_FAULT_ANSWERS[fault])
+            with fake.lock:
+                status, headers, body = _answer(fake, request)
+        except Refused as exc:
+            status, headers, body = exc.status, {}, f'<Error><Code>{exc.code}</Code><Message>{exc.code}</Message></Error>'.encode()
+        if fault is Fault.LOSE_ANSWER:
+            self.close_connection = True
+            return
+        self._send(status, headers, b'<html>' if fault is Fault.GARBAGE else body, cut=fault is Fault.CUT_BODY)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_any
+
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes, *, cut: bool) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if 'Content-Length' not in headers:
+            self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body[:len(body) // 2] if cut else body)
+        if cut:
+            self.close_connection = True
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def _answer(fake: FakeS3, request: Request) -> Answer:
+    if not request.key:
+        if request.method == 'POST' and 'delete' in request.query:
+            return _delete_objects(fake, request)
+        return _list(fake, request.query)
+    if 'uploadId' in request.query or 'uploads' in request.query:
+        return _multipart(fake, request)
+    if request.method == 'PUT':
+        return _copy(fake, request) if 'x-amz-copy-source' in request.headers else _put(fake, request)
+    if request.method == 'DELETE':
+        return _delete(fake, request)
+    return _get(fake, request)
+
+
+def _put(fake: FakeS3, request: Request) -> Answer:
+    fake.check_write(request)
+    stored = StoredObject(request.body, _kept_headers(request.headers), fake.new_etag(request.body))
+    fake.objects[request.key] = stored
+    return 200, {'ETag': stored.etag}, b''
+
+
+def _kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    names = ('content-type', 'cache-control', 'content-disposition', 'content-encoding', 'content-language')
+    return {name: value for name, value in headers.items() if name.startswith('x-amz-meta-') or name in names}
+
+
+def _existing(fake: FakeS3, key: str) -> StoredObject:
+    if key not in fake.objects:
+        raise Refused(404, 'NoSuchKey')
+    return fake.objects[key]
+
+
+def _get(fake: FakeS3, request: Request) -> Answer:
+    stored = _existing(fake, request.key)
+    if 'if-match' in request.headers:
+        fake.check_match(request.headers['if-match'], stored)
+    status, body = 200, stored.body
+    if 'range' in request.headers and Quirk.IGNORES_RANGE not in fake.quirks:
+        first, _, last = request.headers['range'].removeprefix('bytes=').partition('-')
+        if int(first) >= len(body):
+            raise Refused(416, 'InvalidRange')
+        status, body = 206, body[int(first):int(last) + 1 if last else None]
+    headers = {**stored.headers, 'ETag': stored.etag, 'Last-Modified': formatdate(stored.modified, usegmt=True),
+               'Content-Length': str(len(body))}
+    return status, headers, body
+
+
+def _copy(fake: FakeS3, request: Request) -> Answer:
+    source = _existing(fake, unquote(request.headers['x-amz-copy-source']).lstrip('/').partition('/')[2])
+    wanted = request.headers.get('x-amz-copy-source-if-match')
+    if wanted is not None:
+        fake.check_match(wanted, source)
+    fake.check_write(request)
+    if Quirk.ERROR_IN_COPY in fake.quirks:
+        return 200, {}, b'<Error><Code>InternalError</Code><Message>try again</Message></Error>'
+    is_replaced = request.headers.get('x-amz-metadata-directive') == 'REPLACE'
+    stored = StoredObject(source.body, _kept_headers(request.headers) if is_replaced else dict(source.headers), fake.new_etag(source.body))
+    fake.objects[request.key] = stored
+    return 200, {}, f'<CopyObjectResult><ETag>{escape(stored.etag)}</ETag></CopyObjectResult>'.encode()
+
+
+def _delete(fake: FakeS3, request: Request) -> Answer:
+    current = fake.objects.get(request.key)
+    if 'if-match' in request.headers and current and not fake.quirks & {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE}:
+        fake.check_match(request.headers['if-match'], current)
+    fake.objects.pop(request.key, None)
+    return 204, {}, b''
+
+
+def _delete_objects(fake: FakeS3, request: Request) -> Answer:
+    if Quirk.NO_BATCH in fake.quirks:
+        raise Refused(501, 'NotImplemented')
+    fake.check_digest(request)
+    errors = []
+    for node in ET.fromstring(request.body).iter('{http://s3.amazonaws.com/doc/2006-03-01/}Object'):
+        fields = {child.tag.rpartition('}')[2]: child.text or '' for child in node}
+        current = fake.objects.get(fields['Key'])
+        try:
+            if 'ETag' in fields and current and not fake.quirks & {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE}:
+                fake.check_match(fields['ETag'], current)
+            fake.objects.pop(fields['Key'], None)
+        except Refused as exc:
+            errors.append(f'<Error><Key>{escape(fields["Key"])}</Key><Code>{exc.code}</Code><Message>no</Message></Error>')
+    return 200, {}, f'<DeleteResult>{"".join(errors)}</DeleteResult>'.encode()
+
+
+def _list(fake: FakeS3, query: Mapping[str, str]) -> Answer:
+    prefix, delimiter, limit = query.get('prefix', ''), query.get('delimiter', ''), int(query.get('max-keys', '1000'))
+    after = unquote(query['continuation-token']) if 'continuation-token' in query else query.get('start-after', '')
+    is_encoded = query.get('encoding-type') == 'url' and Quirk.NO_URL_ENCODING not in fake.quirks
+    spell = quote if is_encoded else escape
+    entries: dict[str, str] = {}
+    for key in sorted(fake.objects, key=str.encode):
+        if not key.startswith(prefix):
+            continue
+        cut = key.find(delimiter, len(prefix)) if delimiter else -1
+        name = key if cut < 0 else key[:cut + len(delimiter)]
+        if key.encode() <= after.encode() or (cut >= 0 and name == after):
+            continue
+        entries.setdefault(name, _listed(fake, key, spell) if cut < 0
+                           else f'<CommonPrefixes><Prefix>{spell(name)}</Prefix></CommonPrefixes>')
+    names = list(entries)
+    more = f'<NextContinuationToken>{quote(names[limit - 1])}</NextContinuationToken>' if len(names) > limit else ''
+    head = '<EncodingType>url</EncodingType>' if is_encoded else ''
+    body = f'{head}<IsTruncated>{"true" if more else "false"}</IsTruncated>{more}{"".join(entries[name] for name in names[:limit])}'
+    return 200, {}, f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{body}</ListBucketResult>'.encode()
+
+
+def _listed(fake: FakeS3, key: str, spell: Callable[[str], str]) -> str:
+    stored = fake.objects[key]
+    etag = stored.etag.strip('"') if Quirk.BARE_LISTED_ETAGS in fake.quirks else stored.etag
+    stamp = time.strftime('%Y-%m-%dT%H:%M:%S.000Z', time.gmtime(stored.modified))
+    return (f'<Contents><Key>{spell(key)}</Key><LastModified>{stamp}</LastModified><ETag>{escape(etag)}</ETag>'
+            f'<Size>{len(stored.body)}</Size></Contents>')
+
+
+def _multipart(fake: FakeS3, request: Request) -> Answer:
+    if 'uploads' in request.query:
+        upload_id = f'upload-{next(fake._count)}'
+        fake.uploads[upload_id] = (request.key, _kept_headers(request.headers), {})
+        return 200, {}, f'<InitiateMultipartUploadResult><UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>'.encode()
+    upload_id = request.query['uploadId']
+    if upload_id not in fake.uploads:
+        raise Refused(404, 'NoSuchUpload')
+    _, headers, parts = fake.uploads[upload_id]
+    if request.method == 'DELETE':
+        del fake.uploads[upload_id]
+        return 204, {}, b''
+    if request.method == 'PUT':
+        parts[int(request.query['partNumber'])] = request.body
+        return 200, {'ETag': fake.new_etag(request.body)}, b''
+    fake.check_write(request)
+    body = b''.join(parts[number] for number in sorted(parts))
+    stored = fake.objects[request.key] = StoredObject(body, headers, fake.new_etag(body))
+    del fake.uploads[upload_id]
+    return 200, {}, f'<CompleteMultipartUploadResult><ETag>{escape(stored.etag)}</ETag></CompleteMultipartUploadResult>'.encode()
