@@ -12,7 +12,8 @@ Usage, from a task of the main thread (see WorkerProcess for why)::
         pages.result                                    # ListDone
 
 A worker that dies fails its requests with RemoteUnavailable (their outcome is unknown) and is replaced. Each worker takes at most
-`options.threads` requests; some of these are kept for interactive ones, so uploads never keep a reader waiting for a free thread.
+`options.threads` requests; some of these are kept for interactive ones, so uploads never keep a reader waiting for a free thread. How
+many uploads run at once follows from what they take (pacing.py).
 """
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ import trio
 from ctxfs import errors
 from ctxfs.sync import crash_points, protocol
 from ctxfs.sync.abort_slots import AbortSlots
-from ctxfs.sync.protocol import Failed, Operation, Part, Progress, Ready, Reply, WorkerOptions
+from ctxfs.sync.pacing import Pace
+from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WorkerOptions
 from ctxfs.sync.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -60,12 +62,13 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     calls: int
     restarts: int
+    background_limit: int
     pids: list[int]
 
 
 class _Pending:
     """One request from admission to its answer. It outlives a caller that was cancelled, because the worker still works on it."""
-    __slots__ = ('changed', 'error', 'is_done', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
+    __slots__ = ('began_at', 'changed', 'error', 'is_done', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
 
     def __init__(self, operation: Operation[Any], priority: Priority, worker: WorkerProcess,
                  progress: Callable[[int], None] | None) -> None:
@@ -78,6 +81,7 @@ class _Pending:
         self.reply: msgspec.Raw | None = None
         self.error: Exception | None = None
         self.is_done = False
+        self.began_at = trio.current_time()
 
     def unwrap(self) -> Any:
         if self.error is not None:
@@ -101,7 +105,7 @@ class _Gate:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         # A quarter stays free of background work. One thread alone cannot be shared out, so there a reader waits for one transfer.
-        self._background_threads = max(1, threads - max(1, threads // 4))
+        self.pace = Pace(threads - max(1, threads // 4))
         self._queues: dict[Priority, deque[_Waiter]] = {Priority.INTERACTIVE: deque(), Priority.BACKGROUND: deque()}
         self.workers: list[WorkerProcess] = []
 
@@ -132,7 +136,7 @@ class _Gate:
     def _take(self, priority: Priority) -> WorkerProcess | None:
         """The least loaded worker that may take one more of this kind, with the place counted as taken."""
         free = [worker for worker in self.workers if worker.load < self._threads
-                and (priority is Priority.INTERACTIVE or worker.background < self._background_threads)]
+                and (priority is Priority.INTERACTIVE or worker.background < self.pace.limit)]
         if not free:
             return None
         worker = min(free, key=lambda candidate: candidate.load)
@@ -229,6 +233,8 @@ class TransferPool:
             self._abandon(request_id)
             raise
         result: R = pending.unwrap()
+        if isinstance(operation, PutFile) and isinstance(result, PutDone) and result.is_sent:
+            self._gate.pace.took(trio.current_time() - pending.began_at, result.size)
         return result
 
     @asynccontextmanager
@@ -248,6 +254,7 @@ class TransferPool:
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(workers=self._count, ready=len(self._gate.workers), in_flight=len(self._pending), restarts=self._restarts,
+                              background_limit=self._gate.pace.limit,
                               waiting=self._gate.waiting(), calls=self._calls, pids=[worker.pid for worker in self._all])
 
     # --- one request -------------------------------------------------------------------------------------------------------------

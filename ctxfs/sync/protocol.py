@@ -60,6 +60,11 @@ class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
     is_aborted: bool = False
     is_recovered: bool = False
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether one request did it: nothing was left out, nothing was asked twice."""
+        return not (self.is_skipped or self.is_aborted or self.is_recovered)
+
 
 class CopyDone(_Message, frozen=True, kw_only=True, array_like=True):
     etag: str
