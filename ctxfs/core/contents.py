@@ -182,9 +182,12 @@ class Contents:
 
     def blocks_512(self, inode: Inode) -> int:
         """st_blocks: what the staging file really occupies (holes do not), else the size rounded up."""
-        if inode.content == Content.STAGED:
-            return (os.fstat(inode.staging_fd) if inode.staging_fd >= 0 else os.stat(self._staging.path(inode.ino))).st_blocks
-        return (inode.size + 511) // 512
+        if inode.content != Content.STAGED:
+            return (inode.size + 511) // 512
+        if inode.blocks[0] != inode.revision:
+            found = os.fstat(inode.staging_fd) if inode.staging_fd >= 0 else os.stat(self._staging.path(inode.ino))
+            inode.blocks = (inode.revision, found.st_blocks)
+        return inode.blocks[1]
 
     async def fsync(self, inode: Inode) -> None:
         """Bytes, size and names of the file survive a power cut when this returns."""

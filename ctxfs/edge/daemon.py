@@ -232,7 +232,7 @@ class Mount:
         planner = Planner(db, journal, prefix=prefix)
         self._engine = UploadEngine(
             db, journal, pool, planner=planner, uploader=Uploader(db, journal, staging, pool, planner=planner, prefix=prefix),
-            finisher=Finisher(db, journal, staging, pool, prefix=prefix), conflicts=conflicts, remote=self._remote, tasks=self._tasks,
+            finisher=Finisher(db, journal, staging, pool, remote=self._remote, prefix=prefix), conflicts=conflicts, remote=self._remote, tasks=self._tasks,
             prefix=prefix, spawn=spawn)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit)
         self._fs = self._build_file_system(pool, spawn)

@@ -156,7 +156,7 @@ class UploadEngine:
         """Try everything that is due once. Returns the causes of what failed beside single files."""
         await self._upload_due(task)
         failures: list[str] = []
-        for step in (self._finisher.write_index, self._delete, self._finisher.adopt_sealed):
+        for step in (self._finisher.write_index, self._delete, self._finisher.adopt_sealed, self._finisher.compact_index):
             try:
                 await step()
             except CtxfsError as error:

@@ -24,6 +24,7 @@ from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Adopt, AdoptItem, CompactIndex, DeleteMany, WriteSegment
 from ctxfs.sync.reconcile import get_attrs
+from ctxfs.sync.remote_tree import RemoteTreeLoader
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,17 @@ SEGMENT_RECORDS = 10_000
 #: objects in one batch delete (S3's limit)
 DELETE_BATCH = 1000
 ADOPT_BATCH = 200
+#: more index segments than this are merged into a base
+COMPACT_SEGMENTS = 64
 
 
 class Finisher:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, remote: RemoteTreeLoader,
+                 prefix: str) -> None:
         self._db = db
+        self._remote = remote
         self._journal = journal
         self._staging = staging
         self._pool = pool
@@ -89,13 +94,16 @@ class Finisher:
         return [IndexRecord(path=known.key, changed_ns=now, etag=known.etag, size=known.size, attrs=attrs, link=inode.link_group or '')
                 for known in self._journal.objects_of(inode.ino) if known.key in keys and known.revision == inode.revision]
 
-    async def compact_if_due(self, segments: int) -> None:
+    async def compact_index(self) -> None:
         """Merge the index when it has become many small objects; its failure costs speed only."""
-        if segments >= 64:
-            try:
-                await self._pool.call(CompactIndex(prefix=self._prefix))
-            except CtxfsError as error:
-                log.warning('the index could not be compacted: %s', error)
+        if self.segments_written + self._remote.index_segments < COMPACT_SEGMENTS and not self._remote.is_compaction_due:
+            return
+        try:
+            await self._pool.call(CompactIndex(prefix=self._prefix))
+            self.segments_written = self._remote.index_segments = 0
+            self._remote.is_compaction_due = False
+        except CtxfsError as error:
+            log.warning('the index could not be compacted: %s', error)
 
     # --- deletes ------------------------------------------------------------------------------------------------------------------
 

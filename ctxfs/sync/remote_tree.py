@@ -47,6 +47,8 @@ class RemoteTreeLoader:
         self.is_complete = False
         self.error: CtxfsError | None = None
         self.listed_objects = 0
+        self.index_segments = 0
+        self.is_compaction_due = False
         self._complete = trio.Event()
         self._index_read = trio.Event()
         self._index_names: list[str] = []
@@ -95,6 +97,7 @@ class RemoteTreeLoader:
         for name, reason in done.skipped:
             log.warning('index object %s is ignored: %s', name, reason)
         self._index_names = done.names
+        self.index_segments, self.is_compaction_due = done.segments, done.is_compaction_due
 
     async def _keep_hints(self, part: IndexPart) -> None:
         encode = msgspec.msgpack.encode

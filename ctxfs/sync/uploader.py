@@ -94,7 +94,7 @@ class Uploader:
     async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition) -> PutDone:
         try:
             done = await self._pool.call(Copy(source=self._prefix + source.key, key=self._prefix + key, source_etag=source.etag,
-                                              condition=condition))
+                                              condition=condition, sha256=source.sha256))
         except NotFound:
             raise SourceLost(source) from None
         except RemoteChanged:

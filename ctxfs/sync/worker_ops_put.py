@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
-from ctxfs.records import Attrs, PutResult, Stamp
+from ctxfs.records import Attrs, ObjectInfo, PutResult, Stamp
 from ctxfs.storage import posix_meta
 from ctxfs.storage.object_store import Aborted
 from ctxfs.sync import protocol
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 #: files up to this are read once into memory; larger ones are read twice, to hash and to send
 WHOLE_BYTES = 8 << 20
 _CHUNK = 1 << 20
+#: objects up to this are read to find out whether a write in doubt had arrived
+VERIFY_BYTES = 32 << 20
 
 
 def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
@@ -90,7 +92,7 @@ def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: byte
     except Aborted:
         return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
     except (RemoteChanged, RemoteUnavailable) as error:
-        result = _recover(context, op.key, op.size, stamp, error)
+        result = _recover(context, op.key, stamp.sha256, error)
         return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, is_recovered=True)
     return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256)
 
@@ -99,18 +101,27 @@ def _metadata(attrs: Attrs | None, stamp: Stamp) -> dict[str, str]:
     return posix_meta.encode(attrs, stamp)
 
 
-def _recover(context: WorkerContext, key: str, size: int | None, stamp: Stamp, error: CtxfsError) -> PutResult:
-    """The outcome of a write (of `size` bytes, where known) whose answer was lost, or that a condition refused: done after all if the
-    object carries our stamp (the first try arrived, and a second one met it). Otherwise, and when the store cannot be asked, raises
-    `error`."""
+def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError) -> PutResult:
+    """The outcome of a write whose answer was lost, or that a condition refused: done after all if the object holds the very content
+    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same). Otherwise, and when the
+    store cannot be asked, raises `error`."""
     try:
         info = context.store.head(key)
+        if not _holds(context, info, digest):
+            raise error
     except CtxfsError:
         raise error from None
-    if size not in (None, info.size) or posix_meta.decode_stamp(info.metadata or {}) != stamp:
-        raise error
     log.info('the write of %s had arrived although its answer did not', key)
     return PutResult(etag=info.etag, size=info.size)
+
+
+def _holds(context: WorkerContext, info: ObjectInfo, digest: str) -> bool:
+    """Whether the object's content has this SHA-256. Read where that is cheap: a tool that rewrites objects but keeps their metadata
+    would leave our stamp on its content. For large ones our own stamp must do."""
+    if info.size <= VERIFY_BYTES:
+        return hashlib.sha256(context.store.get(info.key, if_match=info.etag)).hexdigest() == digest
+    stamp = posix_meta.decode_stamp(info.metadata or {})
+    return stamp is not None and stamp.sha256 == digest and stamp.host == context.host
 
 
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
@@ -121,7 +132,7 @@ def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationC
         result = context.store.put(op.key, op.body, metadata=_metadata(op.attrs, stamp), content_type=op.content_type,
                                    condition=op.condition)
     except (RemoteChanged, RemoteUnavailable) as error:
-        result, is_recovered = _recover(context, op.key, len(op.body), stamp, error), True
+        result, is_recovered = _recover(context, op.key, digest, error), True
     crash_point('worker-put-after-commit')
     return protocol.PutDone(etag=result.etag, size=len(op.body), sha256=digest, is_recovered=is_recovered)
 
@@ -133,11 +144,23 @@ def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -
         result = context.store.copy(op.source, op.key, source_etag=op.source_etag, condition=op.condition, metadata=metadata,
                                     content_type=op.content_type)
     except (RemoteChanged, RemoteUnavailable) as error:
-        if metadata is None:  # the copy carries the source's stamp: it cannot tell whose it is
-            raise
-        result = _recover(context, op.key, None, stamp, error)
+        result = _recover(context, op.key, op.sha256 or _source_hash(context, op, error), error)
     crash_point('worker-copy-after-commit')
     return protocol.CopyDone(etag=result.etag, size=result.size)
+
+
+def _source_hash(context: WorkerContext, op: protocol.Copy, error: CtxfsError) -> str:
+    """The SHA-256 of what was to be copied; raises `error` where it cannot be had."""
+    try:
+        info = context.store.head(op.source)
+        stamp = posix_meta.decode_stamp(info.metadata or {})
+        if info.size <= VERIFY_BYTES and op.source_etag in (None, info.etag):
+            return hashlib.sha256(context.store.get(op.source, if_match=info.etag)).hexdigest()
+    except CtxfsError:
+        raise error from None
+    if stamp is None or op.source_etag not in (None, info.etag):
+        raise error
+    return stamp.sha256
 
 
 def delete_many(context: WorkerContext, op: protocol.DeleteMany, channel: OperationChannel) -> protocol.DeleteDone:
