@@ -104,9 +104,13 @@ def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_eta
         last = min(number * step, size) - 1
         headers = {'x-amz-copy-source': client.source_header(source), 'x-amz-copy-source-range': f'bytes={(number - 1) * step}-{last}',
                    'x-amz-copy-source-if-match': source_etag}
+        what = f'copy part {number} of {source}'
         response = client.request('PUT', key, query={'partNumber': str(number), 'uploadId': upload_id}, headers=headers, is_repeatable=True,
-                                  what=f'copy part {number} of {source}')
-        return parse_copy_etag(response.body)
+                                  what=what)
+        try:
+            return parse_copy_etag(response.body)
+        except ValueError:
+            raise client.error(response._replace(status=500), what) from None
     return _run(client, key, -(-size // step), send, create=create, confirm=before_complete, workers=PARALLEL)
 
 

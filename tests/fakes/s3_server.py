@@ -16,6 +16,7 @@ import enum
 import hashlib
 import itertools
 import socket
+import ssl
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -23,9 +24,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+#: for 127.0.0.1 and localhost, with its key; trusted by nobody
+CERTIFICATE = Path(__file__).with_name('localhost.pem')
 
 
 class Quirk(enum.Enum):
@@ -56,6 +61,7 @@ class Fault(enum.Enum):
     WRONG_SECRET = '403 SignatureDoesNotMatch'
     SKEWED_CLOCK = '403 RequestTimeTooSkewed'
     ELSEWHERE = '301 PermanentRedirect'
+    NO_BUCKET = '404 NoSuchBucket'
     GARBAGE = '200 and no XML'
 
 
@@ -63,7 +69,8 @@ _FAULT_ANSWERS = {Fault.UNAVAILABLE: (503, 'ServiceUnavailable'), Fault.SLOW_DOW
                   Fault.CONFLICT: (409, 'ConditionalRequestConflict'), Fault.DENY: (403, 'AccessDenied'),
                   Fault.EXPIRED: (400, 'ExpiredToken'), Fault.UNKNOWN_KEY: (403, 'InvalidAccessKeyId'),
                   Fault.WRONG_SECRET: (403, 'SignatureDoesNotMatch'), Fault.SKEWED_CLOCK: (403, 'RequestTimeTooSkewed'),
-                  Fault.ELSEWHERE: (301, 'PermanentRedirect')}
+                  Fault.ELSEWHERE: (301, 'PermanentRedirect'),
+                  Fault.NO_BUCKET: (404, 'NoSuchBucket')}
 
 
 @dataclass
@@ -94,7 +101,7 @@ class FakeS3:
     """One bucket named `bucket` at `endpoint`, gone with the block."""
     bucket = 'bucket'
 
-    def __init__(self, *, quirks: Iterable[Quirk] = ()) -> None:
+    def __init__(self, *, quirks: Iterable[Quirk] = (), is_tls: bool = False) -> None:
         self.quirks = set(quirks)
         self.objects: dict[str, StoredObject] = {}
         self.uploads: dict[str, tuple[str, dict[str, str], dict[int, bytes]]] = {}
@@ -105,7 +112,11 @@ class FakeS3:
         self._count = itertools.count(1)
         self._server = _Server(('127.0.0.1', 0), _Handler)
         self._server.fake = self
-        self.endpoint = f'http://127.0.0.1:{self._server.server_address[1]}'
+        if is_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+            self._server.tls = context
+        self.endpoint = f'http{"s" if is_tls else ""}://127.0.0.1:{self._server.server_address[1]}'
         self.url = f's3://{self.bucket}?endpoint={self.endpoint}&region=us-east-1'
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={'poll_interval': 0.02})
 
@@ -119,6 +130,15 @@ class FakeS3:
         self._server.close_connections()
         self._server.server_close()
         self._thread.join()
+
+    @property
+    def connections(self) -> list[Any]:
+        """The address of each connection that was accepted, whether it is still open or not."""
+        return self._server.accepted
+
+    def drop_connections(self) -> None:
+        """As a load balancer does with idle ones."""
+        self._server.close_connections()
 
     def fail_next(self, method: str, fault: Fault, *, times: int = 1, when: Callable[[Request], bool] = lambda request: True) -> None:
         """Let the next `times` requests of a method (for which `when` holds) go wrong."""
@@ -173,19 +193,26 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
     fake: FakeS3
+    tls: ssl.SSLContext | None = None
 
     def __init__(self, *args: Any) -> None:
         self._open: set[socket.socket] = set()
+        self.accepted: list[Any] = []
         super().__init__(*args)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         sock, address = super().get_request()
+        if self.tls is not None:
+            # the handshake happens with the first read, in the connection's own thread
+            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self._open.add(sock)
+        self.accepted.append(address)
         return sock, address
 
     def close_connections(self) -> None:
         """Idle kept-alive connections too, whose threads wait for a request."""
-        for sock in self._open:
+        while self._open:
+            sock = self._open.pop()
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -311,6 +338,16 @@ def _copy(fake: FakeS3, request: Request) -> Answer:
     return 200, {}, f'<CopyObjectResult><ETag>{escape(stored.etag)}</ETag></CopyObjectResult>'.encode()
 
 
+def _copy_part(fake: FakeS3, request: Request, parts: dict[int, bytes]) -> Answer:
+    source = _existing(fake, unquote(request.headers['x-amz-copy-source']).lstrip('/').partition('/')[2])
+    fake.check_match(request.headers['x-amz-copy-source-if-match'], source)
+    if Quirk.ERROR_IN_COPY in fake.quirks:
+        return 200, {}, b'<Error><Code>InternalError</Code><Message>try again</Message></Error>'
+    first, _, last = request.headers['x-amz-copy-source-range'].removeprefix('bytes=').partition('-')
+    part = parts[int(request.query['partNumber'])] = source.body[int(first):int(last) + 1]
+    return 200, {}, f'<CopyPartResult><ETag>{escape(fake.new_etag(part))}</ETag></CopyPartResult>'.encode()
+
+
 def _delete(fake: FakeS3, request: Request) -> Answer:
     current = fake.objects.get(request.key)
     if 'if-match' in request.headers and current and not fake.quirks & {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE}:
@@ -378,6 +415,8 @@ def _multipart(fake: FakeS3, request: Request) -> Answer:
     if request.method == 'DELETE':
         del fake.uploads[upload_id]
         return 204, {}, b''
+    if 'x-amz-copy-source' in request.headers:
+        return _copy_part(fake, request, parts)
     if request.method == 'PUT':
         parts[int(request.query['partNumber'])] = request.body
         return 200, {'ETag': fake.new_etag(request.body)}, b''

@@ -1,0 +1,200 @@
+"""Requests as they leave: signatures, addresses, regions, TLS, proxies, and what the client does when a connection fails."""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import botocore.auth
+import botocore.awsrequest
+import botocore.credentials
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, UsageError
+from ctxfs.storage.s3_client import S3Client
+from ctxfs.storage.s3_http import HttpPool
+from ctxfs.storage.s3_sign import UNSIGNED, Credentials, signed_headers
+from tests.fakes.s3_server import CERTIFICATE, FakeS3, Fault
+
+NOW = 1_790_000_000
+PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7e), max_size=12).map(str.strip)
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKID')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+
+
+def client(fake: FakeS3, **options: Any) -> contextlib.closing[S3Client]:
+    return contextlib.closing(S3Client(fake.bucket, endpoint=fake.endpoint, **options))
+
+
+def botocore_signature(method: str, url: str, headers: dict[str, str], body: bytes, token: str | None) -> str:
+    request = botocore.awsrequest.AWSRequest(method=method, url=url, headers=headers, data=body)
+    frozen = botocore.credentials.ReadOnlyCredentials('AKID', 'secret', token)
+    moment = datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.auth, 'get_current_datetime', lambda *args, **options: moment.replace(tzinfo=None))
+        botocore.auth.S3SigV4Auth(frozen, 's3', 'eu-west-1').add_auth(request)
+    return str(request.headers['Authorization'])
+
+
+@given(key=st.text(st.characters(exclude_categories=('Cs',)), min_size=1, max_size=20), body=st.binary(max_size=20),
+       values=st.lists(PRINTABLE, max_size=3),
+       query=st.dictionaries(PRINTABLE.filter(bool), PRINTABLE, max_size=3), token=st.none() | st.just('a/token+='))
+def test_the_signature_is_botocores(key: str, body: bytes, values: list[str], query: dict[str, str], token: str | None) -> None:
+    """For any key, query, metadata and session token."""
+    path = '/bucket/' + quote(key, safe='/-_.~')
+    text = '&'.join(sorted(f'{quote(name, safe="-_.~")}={quote(value, safe="-_.~")}' for name, value in query.items()))
+    headers = {f'x-amz-meta-{number}': value for number, value in enumerate(values)}
+    url = f'http://127.0.0.1:9{path}' + (f'?{text}' if text else '')
+    ours = signed_headers('PUT', '127.0.0.1:9', path, text, headers, body, credentials=Credentials('AKID', 'secret', token),
+                          region='eu-west-1', sign_body=True, now=NOW)
+    assert ours['Authorization'] == botocore_signature('PUT', url, headers, body, token)
+
+
+@pytest.mark.parametrize(('bucket', 'options', 'endpoint', 'region'), [
+    ('b', {}, 'https://b.s3.us-east-1.amazonaws.com', 'us-east-1'),
+    ('b', {'region': 'cn-north-1'}, 'https://b.s3.cn-north-1.amazonaws.com.cn', 'cn-north-1'),
+    ('b.c', {'region': 'eu-west-1'}, 'https://s3.eu-west-1.amazonaws.com', 'eu-west-1'),
+    ('b', {'endpoint': 'https://s3.oss-cn-hangzhou.aliyuncs.com'}, 'https://b.s3.oss-cn-hangzhou.aliyuncs.com', 'cn-hangzhou'),
+    ('b', {'endpoint': 'https://s3.oss-cn-beijing-internal.aliyuncs.com'}, 'https://b.s3.oss-cn-beijing-internal.aliyuncs.com', 'cn-beijing'),
+    ('b', {'endpoint': 'https://s3.oss-accelerate.aliyuncs.com', 'region': 'cn-x'}, 'https://b.s3.oss-accelerate.aliyuncs.com', 'cn-x'),
+    ('b', {'endpoint': 'http://127.0.0.1:9000'}, 'http://127.0.0.1:9000', 'us-east-1'),
+    ('b', {'endpoint': 'http://[::1]:9000/'}, 'http://[::1]:9000', 'us-east-1'),
+    ('b', {'endpoint': 'https://minio.example:443'}, 'https://minio.example', 'us-east-1'),
+    ('b', {'endpoint': 'https://minio.example', 'addressing': 'virtual'}, 'https://b.minio.example', 'us-east-1'),
+    ('b', {'endpoint': 'https://s3.oss-cn-hangzhou.aliyuncs.com', 'addressing': 'path'}, 'https://s3.oss-cn-hangzhou.aliyuncs.com', 'cn-hangzhou'),
+])
+def test_a_bucket_is_addressed_as_its_provider_wants(bucket: str, options: dict[str, str], endpoint: str, region: str) -> None:
+    """OSS and AWS by host name, servers of one's own by path, unless the URL says otherwise."""
+    with contextlib.closing(S3Client(bucket, **options)) as made:
+        assert (made.endpoint, made.region) == (endpoint, region)
+
+
+@pytest.mark.parametrize('endpoint', ['127.0.0.1:9000', 'ftp://x', 'http://', 'https:///x'])
+def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
+    """When the store is opened, not when it is used."""
+    with pytest.raises(UsageError):
+        S3Client('b', endpoint=endpoint)
+
+
+def test_the_environment_may_name_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the aws command."""
+    monkeypatch.setenv('AWS_ENDPOINT_URL_S3', 'http://127.0.0.1:1')
+    with contextlib.closing(S3Client('b')) as made:
+        assert made.endpoint == 'http://127.0.0.1:1'
+
+
+@pytest.fixture
+def tls_fake() -> Iterator[FakeS3]:
+    with FakeS3(is_tls=True) as fake:
+        yield fake
+
+
+def test_over_https_bodies_are_unsigned_and_plain(tls_fake: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No aws-chunked encoding and no checksum headers, from boto3's client either: OSS refuses both."""
+    monkeypatch.setenv('AWS_CA_BUNDLE', str(CERTIFICATE))
+    with client(tls_fake) as made:
+        made.request('PUT', 'k', body=b'body')
+        upload = made.boto().create_multipart_upload(Bucket=tls_fake.bucket, Key='m')['UploadId']
+        made.boto().upload_part(Bucket=tls_fake.bucket, Key='m', UploadId=upload, PartNumber=1, Body=b'part')
+        made.boto().delete_objects(Bucket=tls_fake.bucket, Delete={'Objects': [{'Key': 'k'}]})
+    put, *rest = tls_fake.requests
+    assert put.headers['x-amz-content-sha256'] == UNSIGNED
+    assert (put.body, rest[1].body) == (b'body', b'part')
+    for request in tls_fake.requests:
+        assert 'content-encoding' not in request.headers
+        assert not [name for name in request.headers if 'checksum' in name]
+    assert 'content-md5' in rest[2].headers
+
+
+def test_an_untrusted_certificate_is_named(tls_fake: FakeS3) -> None:
+    """Not an outage: no retry helps."""
+    with client(tls_fake) as made, pytest.raises(Denied, match='AWS_CA_BUNDLE'):
+        made.request('GET', 'k')
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake stands for a proxy: it gets requests for a host that has no address, and none where no_proxy names the host."""
+    with FakeS3() as fake:
+        monkeypatch.setenv('http_proxy', fake.endpoint)
+        with contextlib.closing(S3Client(fake.bucket, endpoint='http://s3.invalid')) as made:
+            made.request('PUT', 'k', body=b'x')
+        assert 'k' in fake.objects
+        monkeypatch.setenv('no_proxy', 's3.invalid')
+        with contextlib.closing(S3Client(fake.bucket, endpoint='http://s3.invalid')) as made, pytest.raises(RemoteUnavailable):
+            made.request('PUT', 'k2', body=b'x')
+        assert 'k2' not in fake.objects
+
+
+def test_connections_are_kept_and_shared() -> None:
+    """Many requests of one thread take one connection; a connection that the server closed is noticed before it is used."""
+    with FakeS3() as fake, client(fake) as made:
+        for _ in range(5):
+            made.request('PUT', 'k', body=b'x')
+        assert len(fake.connections) == 1
+        fake.drop_connections()
+        made.request('PUT', 'k', body=b'y')
+        assert fake.objects['k'].body == b'y'
+        assert len(fake.connections) == 2
+
+
+def test_a_read_survives_one_lost_connection_and_a_write_does_not_guess() -> None:
+    """GET is sent again; a PUT that is not marked repeatable is not, since the server may have done it."""
+    with FakeS3() as fake, client(fake) as made:
+        made.request('PUT', 'k', body=b'x')
+        fake.fail_next('GET', Fault.DROP)
+        assert made.request('GET', 'k').body == b'x'
+        fake.fail_next('GET', Fault.DROP, times=2)
+        with pytest.raises(RemoteUnavailable):
+            made.request('GET', 'k')
+        fake.fail_next('PUT', Fault.LOSE_ANSWER)
+        with pytest.raises(RemoteUnavailable):
+            made.request('PUT', 'k', body=b'y')
+        assert fake.objects['k'].body == b'y'
+        assert [request.method for request in fake.requests] == ['PUT', 'GET', 'GET', 'GET', 'GET', 'PUT']
+
+
+def test_a_cut_body_is_no_body() -> None:
+    """Fewer bytes than announced are an error, never content."""
+    with FakeS3() as fake, client(fake) as made:
+        made.request('PUT', 'k', body=b'0123456789')
+        fake.fail_next('GET', Fault.CUT_BODY, times=2)
+        with pytest.raises(RemoteUnavailable):
+            made.request('GET', 'k')
+
+
+def test_a_header_cannot_be_broken_out_of() -> None:
+    """Neither by a line break nor by what is not ASCII."""
+    pool = HttpPool('http://127.0.0.1:1')
+    for value in ('a\r\nx-evil: 1', 'a\nb', 'é'):
+        with pytest.raises(InvalidArgument):
+            pool.request('PUT', '/', headers={'x': value})
+
+
+def test_threads_share_a_client() -> None:
+    """Each gets its own answer."""
+    with FakeS3() as fake, client(fake) as made:
+        errors: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for step in range(20):
+                    made.request('PUT', f'{number}', body=f'{number}-{step}'.encode())
+                    assert made.request('GET', f'{number}').body == f'{number}-{step}'.encode()
+            except BaseException as exc:
+                errors.append(exc)
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert len(fake.connections) <= 8
