@@ -64,14 +64,16 @@ class ObjectStore(Protocol):
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
             condition: Condition = ALWAYS) -> PutResult:
-        """Store `body` whole, or raise and leave the object as it was."""
+        """Store `body` whole, or raise and leave the object as it was; except that RemoteUnavailable may mean that only the answer was lost,
+        so the caller looks at the object's metadata. The same content may get the same etag again (S3: an MD5)."""
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
                  content_type: str | None = None, condition: Condition = ALWAYS,
                  may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
         """Store `size` bytes read from `file` from offset 0, as one PUT or as a multipart upload in parallel parts of bounded memory.
         After the last byte was read and before the object becomes visible `may_commit()` is asked: False means the content moved, so
-        the attempt is thrown away (multipart aborted) and RemoteChanged is NOT raised but `Aborted`. `progress(n)`: n more bytes sent."""
+        the attempt is thrown away (multipart aborted) and RemoteChanged is NOT raised but `Aborted`; so it is for a file with fewer than
+        `size` bytes. `progress(n)`: n more bytes sent, called by any thread."""
 
     def copy(self, source: str, key: str, *, source_etag: str | None = None, condition: Condition = ALWAYS,
              metadata: dict[str, str] | None = None, content_type: str | None = None) -> PutResult:
@@ -85,7 +87,11 @@ class ObjectStore(Protocol):
         object is no longer that version and was left alone). Absent is success."""
 
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
-        """One page of the keys that start with prefix, in UTF-8 byte order. Any key the store holds comes back exactly."""
+        """One page of the keys that start with prefix, in UTF-8 byte order. Any key the store holds comes back exactly.
+
+        `token`: the page after the one that gave it, with the same arguments. `start_after`: only keys behind it; whether a common prefix
+        that it lies inside of is listed differs between servers, so not to be used together with a delimiter in that way.
+        """
 
     def close(self) -> None: ...
 
