@@ -48,7 +48,7 @@ from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
-from ctxfs.sync.protocol import WorkerOptions
+from ctxfs.sync.protocol import TidyCache, WorkerOptions
 from ctxfs.sync.reconcile import Defaults, Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -63,6 +63,8 @@ LOCK_SECONDS = 10.0
 #: the log of the tree database is moved into its file when it is longer than this
 WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
+#: how often the cache learns what was used
+TOUCH_SECONDS = 60.0
 #: how long the final upload keeps trying a store that does not answer
 FINAL_RETRY_SECONDS = 120.0
 
@@ -133,6 +135,7 @@ class Mount:
 
     def __init__(self, options: MountOptions, lock_fd: int, *, on_attached: Callable[[], object]) -> None:
         self._options = options
+        self._started = time.time()
         self._on_attached = on_attached
         self._lock_fd = lock_fd
         self._prefix = context_prefix(options.context_id)
@@ -165,6 +168,7 @@ class Mount:
             nursery.start_soon(self._supervised, self._remote.run)
             nursery.start_soon(self._supervised, self._invalidator.run)
             nursery.start_soon(self._supervised, self._housekeep)
+            nursery.start_soon(self._supervised, self._tidy_cache, pool)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
             nursery.cancel_scope.cancel()
@@ -214,6 +218,7 @@ class Mount:
         if self.was_attached:
             fuse_adapter.detach(unmount=True)
         with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
+            self._db.set_meta('ended_cleanly', 1)
             self._db.checkpoint(is_last=True)
         self._db.close()
         self._cache.close()
@@ -268,11 +273,22 @@ class Mount:
 
     async def _housekeep(self) -> None:
         """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
+        touched = trio.current_time()
         while True:
             await trio.sleep(TICK_SECONDS)
             self._room.adjust_cache()
             if self._db.wal_bytes() > WAL_BYTES:
                 await trio.to_thread.run_sync(self._db.checkpoint)
+            if trio.current_time() - touched > TOUCH_SECONDS:
+                touched = trio.current_time()
+                await trio.to_thread.run_sync(self._cache.flush_touches)
+
+    async def _tidy_cache(self, pool: TransferPool) -> None:
+        """After an unclean end the cache's directory may hold files that no row names."""
+        if self._db.meta('ended_cleanly') == 0:
+            with contextlib.suppress(RemoteUnavailable):       # costs space until the next mount
+                await pool.call(TidyCache(older_than=self._started))
+        self._db.set_meta('ended_cleanly', 0)
 
     async def _handle_signals(self) -> None:
         """SIGTERM and SIGINT unmount and write back; a second one gives up waiting for the store (what is left stays journaled)."""

@@ -34,13 +34,16 @@ class Staging:
         return f'{self._prefix}/{ino // PER_DIRECTORY:x}/{ino}'
 
     def create(self, ino: int) -> int:
-        """A new empty file, open for reading and writing; replaces a leftover of a change that was never acknowledged."""
-        path, flags = self.path(ino), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        """A new empty file, open for reading and writing, in place of a leftover of a change that was never acknowledged. The leftover
+        is unlinked, never truncated: the block cache may share its bytes by a hard link."""
+        path, flags = self.path(ino), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             return os.open(path, flags, 0o600)
         except FileNotFoundError:
             self.make_directory(ino)
-            return os.open(path, flags, 0o600)
+        except FileExistsError:
+            os.unlink(path)
+        return os.open(path, flags, 0o600)
 
     def make_directory(self, ino: int) -> None:
         """The directory that the inode's file belongs in (one that becomes empty is kept)."""

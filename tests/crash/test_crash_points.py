@@ -102,9 +102,7 @@ class Armed:
                 break
             self._step(('write_file', b'again', 1000 + n, n))
         subprocess.run(['fusermount3', '-u', str(self.at)], capture_output=True, check=False)
-        eventually('a death, or the end', lambda: self.is_hit() or not is_running(self._pid), seconds=60)
-        self._daemon_died = not is_running(self._pid) and self._command('wait', 'c', '--timeout', '5') != 0
-        self._kill(self._pid)
+        self._settle()
 
     def mount_again(self) -> None:
         """A crash with pending work, then an armed mount that recovers."""
@@ -121,8 +119,13 @@ class Armed:
             return
         self._pid = self.host.pid(self.at)
         self._command('sync', self.at)
-        eventually('a death', lambda: self.is_hit() or not is_running(self._pid), seconds=10)
-        self._daemon_died = not is_running(self._pid)
+        subprocess.run(['fusermount3', '-u', str(self.at)], capture_output=True, check=False)
+        self._settle()
+
+    def _settle(self) -> None:
+        """After an unmount: until something died or all is written back; then nothing runs any more."""
+        eventually('a death, or the end', lambda: self.is_hit() or not is_running(self._pid), seconds=60)
+        self._daemon_died = not is_running(self._pid) and self._command('wait', 'c', '--timeout', '5') != 0
         self._kill(self._pid)
 
     def check(self, got: observe.Tree, since_ns: int) -> None:
