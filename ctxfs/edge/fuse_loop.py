@@ -77,7 +77,7 @@ class _Waiter:
             self._poll.register(fd, select.POLLIN)
         now = time.perf_counter()
         if now - self._last_yield < YIELD_SECONDS:
-            if self._poll.poll(0) or select.select((fd,), (), (), LINGER_SECONDS)[0]:
+            if select.select((fd,), (), (), LINGER_SECONDS)[0]:
                 return
             await trio.lowlevel.wait_readable(fd)
         elif self._poll.poll(0):

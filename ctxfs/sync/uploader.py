@@ -62,34 +62,43 @@ class Uploader:
 
     async def run(self, work: Work, progress: Callable[[int], None]) -> None:
         """Make the bucket hold the inode under all its keys. Raises Moved, TargetConflict, SourceLost, and ctxfs.errors."""
-        inode = work.inode
-        for key in work.missing:
+        inode, is_done = work.inode, False
+        for number, key in enumerate(work.missing, 1):
             if inode.revision != work.revision or not inode.nlink:
                 raise Moved
-            await self._write(inode, key, work.revision, progress)
-        with self._db.transaction():
-            is_done = inode.revision == work.revision and self._journal.advance(work.row, Reason.INDEX)
-            if is_done:
-                inode.marked, inode.is_planned = Reason.INDEX, False
-                for key in work.unwanted:
-                    self._db.execute('UPDATE object SET doomed = 1 WHERE key = ? AND ino = ?', (key, inode.ino))
+            done = await self._write(inode, key, progress)
+            crash_point('upload-before-record')
+            with self._db.transaction():
+                self._record(inode, key, work.revision, done)
+                is_done = number == len(work.missing) and self._finish(work)
+            crash_point('upload-after-record')
+        if not work.missing:
+            with self._db.transaction():
+                is_done = self._finish(work)
         if not is_done:
             raise Moved
 
-    async def _write(self, inode: Inode, key: str, revision: int, progress: Callable[[int], None]) -> None:
-        source = self._journal.source_of(inode) if not inode.is_dir else None
+    def _finish(self, work: Work) -> bool:
+        """All keys are in place: the journal's row is for the index now, and other keys are tombstones. False if the inode changed."""
+        inode = work.inode
+        if inode.revision != work.revision or not self._journal.advance(work.row, Reason.INDEX):
+            return False
+        inode.marked, inode.is_planned = Reason.INDEX, False
+        for key in work.unwanted:
+            self._db.execute('UPDATE object SET doomed = 1 WHERE key = ? AND ino = ?', (key, inode.ino))
+        return True
+
+    async def _write(self, inode: Inode, key: str, progress: Callable[[int], None]) -> PutDone:
+        source = None if inode.is_dir or inode.content == Content.STAGED else self._journal.source_of(inode)
         condition, known = self._planner.condition(key)
         try:
             if source is not None:
-                done = await self._copy(inode, source, key, condition)
-            elif inode.is_regular:
-                done = await self._put_file(inode, key, condition, known, progress)
-            else:
-                done = await self._put_bytes(inode, key, condition)
+                return await self._copy(inode, source, key, condition)
+            if inode.is_regular:
+                return await self._put_file(inode, key, condition, known, progress)
+            return await self._put_bytes(inode, key, condition)
         except RemoteChanged:
             raise TargetConflict(key) from None
-        crash_point('upload-before-record')
-        self._record(inode, key, revision, done)
 
     async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition) -> PutDone:
         try:
@@ -135,11 +144,8 @@ class Uploader:
 
     def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
         """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""
-        with self._db.transaction():
-            self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1))
-            if inode.nlink and inode.content == Content.STAGED:
-                if inode.revision == revision:
-                    inode.content, inode.size = Content.SEALED, done.size
-                self._db.store_content(inode)
-        crash_point('upload-after-record')
-
+        self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1))
+        if inode.nlink and inode.content == Content.STAGED:
+            if inode.revision == revision:
+                inode.content, inode.size = Content.SEALED, done.size
+            self._db.store_content(inode)

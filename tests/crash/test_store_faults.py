@@ -16,7 +16,7 @@ from tests.crash.watch import eventually
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE
 from tests.model.operations import content
-from tests.mount.sites import MountingSite, site_maker
+from tests.mount.sites import MountingHost, MountingSite, site_maker
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no network'), pytest.mark.timeout(300)]
 
@@ -59,6 +59,11 @@ def work(at: Path, generation: int) -> None:
     os.symlink('large', at / f'soft{generation}')
     (at / f'empty{generation}').mkdir()
     os.chmod(at / 'd2/f2', 0o600 + generation)
+
+
+def sync_until_done(host: MountingHost, at: Path) -> None:
+    """A sync may fail with a request of its own that nobody repeats at once; what it says is pending, the next one uploads."""
+    eventually('a sync that succeeds', lambda: host.cli('sync', at, check=False).returncode == 0, seconds=60)
 
 
 @pytest.mark.parametrize('fault', ['unavailable', 'cut', 'lost', 'truncated', 'slow'])
@@ -104,7 +109,7 @@ def test_every_first_answer_is_lost(methods: str, faulty: Faulty) -> None:
     host.cli('sync', at)
     faulty.proxy.plan = first
     work(at, 1)
-    host.cli('sync', at)
+    sync_until_done(host, at)
     seen.clear()
     work(at, 2)
     want = observe.snapshot(os.fsencode(at))
