@@ -73,7 +73,8 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
             _say_mounted(invocation, options, pid)
             return 0
         _note_use(store, context)
-    return launch.run_foreground(options)
+    from ctxfs.edge import daemon       # pyfuse3 and the rest of the daemon: no other command needs them
+    return launch.run_foreground(options, daemon.run)
 
 
 def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, read_only: bool, foreground: bool,

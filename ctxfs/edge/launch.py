@@ -255,8 +255,8 @@ def _run(run: Callable[[MountOptions, Readiness], int], options: MountOptions, r
         raise
 
 
-def run_foreground(options: MountOptions) -> int:
-    """Mount in this process until it is unmounted and everything is written back; returns the exit status, raises CtxfsError."""
-    from ctxfs.edge import daemon  # pyfuse3 and the rest of the daemon: no other command needs them
+def run_foreground(options: MountOptions, run: Callable[[MountOptions, Readiness], int]) -> int:
+    """Mount in this process (`run` is the daemon's) until it is unmounted and everything is written back; returns the exit status,
+    raises CtxfsError."""
     private_dir(Path(options.state_dir))
-    return daemon.run(options, Readiness())
+    return run(options, Readiness())
