@@ -100,9 +100,11 @@ def test_every_first_answer_is_lost(methods: str, faulty: Faulty) -> None:
     seen: set[tuple[str, str]] = set()
 
     def first(asked: str, path: str) -> str | None:
-        if asked not in methods.split() or (asked, path) in seen:
+        # Index segments get a new name with each attempt: all of them together lose one answer.
+        what = (asked, 'index' if '/.ctxfs/' in path else path)
+        if asked not in methods.split() or what in seen:
             return None
-        seen.add((asked, path))
+        seen.add(what)
         return 'lost'
 
     work(at, 0)
