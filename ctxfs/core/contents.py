@@ -23,6 +23,10 @@ from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 
 
+#: how often the space of a growing staging file is looked up instead of estimated
+RECOUNT_BYTES = 8 << 20
+
+
 class Contents:
     """See the module docstring. Raises ctxfs.errors, and OSError where the disk of the state directory refuses."""
 
@@ -72,35 +76,45 @@ class Contents:
     def _descriptor(self, inode: Inode) -> int:
         if inode.staging_fd < 0:
             inode.staging_fd = self._staging.open(inode.ino)
+            self._staging.note_loaded(inode)
         return inode.staging_fd
 
     # --- writing ------------------------------------------------------------------------------------------------------------------
 
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write all of `data`; returns its length."""
-        if inode.content != Content.STAGED:
-            await self._stage(inode, keep=True)
-        growth = offset + len(data) - inode.size
-        if growth > 0 and not self._room.has_room(growth):
-            await self._room.make_room(growth)
+        # Making room runs a flush, which may seal this very file: nothing may be waited for after the last look at its state.
+        while inode.content != Content.STAGED or not self._room.has_room(len(data)):
+            if inode.content != Content.STAGED:
+                await self._stage(inode, keep=True)
+            else:
+                await self._room.make_room(len(data))
         fd = self._about_to_change(inode)
         view, position = memoryview(data), offset
-        while view:
-            written = os.pwrite(fd, view, position)
-            view, position = view[written:], position + written
-        if position > inode.size:
-            self._staging.used += position - inode.size
-            inode.size = position
+        try:
+            while view:
+                written = os.pwrite(fd, view, position)
+                view, position = view[written:], position + written
+        finally:
+            inode.size = max(inode.size, position)
+            self._count(inode, position - offset)
         return len(data)
+
+    def _count(self, inode: Inode, written: int) -> None:
+        """Keep the count of dirty bytes: an estimate for most writes, the truth every RECOUNT_BYTES."""
+        recount = inode.charged < 0 or (inode.charged + written) // RECOUNT_BYTES != inode.charged // RECOUNT_BYTES
+        self._staging.charge(inode, 0 if recount else written)
 
     def _about_to_change(self, inode: Inode) -> int:
         """The staging file is about to change: stop an upload that reads it, invalidate what was planned. Returns the descriptor."""
+        assert inode.content == Content.STAGED
+        fd = self._descriptor(inode)
         if inode.upload is not None:
             inode.upload.abort()
-        if inode.is_planned:
+        if inode.is_planned and inode.nlink:
             self._journal.mark(inode, Reason.CONTENT)
         inode.revision += 1
-        return self._descriptor(inode)
+        return fd
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Cut or extend with zeros (a hole), and set the times in memory: the caller writes the row."""
@@ -108,7 +122,7 @@ class Contents:
             await self._stage(inode, keep=size > 0)
         fd = self._about_to_change(inode)
         os.ftruncate(fd, size)
-        self._staging.used += size - inode.size
+        self._staging.charge(inode)
         inode.size = size
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
         self._close_if_unused(inode)
@@ -128,6 +142,7 @@ class Contents:
                     await self._hydrate(inode)
                 else:
                     inode.staging_fd = self._staging.create(inode.ino)
+                    inode.charged = 0
                     self._turn_staged(inode, size=0)
 
     async def _hydrate(self, inode: Inode) -> None:
@@ -145,8 +160,9 @@ class Contents:
                 raise
             return
         if inode.content == Content.CLEAN and inode.revision == revision:
-            self._staging.used += inode.size
             self._turn_staged(inode)
+            inode.charged = 0
+            self._staging.charge(inode)
 
     def _turn_staged(self, inode: Inode, size: int | None = None) -> None:
         """The transaction that makes the row STAGED; `size`: the staging file's, where it differs from the row's."""
@@ -173,6 +189,8 @@ class Contents:
         """One handle fewer; at the last one the row learns the size that the staging file has."""
         inode.open_count -= 1
         if inode.open_count == 0:
+            if inode.content == Content.STAGED and inode.staging_fd >= 0:
+                self._staging.charge(inode)
             self._close_if_unused(inode)
 
     def _close_if_unused(self, inode: Inode) -> None:

@@ -207,12 +207,18 @@ class FileSystem:
 
     async def release(self, fh: int) -> None:
         inode = self.files.remove(fh).inode
-        if inode.content == Content.STAGED and inode.nlink and inode.open_count == 1:
-            self._db.store_content(inode)
-            if self._on_close is not None:
-                self._on_close(inode)
-        self.contents.released(inode)
-        self._purge_if_unknown(inode)
+        try:
+            if inode.content == Content.STAGED and inode.nlink and inode.open_count == 1:
+                self._db.store_content(inode)
+                if self._on_close is not None:
+                    self._on_close(inode)
+        finally:
+            self.contents.released(inode)
+            self._purge_if_unknown(inode)
+
+    def written_inos(self) -> list[int]:
+        """Files that are open for writing: the kernel may hold pages of them that it did not write yet."""
+        return list({handle.inode.ino for handle in self.files if handle.flags & (os.O_WRONLY | os.O_RDWR)})
 
     async def fsync(self, fh: int) -> None:
         inode = self.files.get(fh).inode

@@ -5,7 +5,7 @@ Owns handle numbers and what belongs to one open(): read-ahead, the place in a d
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from ctxfs.core.block_reader import ReadAhead
@@ -99,3 +99,6 @@ class HandleTable(Generic[H]):
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[H]:
+        return iter(list(self._open.values()))

@@ -100,6 +100,7 @@ class Namespace:
         if stat.S_ISREG(mode):
             inode.content = Content.STAGED
             inode.staging_fd = self._staging.create(inode.ino)
+            inode.charged = 0
         try:
             with self._db.transaction():
                 self._db.insert_inode(inode)
@@ -222,8 +223,7 @@ class Namespace:
                 self._db.delete_inode(inode.ino)
         for inode in inodes:
             if inode.has_staging:
-                self._staging.used -= inode.size
-                self._staging.remove(inode.ino)
+                self._staging.discard(inode)
 
     # --- moving -------------------------------------------------------------------------------------------------------------------
 
@@ -236,6 +236,8 @@ class Namespace:
         parent, new_parent = await self.directory(parent_ino), await self.directory(new_parent_ino)
         if not self._remote.is_complete:
             await self._wait_for_subtrees(self._require(parent, name), self._find(new_parent, new_name))
+        if parent.nlink == 0 or new_parent.nlink == 0:
+            raise NotFound('the directory was removed')     # while we waited
         inode, target = self._require(parent, name), self._find(new_parent, new_name)
         if flags & RENAME_EXCHANGE:
             if target is None:

@@ -44,6 +44,7 @@ from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
+from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.planner import Planner
@@ -232,11 +233,13 @@ class Mount:
             nursery.start_soon(self._supervised, function, *args)
 
         reconciler = Reconciler(db, journal, self._invalidator, defaults=Defaults(options.uid, options.gid, options.umask))
-        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, prefix=prefix)
+        doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
+        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, prefix=prefix, host=options.host_id)
         planner = Planner(db, journal, prefix=prefix)
         self._engine = UploadEngine(
-            db, journal, pool, planner=planner, uploader=Uploader(db, journal, staging, pool, planner=planner, prefix=prefix),
+            db, journal, pool, planner=planner, doubt=doubt,
+            uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, prefix=prefix),
             finisher=Finisher(db, journal, staging, pool, remote=self._remote, prefix=prefix), conflicts=conflicts, remote=self._remote, tasks=self._tasks,
             prefix=prefix, spawn=spawn)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit)
@@ -245,7 +248,8 @@ class Mount:
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
         self._control = DaemonControl(options, db, journal, engine=self._engine, remote=self._remote, conflicts=conflicts,
-                                      tasks=self._tasks, request_unmount=lambda: spawn(self._unmount))
+                                      tasks=self._tasks, request_unmount=lambda: spawn(self._unmount),
+                                      collect_dirty_pages=self._collect_dirty_pages)
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
@@ -255,6 +259,9 @@ class Mount:
         contents = Contents(db, journal, staging, blocks=blocks, remote=content, room=self._room)
         return FileSystem(db, journal, Namespace(db, journal, staging, remote=remote), contents, remote=remote,
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None)
+
+    async def _collect_dirty_pages(self) -> None:
+        await self._invalidator.write_back(self._fs.written_inos())
 
     async def _upload_now(self, inode: Inode) -> None:
         """--fsync=remote: fsync() returns when the bucket has it."""

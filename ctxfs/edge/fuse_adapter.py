@@ -310,6 +310,13 @@ class KernelInvalidator:
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.ENOTCONN, errno.EBADF):   # the kernel did not know it
                     log.warning('invalidating %s failed: %s', args, error)
 
+    async def write_back(self, inos: Sequence[int]) -> None:
+        """The kernel has written its dirty pages of these inodes when this returns. Invalidating writes and waits for them; syncfs(2)
+        would only begin (FUSE mappings are exempt from its waiting). Never call it from a handler of one of these inodes."""
+        for ino in inos:
+            self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
+        await self.quiesce()
+
     async def quiesce(self) -> None:
         """Return when everything queued before was told."""
         done = trio.Event()

@@ -6,7 +6,7 @@ sync and shutdown are asked of the engine and the daemon.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import trio
@@ -24,13 +24,16 @@ from ctxfs.sync.tasks import TaskLog
 
 #: entries of a list in the status; the counts beside them are exact
 LISTED = 100
+#: how long the kernel may take to hand over the pages that it has not written yet
+PAGES_SECONDS = 60.0
 
 
 class DaemonControl:
     """Implements edge.control.MountControl."""
 
     def __init__(self, options: MountOptions, db: TreeDB, journal: Journal, *, engine: UploadEngine, remote: RemoteTreeLoader,
-                 conflicts: ConflictKeeper, tasks: TaskLog, request_unmount: Callable[[], None]) -> None:
+                 conflicts: ConflictKeeper, tasks: TaskLog, request_unmount: Callable[[], None],
+                 collect_dirty_pages: Callable[[], Awaitable[None]]) -> None:
         self._options = options
         self._db = db
         self._journal = journal
@@ -39,6 +42,7 @@ class DaemonControl:
         self._conflicts = conflicts
         self._tasks = tasks
         self._request_unmount = request_unmount
+        self._collect_dirty_pages = collect_dirty_pages
         #: 'mounted', then 'flushing' once the mount point is gone
         self.state = 'mounted'
         #: set when the final write-back ended, with its result
@@ -93,6 +97,8 @@ class DaemonControl:
         if self.state != 'mounted':
             return await self._final()
         run = self._engine.flush if mode == 'upload' else self._engine.download
+        with trio.move_on_after(PAGES_SECONDS):
+            await self._collect_dirty_pages()
         if not wait:
             self._engine.spawn(run)
             return {'ok': True, 'files': 0, 'bytes': 0, 'message': 'scheduled'}

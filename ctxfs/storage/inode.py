@@ -56,7 +56,7 @@ class Inode:
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group',
                  'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'staging_fd', 'remote_version',
-                 'blocks', 'answer', '__weakref__')
+                 'blocks', 'charged', 'answer', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
                  ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
@@ -94,6 +94,8 @@ class Inode:
         self.remote_version = 0
         #: (revision, 512-byte blocks of the staging file) as last looked up
         self.blocks = (-1, 0)
+        #: bytes of the staging file as counted in Staging.used; -1: not looked up since it was loaded
+        self.charged = -1
         #: what the FUSE boundary answered last for this inode, with the fields it was made from (see edge.fuse_adapter)
         self.answer: tuple[tuple[int, ...], object] | None = None
 

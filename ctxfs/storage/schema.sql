@@ -86,3 +86,12 @@ CREATE TABLE conflict (
     original TEXT NOT NULL,                 -- the key both wanted
     since_ns INTEGER NOT NULL
 );
+
+-- Writes to the bucket that were begun and whose end is not recorded: after a crash or a lost answer nobody knows whether they arrived.
+-- Settled by asking for the object (sync/doubt.py) before anything else is decided about the key.
+CREATE TABLE attempt (
+    key      TEXT PRIMARY KEY,
+    ino      INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    sha256   TEXT NOT NULL                  -- of what was to be copied; '' for an upload, which carries (host, revision) in its stamp
+) WITHOUT ROWID;

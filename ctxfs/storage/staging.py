@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctxfs.errors import Corrupted
+from ctxfs.storage.inode import Inode
 
 #: inode numbers per directory: files made together lie together. Spread over 256 directories instead, a creation took 1.1 ms here,
 #: because ext4 gives each directory a block group of its own and so each new file another inode table to read.
@@ -27,7 +28,7 @@ class Staging:
         self._quarantine = root.parent / 'quarantine'
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = str(root)
-        #: bytes staged now, as far as the writers said (`recount` at start)
+        #: bytes that all staging files occupy; holes do not count
         self.used = 0
 
     def path(self, ino: int) -> str:
@@ -55,11 +56,40 @@ class Staging:
         except FileNotFoundError as error:
             raise Corrupted(f'the staging file of inode {ino} is missing') from error
 
+    def charge(self, inode: Inode, written: int = 0) -> None:
+        """Count what the inode's staging file occupies: exactly, or with `written` bytes more as an estimate until the next exact count."""
+        if written and inode.charged >= 0:
+            inode.charged += written
+            self.used += written
+            return
+        found = os.fstat(inode.staging_fd) if inode.staging_fd >= 0 else os.stat(self.path(inode.ino))
+        self.used += found.st_blocks * 512 - max(inode.charged, 0)
+        inode.charged = found.st_blocks * 512
+
+    def note_loaded(self, inode: Inode) -> None:
+        """The staging file was counted when the inode was in memory before: do not count it twice."""
+        if inode.charged < 0:
+            inode.charged = os.stat(self.path(inode.ino)).st_blocks * 512
+
+    def discard(self, inode: Inode) -> None:
+        """The inode needs no staging file any more: close it, give its bytes back, remove it."""
+        if inode.staging_fd >= 0:
+            os.close(inode.staging_fd)
+            inode.staging_fd = -1
+        path = self.path(inode.ino)
+        try:
+            self.used -= inode.charged if inode.charged >= 0 else os.stat(path).st_blocks * 512
+            inode.charged = -1
+            os.unlink(path)
+        except FileNotFoundError:
+            return  # a crash between the commit and the unlink already got this far
+
     def remove(self, ino: int) -> None:
+        """Remove a file that was never counted."""
         try:
             os.unlink(self.path(ino))
         except FileNotFoundError:
-            return  # a crash between the commit and the unlink already got this far
+            return
 
     def sync_directory(self, ino: int) -> None:
         """Make the file's own name durable (its bytes are the caller's fsync)."""
@@ -69,13 +99,14 @@ class Staging:
         finally:
             os.close(fd)
 
-    def inos(self) -> Iterator[tuple[int, int]]:
-        """(inode, bytes) of every staging file."""
+    def inos(self) -> Iterator[tuple[int, int, int]]:
+        """(inode, size, bytes occupied) of every staging file."""
         for directory in self._directories():
             with os.scandir(directory) as entries:
                 for entry in entries:
                     if entry.name.isdigit():
-                        yield int(entry.name), entry.stat().st_size
+                        found = entry.stat()
+                        yield int(entry.name), found.st_size, found.st_blocks * 512
 
     def _directories(self) -> list[str]:
         return [entry.path for entry in os.scandir(self._prefix) if entry.is_dir(follow_symlinks=False)]

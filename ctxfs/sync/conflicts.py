@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import uuid
 
 import msgspec
 
@@ -88,6 +89,9 @@ class ConflictKeeper:
             other = self._free_name(parent, name)
             self._db.delete_dentry(parent, name)
             self._db.insert_dentry(parent, other, inode.ino)
+            # other hosts must not take the copy for one more name of what keeps the name
+            inode.link_group = uuid.uuid4().hex if inode.nlink > 1 else None
+            self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
             self._journal.mark(inode, Reason.NAMES | Reason.CONTENT | Reason.ATTRS)
             self._db.execute('INSERT OR REPLACE INTO conflict VALUES (?, ?, ?)', (inode.ino, key, time.time_ns()))
             winner = self._insert_winner(parent, name, key, item)
@@ -118,15 +122,17 @@ class ConflictKeeper:
         item = await self._head(known.key)
         if self._journal.known(known.key) != known:
             return
+        has_other = any(other.key != known.key and other.revision == inode.revision for other in self._journal.objects_of(inode.ino))
         with self._db.transaction():
-            if item is None:
+            if inode.content != Content.CLEAN or inode.revision != known.revision or not inode.nlink or has_other:
+                self._journal.drop_object(known.key)    # its bytes are elsewhere too: here, or under another key
+            elif item is None:
                 self._reconciler.object_gone(known)
             else:
                 assert item.info is not None
-                self._reconciler.replace_content(inode, known, msgspec.structs.replace(item.info, key=known.key), None)
-                self._reconciler.describe(inode, item.attrs)
-                if inode.nlink:
-                    self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)
+                fresh = self._reconciler.replace_content(inode, known, msgspec.structs.replace(item.info, key=known.key), None)
+                self._reconciler.describe(fresh, item.attrs)
+                self._journal.mark(fresh, Reason.NAMES | Reason.ATTRS)
 
     def count(self) -> int:
         """Conflict copies that still exist."""

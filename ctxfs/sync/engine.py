@@ -4,8 +4,7 @@ Owns the flush (one at a time), the order of its steps, which failure is retried
 know what one upload consists of (uploader.py), how the plan is made (planner.py), FUSE, or why it was asked to flush.
 
     flush:  wait until the remote tree is known
-         →  expand moved directories into their files (journaled, so a crash resumes)
-         →  rounds of plan + upload; work whose target is another's only copy waits a round, a cycle is broken by a temporary copy
+         →  rounds: settle writes in doubt, expand moved directories into their files (journaled, so a crash resumes), plan, upload; work whose target is another's only copy waits a round, a cycle is broken by a temporary copy
          →  index segment  →  deletes  →  adoption into the block cache
     failure of one inode:  transient: its row gets the cause and a retry time (1 s, doubling to 60 s);  permanent: the cause, tried again
                            by the next sync, flush or mount;  conflict: conflicts.py keeps both, then it is planned again
@@ -17,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import trio
@@ -26,6 +26,7 @@ from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.conflicts import ConflictKeeper
+from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.planner import Planner, Work, is_index_only
 from ctxfs.sync.pool import TransferPool
@@ -45,6 +46,8 @@ MAX_ATTEMPTS = 6
 #: an inode that keeps changing while it is uploaded is left for the next flush after so many tries
 MAX_MOVES = 8
 _BACKOFF_SECONDS = (1.0, 60.0)
+#: the retry time of what only a change can help
+NEVER_NS = 2**62
 
 
 class FlushResult(NamedTuple):
@@ -72,13 +75,14 @@ class _Meter:
 class UploadEngine:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, uploader: Uploader, finisher: Finisher,
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, finisher: Finisher,
                  conflicts: ConflictKeeper, remote: RemoteTreeLoader, tasks: TaskLog, prefix: str,
                  spawn: Spawn) -> None:
         self._db = db
         self._journal = journal
         self._pool = pool
         self._planner = planner
+        self._doubt = doubt
         self._uploader = uploader
         self._finisher = finisher
         self._conflicts = conflicts
@@ -93,32 +97,47 @@ class UploadEngine:
     # --- flush ----------------------------------------------------------------------------------------------------------------------
 
     async def flush(self, *, retry_seconds: float = 120.0) -> FlushResult:
-        """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`."""
-        async with self._lock:
-            task = self._tasks.begin('upload')
-            try:
-                result = await self._flush(task, trio.current_time() + retry_seconds)
-            except CtxfsError as error:
-                result = FlushResult(False, task.files_done, task.bytes_done, str(error))
-            except BaseException:
-                task.finish('the upload was interrupted; what is left is journaled')
-                raise
-            task.finish('' if result.ok else result.message)
-            return result
+        """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`.
+        Cancelled: only the waiting ends; the upload goes on."""
+        return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds), 'upload')
 
     async def download(self) -> FlushResult:
         """Take over what changed in the bucket. Never beside an upload: a listing that began before a PUT shows the version before it,
         and would be taken for somebody's change."""
-        async with self._lock:
-            task = self._tasks.begin('download')
+        return await self._in_own_task(self._download, 'download')
+
+    async def _in_own_task(self, job: Callable[[SyncTask], Awaitable[FlushResult]], task_type: str) -> FlushResult:
+        """A client that goes, or a writer that stops waiting, must not cut off a transfer whose end would then be in doubt."""
+        ended = trio.Event()
+        results: list[FlushResult] = []
+
+        async def run() -> None:
             try:
-                await self._remote.reload()
-            except CtxfsError as error:
-                task.finish(str(error))
-                return FlushResult(False, 0, 0, str(error))
-            task.files_done = task.files_total = self._remote.listed_objects
-            task.finish()
-            return FlushResult(True, task.files_done, 0, '')
+                async with self._lock:
+                    results.append(await self._run_task(job, task_type))
+            finally:
+                ended.set()
+
+        self.spawn(run)
+        await ended.wait()
+        return results[0] if results else FlushResult(False, 0, 0, 'the transfer was interrupted; what is left is journaled (see the log)')
+
+    async def _run_task(self, job: Callable[[SyncTask], Awaitable[FlushResult]], task_type: str) -> FlushResult:
+        task = self._tasks.begin(task_type)
+        try:
+            result = await job(task)
+        except CtxfsError as error:
+            result = FlushResult(False, task.files_done, task.bytes_done, str(error))
+        except BaseException:
+            task.finish('interrupted; what is left is journaled')
+            raise
+        task.finish('' if result.ok else result.message)
+        return result
+
+    async def _download(self, task: SyncTask) -> FlushResult:
+        await self._remote.reload()
+        task.files_done = task.files_total = self._remote.listed_objects
+        return FlushResult(True, task.files_done, 0, '')
 
     async def _flush(self, task: SyncTask, deadline: float) -> FlushResult:
         with trio.move_on_at(deadline):
@@ -128,7 +147,6 @@ class UploadEngine:
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
         self._journal.retry_all()
         self._moves.clear()
-        await self._expand_moved_directories()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
             failures = await self._one_pass(task)
@@ -174,19 +192,25 @@ class UploadEngine:
 
     async def _expand_moved_directories(self) -> None:
         """A moved directory means new keys for everything below: give each its own journal row, then clear the directory's bit."""
-        for (ino,) in self._db.rows('SELECT ino FROM pending WHERE reason & ?', (Reason.SUBTREE,)):
-            stack = [ino]
-            while stack:
-                directory = stack.pop()
-                after = b''
-                while page := self._db.children(directory, after, PLAN_BATCH):
-                    after = page[-1][0]
-                    stack += self._mark_children([child for _, child in page])
-                    await trio.lowlevel.checkpoint()
-            self._db.execute('UPDATE pending SET reason = reason & ~? WHERE ino = ?', (Reason.SUBTREE, ino))
-            live = self._db.live_inode(ino)
-            if live is not None:
-                live.marked = 0
+        while rows := self._db.rows('SELECT ino, seq FROM pending WHERE reason & ? LIMIT ?', (Reason.SUBTREE, PLAN_BATCH)):
+            for ino, seq in rows:
+                await self._expand_directory(ino, seq)
+
+    async def _expand_directory(self, ino: int, seq: int) -> None:
+        live = self._db.live_inode(ino)
+        if live is not None:
+            live.is_planned = True      # should it move again meanwhile, the row's seq changes and it is expanded again
+        stack = [ino]
+        while stack:
+            directory = stack.pop()
+            after = b''
+            while page := self._db.children(directory, after, PLAN_BATCH):
+                after = page[-1][0]
+                stack += self._mark_children([child for _, child in page])
+                await trio.lowlevel.checkpoint()
+        self._db.execute('UPDATE pending SET reason = reason & ~? WHERE ino = ? AND seq = ?', (Reason.SUBTREE, ino, seq))
+        if live is not None:
+            live.marked = 0
 
     def _mark_children(self, inos: list[int]) -> list[int]:
         """Mark the uploadable ones; returns the directories."""
@@ -202,6 +226,8 @@ class UploadEngine:
     async def _upload_due(self, task: SyncTask) -> None:
         """Rounds until nothing is due, or what is due cannot be done now."""
         while True:
+            await self._doubt.resolve()
+            await self._expand_moved_directories()
             done = blocked = 0
             after, now_ns = 0, time.time_ns()
             waiting: list[Work] = []
@@ -224,8 +250,11 @@ class UploadEngine:
             inode = inodes.get(row.ino)
             if inode is None or inode.nlink == 0 or inode.is_local_only:
                 self._journal.forget(row.ino)
-            elif not is_index_only(row):
-                works.append(self._planner.plan(row, inode))
+            elif not is_index_only(row) and not row.reason & Reason.SUBTREE:
+                try:
+                    works.append(self._planner.plan(row, inode))
+                except CtxfsError as error:     # one row that cannot be planned must not stop the others
+                    self._journal.fail(row, error=str(error), retry_ns=NEVER_NS)
         return works
 
     async def _run_all(self, works: list[Work], task: SyncTask) -> int:
@@ -291,7 +320,7 @@ class UploadEngine:
         first, longest = _BACKOFF_SECONDS
         delay = min(longest, first * 2 ** work.row.attempt)
         # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
-        retry_ns = time.time_ns() + int(delay * 1e9) if is_transient else 2**62
+        retry_ns = time.time_ns() + int(delay * 1e9) if is_transient else NEVER_NS
         message = str(error) or type(error).__name__
         self._journal.fail(work.row, error=message, retry_ns=retry_ns)
         if not is_transient:

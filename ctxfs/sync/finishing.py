@@ -7,7 +7,6 @@ a crash cuts short is found again in the journal.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 
@@ -85,8 +84,8 @@ class Finisher:
                     inode.marked = 0
 
     def _records_of(self, inode: Inode) -> list[IndexRecord]:
-        if inode.nlink == 0:
-            return []
+        if inode.nlink == 0 or not inode.attrs_known:
+            return []       # of attributes nobody asked for, the object's own metadata tells
         attrs, now = get_attrs(inode), time.time_ns()
         if inode.is_dir:
             return [IndexRecord(path=self._db.dir_key(inode.ino) or ROOT_PATH, changed_ns=now, attrs=attrs)]
@@ -129,10 +128,10 @@ class Finisher:
                 if not at.is_local_only and not at.is_dir:
                     return True
         owner = self._db.inodes_of([known.ino]).get(known.ino)
-        if owner is None or owner.content != Content.CLEAN or owner.revision != known.revision:
+        if owner is None or owner.content not in (Content.CLEAN, Content.SEALED) or owner.revision != known.revision:
             return False
         if owner.nlink == 0:
-            return owner.open_count > 0
+            return owner.open_count > 0 and owner.content == Content.CLEAN
         return all(other.doomed for other in self._journal.objects_of(owner.ino) if other.revision == owner.revision)
 
     async def _delete(self, items: Sequence[Known]) -> list[tuple[str, CtxfsError]]:
@@ -160,7 +159,7 @@ class Finisher:
         for start in range(0, len(inos), ADOPT_BATCH):
             inodes = list(self._db.inodes_of(inos[start:start + ADOPT_BATCH]).values())
             ended = trio.Event()
-            sealed = [inode for inode in inodes if inode.content == Content.SEALED]
+            sealed = [inode for inode in inodes if inode.content == Content.SEALED and inode.nlink]
             for inode in sealed:
                 inode.adoption = ended
             try:
@@ -174,22 +173,29 @@ class Finisher:
                 ended.set()
 
     async def _adopt(self, inodes: list[Inode]) -> None:
-        items = []
-        for inode in inodes:
-            known = self._journal.source_of(inode)
-            if known is not None:
-                items.append(AdoptItem(path=self._staging.path(inode.ino), key=self._prefix + known.key, etag=known.etag,
-                                       size=known.size))
+        sources = {inode.ino: self._journal.source_of(inode) for inode in inodes}
+        items = [AdoptItem(path=self._staging.path(ino), key=self._prefix + known.key, etag=known.etag, size=known.size)
+                 for ino, known in sources.items() if known is not None]
         if items:
             await self._pool.call(Adopt(items=items))
+        adopted = []
         with self._db.transaction():
             for inode in inodes:
-                inode.content = Content.CLEAN
+                if inode.content != Content.SEALED or not inode.nlink:
+                    continue        # removed while we waited: whoever removed it takes the staging file away
+                if self._journal.source_of(inode) is None:
+                    self._take_back(inode)
+                else:
+                    inode.content = Content.CLEAN
+                    adopted.append(inode)
                 self._db.store_content(inode)
         crash_point('adopt-before-unlink')
-        for inode in inodes:
-            if inode.staging_fd >= 0:
-                os.close(inode.staging_fd)
-                inode.staging_fd = -1
-            self._staging.used -= inode.size
-            self._staging.remove(inode.ino)
+        for inode in adopted:
+            self._staging.discard(inode)
+
+    def _take_back(self, inode: Inode) -> None:
+        """INVARIANT: staged bytes go only while an object has them. Its object was overwritten or removed, so the staging file is the only
+        copy again."""
+        inode.content = Content.STAGED
+        inode.revision += 1
+        self._journal.mark(inode, Reason.CONTENT)

@@ -87,12 +87,12 @@ class Planner:
         return (Condition(absent=True), None) if known is None else (Condition(etag=known.etag), known)
 
     def _owner_that_needs(self, key: str, inode: Inode) -> int | None:
-        """The clean inode whose only copy lies at `key`, if it is another one and lives."""
+        """The clean (or sealed) inode whose only object lies at `key`, if it is another one and lives."""
         known = self._journal.known(key)
         if known is None or known.ino == inode.ino:
             return None
         owner = self._db.inodes_of([known.ino]).get(known.ino)
-        if owner is None or not owner.is_regular or owner.content != Content.CLEAN or owner.revision != known.revision:
+        if owner is None or not owner.is_regular or owner.content == Content.STAGED or owner.revision != known.revision:
             return None
         if owner.nlink == 0 and owner.open_count == 0:
             return None

@@ -78,6 +78,10 @@ class Reconciler:
                     self._directory(prefix, None)
 
     def _apply_object(self, info: ObjectInfo, known: Known | None, hint: tuple[str, int, bytes] | None) -> None:
+        inode = None if known is None else self._inode_or_none(known.ino)
+        if known is not None and inode is None and not known.doomed:
+            self._journal.drop_object(known.key)        # a row that names nothing says nothing
+            known = None
         if known is not None and known.etag == info.etag:
             if hint is not None and not known.doomed:
                 self._take_over(known, hint)
@@ -87,12 +91,16 @@ class Reconciler:
         if info.key.endswith('/'):
             self._apply_marker(info, hint)
             return
-        if known is None or known.doomed:
+        if known is None or known.doomed or inode is None:
             self._add_file(info, hint)
-            return
-        inode = self._db.inode(known.ino)
-        if inode.content == Content.CLEAN or inode.is_symlink and self._journal.pending_row(inode.ino) is None:
+        elif self._may_follow(inode):
             self.replace_content(inode, known, info, hint)
+
+    def _may_follow(self, inode: Inode) -> bool:
+        """Nothing of it is only here. (SEALED: uploaded, the staging file is but a copy.)"""
+        if inode.content == Content.CLEAN:
+            return True
+        return (inode.content == Content.SEALED or inode.is_symlink) and self._journal.pending_row(inode.ino) is None
 
     # --- new --------------------------------------------------------------------------------------------------------------------------
 
@@ -235,19 +243,31 @@ class Reconciler:
 
     # --- changed ------------------------------------------------------------------------------------------------------------------------
 
-    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
-        """A clean inode follows its object: new content, new revision; handles opened before it are stale."""
+    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> Inode:
+        """A clean inode's object is another version now: its name gets a new inode, which is returned; the old one lives on, stale, for who
+        has it open. A new one, because with its writeback cache the kernel never takes size and mtime of a regular file it knows from us
+        (fuse_get_cache_mask in Linux): it would show the new bytes cut at the old size.
+
+        Of several hard links only the one whose object changed is rebound, unless its host says that it changed them all."""
         record = self._valid(info, hint)
-        inode.revision += 1
+        names = self._db.names_of(inode.ino)
+        if len(names) > 1 and not (record is not None and record.link and record.link == inode.link_group):
+            names = [(parent, name) for parent, name in names if self._db.dir_key(parent) + name_to_component(name) == known.key]
+        if len(names) == inode.nlink and inode.link_group is not None:
+            inode.link_group = None     # free for the new inode
+            self._db.execute('UPDATE inode SET link_group = NULL WHERE ino = ?', (inode.ino,))
+        fresh = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
+        fresh.nlink = len(names)
+        self._db.store_times(fresh)
+        if len(names) == inode.nlink:
+            # the other links' objects: the listing tells what became of them
+            self._db.execute('UPDATE object SET ino = ?, revision = 0 WHERE ino = ?', (fresh.ino, inode.ino))
+        for parent, name in names:
+            self._remove_name(inode, parent, name)
+            self._db.insert_dentry(parent, name, fresh.ino)
+        self._journal.put_object(Known(known.key, info.etag, info.size, fresh.ino, fresh.revision, '', 0))
         inode.remote_version += 1
-        inode.size = info.size
-        inode.mtime_ns = inode.ctime_ns = info.mtime_ns
-        inode.attrs_known = 0
-        if record is not None and record.attrs is not None:
-            set_attrs(inode, record.attrs)
-        self._db.store_all(inode)
-        self._journal.put_object(Known(known.key, info.etag, info.size, inode.ino, inode.revision, '', 0))
-        self._invalidator.inode(inode.ino)
+        return fresh
 
     def _take_over(self, known: Known, hint: tuple[str, int, bytes]) -> None:
         """Same content, newer attributes or a hard link made by another host."""
@@ -312,8 +332,7 @@ class Reconciler:
             return
         if inode.is_dir:
             self._maybe_empty.add(inode.ino)
-        elif inode.revision == row.revision and not inode.has_staging and self._journal.source_of(inode) is None \
-                and (inode.is_regular or self._journal.pending_row(inode.ino) is None):
+        elif inode.revision == row.revision and self._may_follow(inode) and self._journal.source_of(inode) is None:
             for parent, name in self._db.names_of(inode.ino):
                 self._remove_name(inode, parent, name)
                 self._maybe_empty.add(parent)
@@ -355,6 +374,7 @@ class Reconciler:
         parent, name = self._db.names_of(ino)[0]
         self._db.delete_dentry(parent, name)
         self._db.forget_dir_keys()
+        inode.nlink = 0     # who waits to use it finds it gone
         self._db.delete_inode(ino)
         above = self._db.inode(parent)
         above.nlink -= 1

@@ -8,6 +8,7 @@ Owns the verdict on what an unclean end left behind. It must not know the store:
     … while the tree database is new                     quarantined: the database was lost, the bytes are kept
     staged row                                           its size is the staging file's (writes grow the file, not the row)
     staged row without a staging file                    back to the object if it has one, else empty; logged as lost (power cut)
+    staging file shorter than its row, after a reboot    quarantined; the object is the truth again (bytes that never reached the disk)
     half-written hydration                               removed
 """
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from ctxfs.records import ROOT_INO
@@ -41,8 +43,9 @@ def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: in
     orphans = _remove_orphans(db, journal)
     staging.remove_leftovers()
     garbage, quarantined, sizes = _sort_staging(db, staging, is_new)
-    lost = _settle_rows(db, journal, staging, sizes)
-    staging.used = sum(sizes.values())
+    boot = Path('/proc/sys/kernel/random/boot_id').read_text('ascii').strip()
+    lost = _settle_rows(db, journal, staging, sizes, is_new_boot=db.meta('boot_id') not in (None, boot))
+    db.set_meta('boot_id', boot)
     journal.retry_all()
     return Recovered(orphans, garbage, quarantined, lost, journal.summary()[0])
 
@@ -72,9 +75,11 @@ def _sort_staging(db: TreeDB, staging: Staging, is_new: bool) -> tuple[int, int,
     garbage = quarantined = 0
     owned = set(db.staged_inos())
     sizes: dict[int, int] = {}
-    for ino, size in list(staging.inos()):
+    staging.used = 0
+    for ino, size, occupied in list(staging.inos()):
         if ino in owned:
             sizes[ino] = size
+            staging.used += occupied
         elif is_new and size:
             log.error('the tree database is new but %s has content: kept as %s', staging.path(ino), staging.quarantine(ino))
             quarantined += 1
@@ -84,17 +89,20 @@ def _sort_staging(db: TreeDB, staging: Staging, is_new: bool) -> tuple[int, int,
     return garbage, quarantined, sizes
 
 
-def _settle_rows(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int, int]) -> int:
+def _settle_rows(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int, int], *, is_new_boot: bool) -> int:
     lost = 0
     with db.transaction():
         for ino in db.staged_inos():
             inode = db.inode(ino)
-            if ino in sizes:
+            if ino in sizes and not (is_new_boot and sizes[ino] < inode.size and journal.objects_of(ino)):
                 if inode.content == Content.STAGED and inode.size != sizes[ino]:
                     inode.size = sizes[ino]
                     db.store_content(inode)
                     journal.mark(inode, Reason.CONTENT)
                 continue
+            if ino in sizes:
+                log.error('inode %d: the power went off before its bytes were on the disk; what is there is kept as %s', ino,
+                          staging.quarantine(ino))
             lost += inode.content == Content.STAGED
             _give_up_staging(db, journal, staging, inode)
     return lost

@@ -17,9 +17,10 @@ import trio
 
 from ctxfs.errors import CtxfsError, RemoteUnavailable
 from ctxfs.records import IndexRecord, ListPage, ObjectInfo
-from ctxfs.storage.inode import Inode
+from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, IndexPart, ListPages, ReadIndex
 from ctxfs.sync.reconcile import Reconciler
@@ -38,11 +39,13 @@ _RETRY_SECONDS = (0.5, 15.0)
 class RemoteTreeLoader:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, doubt: Doubt,
+                 prefix: str) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
         self._pool = pool
+        self._doubt = doubt
         self._prefix = prefix
         self.is_complete = False
         self.error: CtxfsError | None = None
@@ -63,6 +66,7 @@ class RemoteTreeLoader:
         """Until the whole context is in the tree database; retries what is transient for as long as the mount lasts."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_grace)
+            await self._until_it_works(self._doubt.resolve)
             await self._until_it_works(self._read_index)
             self._index_read.set()
             await self._until_it_works(self._list_all)
@@ -272,8 +276,8 @@ class RemoteTreeLoader:
             return      # something else moved it on meanwhile
         with self._db.transaction():
             if item.info is not None:
-                if item.info.etag != known.etag and not inode.has_staging:
-                    self._reconciler.replace_content(inode, known, self._relative(item.info), None)
-                    self._reconciler.describe(inode, item.attrs)
+                if item.info.etag != known.etag and inode.content == Content.CLEAN and inode.nlink:
+                    fresh = self._reconciler.replace_content(inode, known, self._relative(item.info), None)
+                    self._reconciler.describe(fresh, item.attrs)
             elif item.failure is not None and item.failure.name == 'NotFound':
                 self._reconciler.object_gone(known)

@@ -19,6 +19,7 @@ from ctxfs.storage.object_store import Condition
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.crash_points import crash_point
+from ctxfs.sync.doubt import BY_ETAG, Doubt
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Copy, Head, PutBytes, PutDone, PutFile
@@ -52,12 +53,14 @@ class SourceLost(Exception):
 class Uploader:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, planner: Planner, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, planner: Planner, doubt: Doubt,
+                 prefix: str) -> None:
         self._db = db
         self._journal = journal
         self._staging = staging
         self._pool = pool
         self._planner = planner
+        self._doubt = doubt
         self._prefix = prefix
 
     async def run(self, work: Work, progress: Callable[[int], None]) -> None:
@@ -102,6 +105,7 @@ class Uploader:
 
     async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition) -> PutDone:
         try:
+            self._doubt.begin(key, inode, source.sha256 or BY_ETAG + source.etag)
             done = await self._pool.call(Copy(source=self._prefix + source.key, key=self._prefix + key, source_etag=source.etag,
                                               condition=condition, sha256=source.sha256))
         except NotFound:
@@ -117,13 +121,14 @@ class Uploader:
 
     async def _put_file(self, inode: Inode, key: str, condition: Condition, known: Known | None,
                         progress: Callable[[int], None]) -> PutDone:
-        if inode.content != Content.STAGED:
-            raise Moved
+        if not inode.has_staging:
+            raise NotFound('the object that had its content is gone from the bucket')
         path = self._staging.path(inode.ino)
         slot = self._pool.slots.acquire()
         inode.upload = slot
         try:
             revision = inode.revision
+            self._doubt.begin(key, inode)
             done = await self._pool.call(PutFile(
                 key=self._prefix + key, path=path, size=os.stat(path).st_size, attrs=get_attrs(inode), revision=revision,
                 link=inode.link_group or '', condition=condition, abort_slot=slot.index,
@@ -132,11 +137,13 @@ class Uploader:
             inode.upload = None
             slot.release()
         if done.is_aborted:
+            self._doubt.settle(key)
             raise Moved
         return done
 
     async def _put_bytes(self, inode: Inode, key: str, condition: Condition) -> PutDone:
         is_marker = inode.is_dir
+        self._doubt.begin(key, inode)
         return await self._pool.call(PutBytes(
             key=self._prefix + key, body=b'' if is_marker else inode.target or b'', attrs=get_attrs(inode), revision=inode.revision,
             link=inode.link_group or '', content_type=DIRECTORY_TYPE if is_marker else None,
@@ -144,6 +151,7 @@ class Uploader:
 
     def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
         """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""
+        self._doubt.settle(key)
         self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1))
         if inode.nlink and inode.content == Content.STAGED:
             if inode.revision == revision:

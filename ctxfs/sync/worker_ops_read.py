@@ -110,13 +110,15 @@ def _fetch_run(context: WorkerContext, op: protocol.Fetch, run: range) -> int:
 
 
 def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel) -> protocol.HydrateDone:
-    """Not fsynced: until the file is written to, its content is also in the bucket."""
+    """Fsynced: the caller's row, which makes this file the only truth, may become durable before the file would by itself, and a power cut
+    would leave a hole that is then uploaded over the good object."""
     temporary = f'{op.path}.hydrate-{secrets.token_hex(4)}'
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
             os.ftruncate(fd, op.size)
             fetched = _fill(context, op, channel, fd)
+            os.fsync(fd)
         finally:
             os.close(fd)
         crash_point('worker-hydrate-before-rename')
