@@ -84,11 +84,13 @@ class Contents:
     async def write(self, inode: Inode, offset: int, data: bytes) -> int:
         """Write all of `data`; returns its length."""
         # Making room runs a flush, which may seal this very file: nothing may be waited for after the last look at its state.
-        while inode.content != Content.STAGED or not self._room.has_room(len(data)):
+        has_room = False
+        while inode.content != Content.STAGED or not (has_room or self._room.has_room(len(data), inode.charged)):
             if inode.content != Content.STAGED:
                 await self._stage(inode, keep=True)
             else:
-                await self._room.make_room(len(data))
+                await self._room.make_room(len(data), inode.charged)
+                has_room = True
         fd = self._about_to_change(inode)
         view, position = memoryview(data), offset
         try:
@@ -150,8 +152,8 @@ class Contents:
         source, revision, version = self._journal.source_of(inode), inode.revision, inode.remote_version
         if source is None:
             raise RemoteChanged(f'inode {inode.ino} has no object with its content')
-        if not self._room.has_room(inode.size):
-            await self._room.make_room(inode.size)
+        if not self._room.has_room(inode.size, 0):
+            await self._room.make_room(inode.size, 0)
         self._staging.make_directory(inode.ino)
         try:
             await self._remote.hydrate(source, self._staging.path(inode.ino))

@@ -43,7 +43,9 @@ class RemoteContent(Protocol):
 class Room(Protocol):
     """The bound on dirty bytes."""
 
-    def has_room(self, size: int) -> bool: ...
+    def has_room(self, size: int, own: int) -> bool:
+        """Whether a file that has `own` dirty bytes may have `size` more. Its own do not count: it cannot be uploaded before it is
+        written, so a file larger than the bound must be possible (the disk then is the bound)."""
 
-    async def make_room(self, size: int) -> None:
-        """Wait, boundedly, until uploads made room for `size` more dirty bytes. Raises NoSpace."""
+    async def make_room(self, size: int, own: int) -> None:
+        """Wait, boundedly, until uploads made room. Raises NoSpace when they fail."""
