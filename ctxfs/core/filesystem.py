@@ -33,6 +33,10 @@ class Change(NamedTuple):
     ctime_ns: int | None = None
 
 
+#: absences noted at most (a set entry each); beyond, the kernel is asked not to remember them
+MAX_ABSENCES = 100_000
+
+
 class FileSystem:
     """See the module docstring. All methods raise ctxfs.errors, or OSError from the local disk."""
 
@@ -48,6 +52,8 @@ class FileSystem:
         self._on_close = on_close
         #: what the kernel knows: ino → [inode, lookup count]; it keeps the inode alive
         self._known: dict[int, list] = {}  # type: ignore[type-arg]
+        #: names the kernel was told not to ask for again, because there are none
+        self._absences: set[tuple[int, bytes]] = set()
         self.files: HandleTable[FileHandle] = HandleTable()
         self.dirs: HandleTable[DirHandle] = HandleTable()
 
@@ -77,6 +83,20 @@ class FileSystem:
         if gone:
             self.names.purge(gone)
 
+    def note_absence(self, parent: int, name: bytes) -> bool:
+        """The kernel is told that there is no such name. False: it must ask again next time, because too many are noted already."""
+        if len(self._absences) >= MAX_ABSENCES:
+            return False
+        self._absences.add((parent, name))
+        return True
+
+    def take_absence(self, parent: int, name: bytes) -> bool:
+        """Whether the kernel was told so; not any more."""
+        if (parent, name) not in self._absences:
+            return False
+        self._absences.remove((parent, name))
+        return True
+
     def is_known(self, ino: int) -> bool:
         return ino in self._known or ino == ROOT_INO
 
@@ -96,6 +116,7 @@ class FileSystem:
     async def make(self, parent: int, name: bytes, *, mode: int, caller: Caller, rdev: int = 0, target: bytes | None = None) -> Inode:
         """mkdir, mknod, symlink."""
         inode = await self.names.make(parent, name, mode=mode, caller=caller, rdev=rdev, target=target)
+        self._absences.discard((parent, name))
         self.contents.opened(inode)
         self.contents.released(inode)       # a mknod'ed regular file comes with an open descriptor
         return self.remember(inode)
@@ -103,12 +124,15 @@ class FileSystem:
     async def create(self, parent: int, name: bytes, *, mode: int, flags: int, caller: Caller) -> tuple[Fh, Inode]:
         """O_CREAT of a name that the kernel believes to be free."""
         inode = await self.names.make(parent, name, mode=mode | stat.S_IFREG, caller=caller)
+        self._absences.discard((parent, name))
         self.contents.opened(inode)
         self.remember(inode)
         return self.files.add(FileHandle(inode, flags)), inode
 
     async def link(self, ino: int, parent: int, name: bytes) -> Inode:
-        return self.remember(await self.names.link(self.inode(ino), parent, name))
+        inode = self.remember(await self.names.link(self.inode(ino), parent, name))
+        self._absences.discard((parent, name))
+        return inode
 
     async def unlink(self, parent: int, name: bytes) -> None:
         self._purge_if_unknown(await self.names.unlink(parent, name))
@@ -118,6 +142,7 @@ class FileSystem:
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         replaced = await self.names.rename(parent, name, new_parent, new_name, flags)
+        self._absences.discard((new_parent, new_name))
         if replaced is not None:
             self._purge_if_unknown(replaced)
 

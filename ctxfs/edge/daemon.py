@@ -188,7 +188,7 @@ class Mount:
             nursery.start_soon(self._announce, ready)
             await fuse_adapter.serve_requests()
         self._control.state = 'flushing'
-        self._invalidator.is_known = lambda ino: False
+        self._invalidator.is_known, self._invalidator.take_absence = lambda ino: False, lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()
         self._leave_result(result)
@@ -244,7 +244,7 @@ class Mount:
             prefix=prefix, spawn=spawn)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit)
         self._fs = self._build_file_system(pool, spawn)
-        self._invalidator.is_known = self._fs.is_known
+        self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
         self._control = DaemonControl(options, db, journal, engine=self._engine, remote=self._remote, conflicts=conflicts,

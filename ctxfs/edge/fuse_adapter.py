@@ -80,7 +80,7 @@ class FuseAdapter(pyfuse3.Operations):
         self._statfs_path = statfs_path
         self._xattrs = xattrs
         self.is_debugging = log.isEnabledFor(logging.DEBUG)
-        self._negative = self._make_negative()
+        self._negative, self._unsure = self._make_negative(TIMEOUT), self._make_negative(0)
 
     # --- translation --------------------------------------------------------------------------------------------------------------
 
@@ -114,10 +114,11 @@ class FuseAdapter(pyfuse3.Operations):
         return entry
 
     @staticmethod
-    def _make_negative() -> EntryAttributes:
+    def _make_negative(timeout: float) -> EntryAttributes:
+        """There is no such name, and the kernel need not ask again for so many seconds."""
         entry = EntryAttributes()
         entry.st_ino = 0
-        entry.entry_timeout = TIMEOUT
+        entry.entry_timeout = timeout
         return entry
 
     # --- names --------------------------------------------------------------------------------------------------------------------
@@ -125,7 +126,9 @@ class FuseAdapter(pyfuse3.Operations):
     @boundary
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         inode = await self._fs.lookup(parent_inode, name)
-        return self._negative if inode is None else self._entry(inode)
+        if inode is not None:
+            return self._entry(inode)
+        return self._negative if self._fs.note_absence(parent_inode, name) else self._unsure
 
     @boundary
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -286,6 +289,8 @@ class KernelInvalidator:
         self._send, self._receive = trio.open_memory_channel[tuple[Callable[..., None], tuple[Any, ...]]](math.inf)
         #: whether the kernel can know an inode at all; the daemon sets it once there is a file system
         self.is_known: Callable[[int], bool] = lambda ino: True
+        #: whether the kernel was told of an absence, which is forgotten thereby; set by the daemon too
+        self.take_absence: Callable[[int, bytes], bool] = lambda parent, name: True
 
     def inode(self, ino: int) -> None:
         """Attributes and pages of the inode are stale."""
@@ -301,6 +306,12 @@ class KernelInvalidator:
         """The name is stale; `deleted`: the inode it named is gone (watchers see it)."""
         if self.is_known(parent):
             self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, deleted)))
+
+    def appeared(self, parent: int, name: bytes) -> None:
+        """If the kernel remembers that there was no such name, that is stale. Only then: it may have looked up the name meanwhile, and
+        taking it away again from under a process whose working directory it is would make getcwd(2) fail."""
+        if self.take_absence(parent, name):
+            self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, 0)))
 
     async def run(self) -> None:
         async for function, args in self._receive:

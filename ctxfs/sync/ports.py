@@ -17,7 +17,11 @@ class Invalidator(Protocol):
     def attrs(self, ino: int) -> None:
         """Attributes only; cached pages stay."""
 
-    def entry(self, parent: int, name: bytes, deleted: int = 0) -> None: ...
+    def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        """The name means something else, or nothing (then `deleted` is the inode it meant)."""
+
+    def appeared(self, parent: int, name: bytes) -> None:
+        """There was no such name, and the kernel may remember that."""
 
 
 class Spawn(Protocol):

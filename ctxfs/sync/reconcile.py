@@ -129,7 +129,7 @@ class Reconciler:
             inode = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
         self._db.insert_dentry(parent, name, inode.ino)
         self._journal.put_object(Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0))
-        self._tell_entry(parent, name)
+        self._invalidator.appeared(parent, name)
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -206,7 +206,7 @@ class Reconciler:
         above.nlink += 1
         self._db.store_times(above)
         self._invalidator.attrs(above.ino)
-        self._tell_entry(parent, name)
+        self._invalidator.appeared(parent, name)
         return inode.ino
 
     def _apply_marker(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
@@ -299,7 +299,7 @@ class Reconciler:
         target.nlink += 1
         self._db.store_times(target)
         self._journal.put_object(known._replace(ino=target.ino, revision=target.revision))
-        self._tell_entry(parent, name)
+        self._invalidator.appeared(parent, name)
 
     def _set_attrs(self, inode: Inode, attrs: Attrs) -> None:
         before = inode.row()
@@ -388,9 +388,6 @@ class Reconciler:
         found = self._db.inodes_of([ino])
         return found.get(ino)
 
-    def _tell_entry(self, parent: int, name: bytes) -> None:
-        if self._db.live_inode(parent) is not None:     # else the kernel cannot know anything below it
-            self._invalidator.entry(parent, name)
 
 
 
