@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Callable
 
-from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -92,7 +91,6 @@ class StateMachine(RuleBasedStateMachine):
 
     def _apply(self, *operation: object) -> None:
         op: Operation = operation
-        note(repr(op))
         try:
             self.world.apply(op)
         except BaseException:

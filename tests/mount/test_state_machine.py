@@ -72,6 +72,12 @@ REGRESSIONS: dict[str, list[Operation]] = {
     'regression_hard_link_written_on_another_host': [
         ('write_file', b'a', 100, 1), ('link', b'a', b'b'), ('other_host', 0), ('write_file', b'b', 200, 2), ('other_host', 0),
         ('unlink', b'a'), ('other_host', 0), ('truncate', b'b', 50), ('other_host', 1)],
+    'regression_truncating_to_the_same_size_moves_no_time_behind_the_kernel': [
+        # With its writeback cache the kernel keeps its own mtime here: the daemon's must not move either.
+        ('write_file', b'a', 100, 2), ('truncate', b'a', 1_048_577), ('truncate', b'a', 1_048_577), ('remount',), ('other_host', 0)],
+    'regression_hard_links_exchanged_on_another_host': [
+        ('mkdir', b'dir', 0o755), ('write_file', b'dir/a', 70_000, 1), ('link', b'dir/a', b'b'), ('mknod', b'dir/new', 0o640),
+        ('other_host', 0), ('rename', b'b', b'c'), ('other_host', 0), ('renameat2', b'dir/new', b'c', 2), ('other_host', 2)],
     'regression_old_host_comes_back': [
         ('write_file', b'a', 100, 1), ('write_file', b'b', 100, 2), ('other_host', 0), ('unlink', b'a'), ('write_file', b'b', 100, 3),
         ('mkdir', b'c', 0o700), ('other_host', 1), ('listdir', b''), ('rmdir', b'c'), ('other_host', 2)],
