@@ -119,7 +119,10 @@ class Contents:
         return fd
 
     async def truncate(self, inode: Inode, size: int) -> None:
-        """Cut or extend with zeros (a hole), and set the times in memory: the caller writes the row."""
+        """Cut or extend with zeros (a hole), and set the times in memory: the caller writes the row. The size that it has already changes
+        nothing, not even the times (as on ext4, and as the kernel believes)."""
+        if size == inode.size:
+            return
         if inode.content != Content.STAGED:
             await self._stage(inode, keep=size > 0)
         fd = self._about_to_change(inode)

@@ -168,6 +168,8 @@ class FileSystem:
         """Apply the change; ctime is the given one (the kernel's, with its writeback cache) or now."""
         inode = await self.getattr(ino)
         if change.size is not None:
+            if change == Change(size=inode.size):
+                return inode
             await self._resize(inode, change.size)
         if change.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode)

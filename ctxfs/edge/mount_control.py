@@ -97,8 +97,10 @@ class DaemonControl:
         if self.state != 'mounted':
             return await self._final()
         run = self._engine.flush if mode == 'upload' else self._engine.download
-        with trio.move_on_after(PAGES_SECONDS):
+        with trio.move_on_after(PAGES_SECONDS) as pages:
             await self._collect_dirty_pages()
+        if pages.cancelled_caught:
+            return {'ok': False, 'files': 0, 'bytes': 0, 'message': f'the kernel did not write its pages of open files within {PAGES_SECONDS:g} s'}
         if not wait:
             self._engine.spawn(run)
             return {'ok': True, 'files': 0, 'bytes': 0, 'message': 'scheduled'}

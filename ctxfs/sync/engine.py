@@ -6,7 +6,7 @@ know what one upload consists of (uploader.py), how the plan is made (planner.py
     flush:  wait until the remote tree is known
          →  rounds: settle writes in doubt, expand moved directories into their files (journaled, so a crash resumes), plan, upload; work whose target is another's only copy waits a round, a cycle is broken by a temporary copy
          →  index segment  →  deletes  →  adoption into the block cache
-    failure of one inode:  transient: its row gets the cause and a retry time (1 s, doubling to 60 s);  permanent: the cause, tried again
+    failure of one inode:  transient: its row gets the cause and a retry time (0.5 s, doubling to 20 s);  permanent: the cause, tried again
                            by the next sync, flush or mount;  conflict: conflicts.py keeps both, then it is planned again
 
 INVARIANT: a row leaves the journal only by `Journal.advance`, that is when nothing changed since it was planned from.
@@ -41,13 +41,17 @@ log = logging.getLogger(__name__)
 #: inodes planned at a time, and inodes in upload at a time
 PLAN_BATCH = 500
 IN_FLIGHT = 32
-#: transient failures are retried within one flush so often
-MAX_ATTEMPTS = 6
 #: an inode that keeps changing while it is uploaded is left for the next flush after so many tries
 MAX_MOVES = 8
-_BACKOFF_SECONDS = (1.0, 60.0)
+_BACKOFF_SECONDS = (0.5, 20.0)
 #: the retry time of what only a change can help
 NEVER_NS = 2**62
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds before the next try; `attempt` failed before the last one."""
+    first, longest = _BACKOFF_SECONDS
+    return min(longest, first * 2.0 ** min(attempt, 16))
 
 
 class FlushResult(NamedTuple):
@@ -96,7 +100,7 @@ class UploadEngine:
 
     # --- flush ----------------------------------------------------------------------------------------------------------------------
 
-    async def flush(self, *, retry_seconds: float = 120.0) -> FlushResult:
+    async def flush(self, *, retry_seconds: float = 60.0) -> FlushResult:
         """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`.
         Cancelled: only the waiting ends; the upload goes on."""
         return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds), 'upload')
@@ -150,14 +154,14 @@ class UploadEngine:
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
             failures = await self._one_pass(task)
-            retry_ns = self._next_retry_ns()
+            retry_ns = self._next_retry_ns(failures, task.attempt)
             if retry_ns is None or trio.current_time() >= deadline:
                 break
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
             await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
         files, _, _ = self._journal.summary()
-        cause = failures[0] if failures else self._first_error()
+        cause = str(failures[0]) if failures else self._first_error()
         return FlushResult(files == 0, task.files_done, task.bytes_done,
                            '' if files == 0 else f'{files} {"change is" if files == 1 else "changes are"} not uploaded: {cause}')
 
@@ -165,21 +169,24 @@ class UploadEngine:
         failed = self._journal.failed(1)
         return failed[0][0].error if failed else 'files are open and deleted, or still being changed'
 
-    def _next_retry_ns(self) -> int | None:
+    def _next_retry_ns(self, failures: list[CtxfsError], attempt: int) -> int | None:
         """When something that may succeed is to be tried again; None when there is nothing."""
-        row = self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND attempt < ?', (MAX_ATTEMPTS,))
-        return row[0]
+        retry_ns = self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND retry_ns < ?', (NEVER_NS,))[0]
+        if any(failure.transient for failure in failures):
+            later_ns = time.time_ns() + int(_backoff(attempt - 1) * 1e9)
+            retry_ns = min(retry_ns, later_ns) if retry_ns else later_ns
+        return retry_ns
 
-    async def _one_pass(self, task: SyncTask) -> list[str]:
-        """Try everything that is due once. Returns the causes of what failed beside single files."""
-        await self._upload_due(task)
-        failures: list[str] = []
-        for step in (self._finisher.write_index, self._delete, self._finisher.adopt_sealed, self._finisher.compact_index):
+    async def _one_pass(self, task: SyncTask) -> list[CtxfsError]:
+        """Try everything that is due once. Returns what failed beside single files."""
+        failures: list[CtxfsError] = []
+        for step in (lambda: self._upload_due(task), self._finisher.write_index, self._delete, self._finisher.adopt_sealed,
+                     self._finisher.compact_index):
             try:
                 await step()
             except CtxfsError as error:
                 log.warning('flush: %s', error)
-                failures.append(str(error))
+                failures.append(error)
         return failures
 
     async def _delete(self) -> None:
@@ -317,14 +324,10 @@ class UploadEngine:
 
     def _fail(self, work: Work, error: Exception) -> None:
         is_transient = isinstance(error, CtxfsError) and error.transient
-        first, longest = _BACKOFF_SECONDS
-        delay = min(longest, first * 2 ** work.row.attempt)
         # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
-        retry_ns = time.time_ns() + int(delay * 1e9) if is_transient else NEVER_NS
+        retry_ns = time.time_ns() + int(_backoff(work.row.attempt) * 1e9) if is_transient else NEVER_NS
         message = str(error) or type(error).__name__
         self._journal.fail(work.row, error=message, retry_ns=retry_ns)
-        if not is_transient:
-            self._db.execute('UPDATE pending SET attempt = ? WHERE ino = ?', (MAX_ATTEMPTS, work.row.ino))
         log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
 
     async def _break_cycle(self, work: Work) -> int:

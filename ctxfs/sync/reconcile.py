@@ -253,6 +253,9 @@ class Reconciler:
         names = self._db.names_of(inode.ino)
         if len(names) > 1 and not (record is not None and record.link and record.link == inode.link_group):
             names = [(parent, name) for parent, name in names if self._db.dir_key(parent) + name_to_component(name) == known.key]
+        if len(names) == 1 and record is not None and record.link != inode.link_group \
+                and (other := self._linked_inode(record, info)) is not None:
+            return self._rebind(inode, names[0], other, info)
         if len(names) == inode.nlink and inode.link_group is not None:
             inode.link_group = None     # free for the new inode
             self._db.execute('UPDATE inode SET link_group = NULL WHERE ino = ?', (inode.ino,))
@@ -268,6 +271,14 @@ class Reconciler:
         self._journal.put_object(Known(known.key, info.etag, info.size, fresh.ino, fresh.revision, '', 0))
         inode.remote_version += 1
         return fresh
+
+    def _rebind(self, inode: Inode, at: tuple[int, bytes], other: Inode, info: ObjectInfo) -> Inode:
+        """The name now is one more link of `other` (whose link count says so already)."""
+        self._remove_name(inode, *at)
+        self._db.insert_dentry(*at, other.ino)
+        self._journal.put_object(Known(info.key, info.etag, info.size, other.ino, other.revision, '', 0))
+        inode.remote_version += 1
+        return other
 
     def _take_over(self, known: Known, hint: tuple[str, int, bytes]) -> None:
         """Same content, newer attributes or a hard link made by another host."""
@@ -326,6 +337,10 @@ class Reconciler:
 
     def object_gone(self, row: Known) -> None:
         """The bucket has no such object any more."""
+        current = self._journal.known(row.key)      # as it is now: another object of this listing may have moved it to a new inode
+        if current is None:
+            return
+        row = current
         self._journal.drop_object(row.key)
         inode = None if row.doomed else self._inode_or_none(row.ino)
         if inode is None:

@@ -110,7 +110,7 @@ def _settle_rows(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int
 
 def _give_up_staging(db: TreeDB, journal: Journal, staging: Staging, inode: Inode) -> None:
     """The staging file is gone: what the bucket has is the next best truth."""
-    objects = journal.objects_of(inode.ino)
+    objects = sorted((known for known in journal.objects_of(inode.ino) if not known.doomed), key=lambda known: -known.revision)
     if inode.content == Content.STAGED:
         log.error('the unsent bytes of inode %d are lost (no staging file); %s', inode.ino,
                   'it is the bucket\'s version again' if objects else 'it is empty')
