@@ -1,6 +1,6 @@
 """kill -9 of the daemon at random instants under load, again and again: everything acknowledged is there after the next mount.
 
-Owns the rounds: `CTXFS_FUZZ_KILLS` kills each (4), the instants drawn from `CTXFS_FUZZ_SEED` or from the system; printed. It must
+Owns the rounds: `CTXFS_FUZZ_KILLS` kills each (2), the instants drawn from `CTXFS_FUZZ_SEED` or from the system; printed. It must
 not know how ctxfs recovers.
 """
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.model import observe
 from tests.model.hosts import IS_DOUBLE, Site
 from tests.model.operations import Side, content
 
-ROUNDS = int(os.environ.get('CTXFS_FUZZ_KILLS', '4'))
+ROUNDS = int(os.environ.get('CTXFS_FUZZ_KILLS', '2'))
 
 
 def unchanged(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
