@@ -199,8 +199,9 @@ class Mount:
         log.info('mounted on %s', self._options.mountpoint)
 
     async def _final_upload(self) -> FlushResult:
-        if self._options.read_only:
-            return FlushResult(True, 0, 0, '')
+        if self._options.read_only:     # what an earlier mount left is still only here, and must not pass for uploaded
+            left = int(self._engine.pending()['files'])
+            return FlushResult(left == 0, 0, 0, f'{left} changes of an earlier mount are not uploaded: this one was read-only' if left else '')
         started = time.monotonic()
         result = await self._engine.flush(retry_seconds=FINAL_RETRY_SECONDS)
         log.log(logging.INFO if result.ok else logging.WARNING, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes,
