@@ -30,9 +30,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import msgspec
 
 from ctxfs.errors import Denied, UsageError
+from ctxfs.policy import SyncPolicy
 
 GIB = 1 << 30
 DEFAULT_CACHE_LIMIT = 10 * GIB
+#: one request each: at 10 s about 8,600 a day, a few cents
+DEFAULT_POLL = 10.0
 #: one block of the block cache: a smaller bound could hold nothing
 MIN_CACHE_SIZE = 1 << 20
 #: -o options that go to mount(2) as they are; the rest of -o is ctxfs's own
@@ -62,7 +65,15 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     allow_other: bool = False
     xattrs: bool = False
     kernel_options: tuple[str, ...] = ()
+    #: what counts for this mount, and where it comes from: 'default', 'config', 'context', or the path of --policy
+    policy: SyncPolicy = SyncPolicy()
+    policy_source: str = 'default'
+    #: the file of --policy, watched while mounted
     policy_file: str | None = None
+    #: --sync-every in seconds: 0 on close, policy.ONLY_ON_UNMOUNT; None: the policy's period
+    sync_every: float | None = None
+    #: seconds between two looks for remote changes
+    poll_every: float = DEFAULT_POLL
     log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
 
     def to_json(self) -> bytes:

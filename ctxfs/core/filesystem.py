@@ -194,7 +194,7 @@ class FileSystem:
 
     def store_attrs(self, inode: Inode) -> None:
         """Write the attributes of an inode that were changed in memory, and note that the bucket is to learn them."""
-        is_shared = bool(inode.nlink) and not inode.is_local_only
+        is_shared = bool(inode.nlink) and not inode.local
         if is_shared and (inode.is_planned or not inode.marked & Reason.ATTRS):
             with self._db.transaction():
                 self._db.store_attrs(inode)

@@ -106,8 +106,7 @@ class Namespace:
                 self._db.insert_inode(inode)
                 self._db.insert_dentry(parent.ino, name, inode.ino)
                 self._touch(parent, links=1 if stat.S_ISDIR(mode) else 0)
-                if not inode.is_local_only:
-                    self._journal.mark(inode, Reason.CONTENT | Reason.NAMES | Reason.ATTRS)
+                self._journal.mark(inode, Reason.CONTENT | Reason.NAMES | Reason.ATTRS)
         except BaseException:
             self._drop_staging(inode)
             raise
@@ -130,7 +129,8 @@ class Namespace:
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
         return Inode(self._db.allocate_ino(), mode, caller.uid, gid, rdev, 2 if stat.S_ISDIR(mode) else 1,
-                     len(target) if target is not None else 0, now, now, now, Content.NONE, 1, target=target)
+                     len(target) if target is not None else 0, now, now, now, Content.NONE, 1, target=target,
+                     local=int(stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)))
 
     def _touch(self, directory: Inode, links: int = 0) -> None:
         """The directory's entries changed; `links` subdirectories more."""
@@ -164,8 +164,7 @@ class Namespace:
                 inode.link_group = uuid.uuid4().hex
                 self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
             self._touch(parent)
-            if not inode.is_local_only:
-                self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)
+            self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)
         return inode
 
     # --- removing -----------------------------------------------------------------------------------------------------------------
@@ -206,8 +205,7 @@ class Namespace:
         inode.ctime_ns = time.time_ns()
         self._db.store_times(inode)
         if inode.nlink:
-            if not inode.is_local_only:
-                self._journal.mark(inode, Reason.NAMES)
+            self._journal.mark(inode, Reason.NAMES)
             return
         if inode.upload is not None:
             inode.upload.abort()
@@ -298,5 +296,5 @@ class Namespace:
         if inode.is_dir:
             self._db.forget_dir_keys()
             self._journal.mark(inode, Reason.SUBTREE | Reason.NAMES | Reason.ATTRS)
-        elif not inode.is_local_only:
+        else:
             self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)

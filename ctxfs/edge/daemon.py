@@ -36,6 +36,7 @@ from ctxfs.edge import control, fuse_adapter, launch, runtime_dir
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
+from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
@@ -140,6 +141,7 @@ class Mount:
         self._on_attached = on_attached
         self._lock_fd = lock_fd
         self._prefix = context_prefix(options.context_id)
+        self._rules = Rules(options.policy)
         state = Path(options.state_dir)
         self._db = TreeDB(state / 'tree.db')
         self._journal = Journal(self._db)

@@ -54,13 +54,13 @@ class Inode:
     """See the module docstring. Times in ns since the epoch, sizes in bytes."""
 
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
-                 'attrs_known', 'target', 'xattrs', 'link_group',
+                 'attrs_known', 'target', 'xattrs', 'link_group', 'local',
                  'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'staging_fd', 'remote_version',
                  'blocks', 'charged', 'answer', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
                  ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
-                 xattrs: bytes | None = None, link_group: str | None = None) -> None:
+                 xattrs: bytes | None = None, link_group: str | None = None, local: int = 0) -> None:
         self.ino = ino
         self.mode = mode
         self.uid = uid
@@ -77,6 +77,7 @@ class Inode:
         self.target = target
         self.xattrs = xattrs
         self.link_group = link_group
+        self.local = local
         # --- runtime only ---
         #: Reason bits known to be in this inode's pending row, so that setting them again needs no statement
         self.marked = 0
@@ -102,12 +103,12 @@ class Inode:
     def row(self) -> tuple[object, ...]:
         """The persistent fields in the column order of schema.sql."""
         return (self.ino, self.mode, self.uid, self.gid, self.rdev, self.nlink, self.size, self.atime_ns, self.mtime_ns, self.ctime_ns,
-                self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group)
+                self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group, self.local)
 
     def assign(self, row: tuple) -> None:  # type: ignore[type-arg]
         """Take every persistent field from a row (after a rolled-back transaction)."""
         (self.ino, self.mode, self.uid, self.gid, self.rdev, self.nlink, self.size, self.atime_ns, self.mtime_ns, self.ctime_ns,
-         self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group) = row
+         self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group, self.local) = row
 
     @property
     def is_dir(self) -> bool:
@@ -122,7 +123,7 @@ class Inode:
         return stat.S_ISLNK(self.mode)
 
     @property
-    def is_local_only(self) -> bool:
+    def is_local_type(self) -> bool:
         """Fifos, sockets and device nodes mean something on this host only; a bucket has no place for them."""
         return not (stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode) or stat.S_ISLNK(self.mode))
 

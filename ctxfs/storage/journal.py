@@ -14,7 +14,7 @@ from ctxfs.storage.tree_db import TreeDB
 
 _MARK = ('INSERT INTO pending VALUES (?, ?, 1, ?, 0, 0, \'\') ON CONFLICT (ino) DO UPDATE SET reason = reason | excluded.reason, '
          'seq = seq + 1, attempt = 0, retry_ns = 0')
-_OBJECT = 'key, etag, size, ino, revision, sha256, doomed'
+_OBJECT = 'key, etag, size, ino, revision, sha256, doomed, lifecycle, uploaded_ns'
 
 
 class Pending(NamedTuple):
@@ -37,6 +37,8 @@ class Known(NamedTuple):
     revision: int
     sha256: str
     doomed: int
+    lifecycle: str = ''
+    uploaded_ns: int = 0
 
 
 class Journal:
@@ -44,6 +46,11 @@ class Journal:
 
     def __init__(self, db: TreeDB) -> None:
         self._db = db
+        #: +1 for each change that reached the journal: tells cheaply that there is something new
+        self.marks = 0
+        #: when the oldest change that is in the journal was made; 0: none is. Early at most, until `recount` says it exactly
+        self.oldest_ns = 0
+        self.recount()
 
     # --- pending ----------------------------------------------------------------------------------------------------------------
 
@@ -52,6 +59,11 @@ class Journal:
         and no work was planned from it."""
         if inode.marked & reason == reason and not inode.is_planned:
             return
+        if inode.local and not reason & Reason.SUBTREE:
+            return      # the bucket is not to learn of it
+        if not self.oldest_ns:
+            self.oldest_ns = time.time_ns()
+        self.marks += 1
         self._db.execute(_MARK, (inode.ino, reason, time.time_ns()))
         inode.marked |= reason
         inode.is_planned = False
@@ -89,12 +101,17 @@ class Journal:
     def next_retry_ns(self) -> int | None:
         return self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0')[0]
 
+    def recount(self) -> None:
+        """Ask for the oldest change (a scan of the journal): after an upload, when it may have gone."""
+        oldest = self._db.row('SELECT min(since_ns) FROM pending')[0]
+        self.oldest_ns = oldest or (time.time_ns() if self.doomed_count() else 0)
+
     def summary(self) -> tuple[int, int, int | None]:
         """(inodes, bytes, since_ns of the oldest) that the bucket does not have; tombstones count as inodes without bytes. Index-only
         rows count too: until the segment is written another host would not know the attributes."""
         files, size, oldest = self._db.row(
             'SELECT count(*), coalesce(sum(CASE WHEN p.reason & 1 THEN i.size ELSE 0 END), 0), min(p.since_ns) '
-            'FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0 AND (i.mode & 61440) IN (16384, 32768, 40960)')
+            'FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0')
         return files + self.doomed_count(), size, oldest
 
     def failed(self, limit: int) -> list[tuple[Pending, Inode]]:
@@ -125,21 +142,24 @@ class Journal:
         return [found for row in self._db.rows(sql + ' ORDER BY key', args) if (found := Known(*row)).key.startswith(prefix)]
 
     def put_object(self, known: Known) -> None:
-        self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?)', known)
+        self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?)', known)
 
     def drop_object(self, key: str) -> None:
         self._db.execute('DELETE FROM object WHERE key = ?', (key,))
 
     def doom_objects_of(self, ino: int) -> None:
         """The content is wanted by nobody any more: its objects become tombstones."""
-        self._db.execute('UPDATE object SET doomed = 1 WHERE ino = ?', (ino,))
+        cursor = self._db.execute('UPDATE object SET doomed = 1 WHERE ino = ? AND NOT doomed', (ino,))
+        if cursor.rowcount:
+            self.marks += 1
+            self.oldest_ns = self.oldest_ns or time.time_ns()
 
     def doomed(self, limit: int, after: str = '') -> list[Known]:
         return [Known(*row) for row in self._db.rows(
-            f'SELECT {_OBJECT} FROM object WHERE doomed AND key > ? ORDER BY key LIMIT ?', (after, limit))]
+            f'SELECT {_OBJECT} FROM object WHERE doomed AND doomed = 1 AND key > ? ORDER BY key LIMIT ?', (after, limit))]
 
     def doomed_count(self) -> int:
-        return int(self._db.row('SELECT count(*) FROM object WHERE doomed')[0])
+        return int(self._db.row('SELECT count(*) FROM object WHERE doomed AND doomed = 1')[0])
 
     # --- what a listing leaves behind ---------------------------------------------------------------------------------------------
 

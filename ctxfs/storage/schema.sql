@@ -26,8 +26,11 @@ CREATE TABLE inode (
     attrs_known INTEGER NOT NULL,           -- 0: only what a listing says; the object's metadata was not read yet
     target      BLOB,                       -- a symlink's target
     xattrs      BLOB,                       -- msgpack {name: value}; NULL when it has none
-    link_group  TEXT                        -- names that another host hard-linked carry the same group; NULL for most
+    link_group  TEXT,                       -- names that another host hard-linked carry the same group; NULL for most
+    local       INTEGER NOT NULL DEFAULT 0  -- 1: stays on this host (by its type, or the policy's white lists); see storage/gating.py
 );
+-- INVARIANT: a local inode has no object and no pending row (but a directory's SUBTREE): the bucket does not know of it.
+CREATE INDEX inode_local ON inode (mode, size) WHERE local;
 
 -- Names. A directory's path is the chain of its parents; no path is stored, so renaming a directory is one row.
 CREATE TABLE dentry (
@@ -42,6 +45,8 @@ CREATE UNIQUE INDEX inode_link_group ON inode (link_group) WHERE link_group IS N
 -- What we know the bucket to hold, by key relative to the context. An inode's clean content can be read from any row with its
 -- (ino, revision). A row whose key is no path of its inode any more is deleted from the bucket once another row carries the content.
 -- doomed = 1 (tombstone): nobody wants the content; the object is to be deleted, only if it still is this etag.
+-- doomed = 2 (kept): removed here, and the policy keeps what is removed (deletePolicy.syncLocalFile false): it stays in the bucket, and is
+-- not shown here as long as it is this etag.
 CREATE TABLE object (
     key      TEXT PRIMARY KEY,
     etag     TEXT NOT NULL,
@@ -49,10 +54,18 @@ CREATE TABLE object (
     ino      INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     sha256   TEXT NOT NULL,                 -- of the content, '' when not known
-    doomed   INTEGER NOT NULL
+    doomed   INTEGER NOT NULL,
+    lifecycle   TEXT NOT NULL DEFAULT '',   -- the lifecycle tag that the object carries; '' when none
+    uploaded_ns INTEGER NOT NULL DEFAULT 0  -- when this version was uploaded, by the store's clock; 0 when not known
 ) WITHOUT ROWID;
 CREATE INDEX object_ino ON object (ino);
 CREATE INDEX object_doomed ON object (key) WHERE doomed;
+CREATE INDEX object_lifecycle ON object (uploaded_ns) WHERE lifecycle <> '';
+
+-- Deleted from the bucket, and other hosts are not told yet: an index tombstone for the key is still to be written.
+CREATE TABLE announce (
+    key TEXT PRIMARY KEY
+) WITHOUT ROWID;
 
 -- The journal: inodes of which the bucket does not know everything yet. Written in the transaction of the change itself.
 -- A row is removed only if seq is still what it was when the work was planned.

@@ -22,13 +22,25 @@ from ctxfs.records import ROOT_INO, Ino
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
-                  'link_group')
+                  'link_group, local')
 _SELECT_INODE = f'SELECT {_INODE_COLUMNS} FROM inode WHERE ino = ?'
-_INSERT_INODE = f'INSERT INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)'
+_INSERT_INODE = f'INSERT INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)'
+
+
+#: version → what makes the next one of it
+_MIGRATIONS = {1: '''
+    ALTER TABLE inode ADD COLUMN local INTEGER NOT NULL DEFAULT 0;
+    UPDATE inode SET local = 1 WHERE (mode & 61440) NOT IN (16384, 32768, 40960);
+    CREATE INDEX inode_local ON inode (mode, size) WHERE local;
+    ALTER TABLE object ADD COLUMN lifecycle TEXT NOT NULL DEFAULT '';
+    ALTER TABLE object ADD COLUMN uploaded_ns INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX object_lifecycle ON object (uploaded_ns) WHERE lifecycle <> '';
+    CREATE TABLE announce (key TEXT PRIMARY KEY) WITHOUT ROWID;
+    '''}
 
 
 def _translate(error: sqlite3.Error) -> CtxfsError:
@@ -98,7 +110,14 @@ class TreeDB:
         if run("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0] == 0:
             schema = resources.files('ctxfs.storage').joinpath('schema.sql').read_text('utf-8')
             self._connection.executescript(f'BEGIN;{schema};INSERT INTO meta VALUES (\'schema_version\', {SCHEMA_VERSION});COMMIT')
-        version = int(self.meta('schema_version') or 0)
+        self._migrate(int(self.meta('schema_version') or 0))
+
+    def _migrate(self, version: int) -> None:
+        """Bring the file of an older ctxfs to this schema, each step whole or not at all. A newer one's is refused."""
+        while version in _MIGRATIONS:
+            version += 1
+            self._connection.executescript(
+                f'BEGIN;{_MIGRATIONS[version - 1]};UPDATE meta SET value = {version} WHERE name = \'schema_version\';COMMIT')
         if version != SCHEMA_VERSION:
             raise Corrupted(f'{self.path} has schema version {version}, and this ctxfs reads {SCHEMA_VERSION}: use the ctxfs that wrote it')
 
@@ -245,7 +264,7 @@ class TreeDB:
                      (inode.content, inode.revision, inode.size, inode.ino))
 
     def store_all(self, inode: Inode) -> None:
-        self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())
+        self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())
 
     def delete_inode(self, ino: int) -> None:
         self.execute('DELETE FROM inode WHERE ino = ?', (ino,))
@@ -323,6 +342,6 @@ class TreeDB:
         return ino
 
     def count_local_only(self) -> tuple[int, int]:
-        """(files, bytes) that stay on this host by their type."""
-        row = self.row('SELECT count(*), coalesce(sum(size), 0) FROM inode WHERE (mode & 61440) NOT IN (16384, 32768, 40960)')
+        """(files, bytes) that stay on this host by their type or the policy; directories do not count."""
+        row = self.row('SELECT count(*), coalesce(sum(size), 0) FROM inode WHERE local AND (mode & 61440) <> 16384')
         return row[0], row[1]

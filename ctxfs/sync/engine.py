@@ -224,7 +224,7 @@ class UploadEngine:
         inodes = self._db.inodes_of(inos).values()
         with self._db.transaction():
             for inode in inodes:
-                if not inode.is_local_only:
+                if not inode.local:
                     self._journal.mark(inode, Reason.NAMES)
         return [inode.ino for inode in inodes if inode.is_dir]
 
@@ -255,7 +255,7 @@ class UploadEngine:
         works = []
         for row in rows:
             inode = inodes.get(row.ino)
-            if inode is None or inode.nlink == 0 or inode.is_local_only:
+            if inode is None or inode.nlink == 0 or inode.local:
                 self._journal.forget(row.ino)
             elif not is_index_only(row) and not row.reason & Reason.SUBTREE:
                 try:

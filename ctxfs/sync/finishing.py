@@ -125,7 +125,7 @@ class Finisher:
             ino = self._db.resolve(path)
             if ino is not None and ino != known.ino and not known.key.endswith('/'):
                 at = self._db.inode(ino)
-                if not at.is_local_only and not at.is_dir:
+                if not at.local and not at.is_dir:
                     return True
         owner = self._db.inodes_of([known.ino]).get(known.ino)
         if owner is None or owner.content not in (Content.CLEAN, Content.SEALED) or owner.revision != known.revision:

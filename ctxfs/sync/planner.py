@@ -71,8 +71,7 @@ class Planner:
         return [key] if is_needed else [], [other for other in objects if other != key]
 
     def _has_uploadable_child(self, inode: Inode) -> bool:
-        return self._db.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND (i.mode & 61440) IN '
-                            '(16384, 32768, 40960) LIMIT 1', (inode.ino,)) is not None
+        return self._db.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND NOT i.local LIMIT 1', (inode.ino,)) is not None
 
     def _is_too_long(self, key: str) -> bool:
         return self._prefix_size + len(key.encode()) > KEY_MAX
