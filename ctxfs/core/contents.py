@@ -132,7 +132,12 @@ class Contents:
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
         self._close_if_unused(inode)
 
-    async def _stage(self, inode: Inode, *, keep: bool) -> None:
+    async def stage(self, inode: Inode) -> None:
+        """Make the staging file the truth, holding the content as it is now, because the file is to stay on this host: the bound on dirty
+        bytes does not count it, and waiting for an upload here would wait for the upload that asks."""
+        await self._stage(inode, keep=True, needs_room=False)
+
+    async def _stage(self, inode: Inode, *, keep: bool, needs_room: bool = True) -> None:
         """Make the staging file the truth; with `keep`, holding the content as it is now."""
         lock = self._locks.get(inode.ino)
         if lock is None:
@@ -144,18 +149,18 @@ class Contents:
                 elif inode.content == Content.SEALED:
                     self._turn_staged(inode)
                 elif keep and inode.size:
-                    await self._hydrate(inode)
+                    await self._hydrate(inode, needs_room=needs_room)
                 else:
                     inode.staging_fd = self._staging.create(inode.ino)
                     inode.charged = 0
                     self._turn_staged(inode, size=0)
 
-    async def _hydrate(self, inode: Inode) -> None:
+    async def _hydrate(self, inode: Inode, *, needs_room: bool) -> None:
         """Bring the clean content into the staging file; turns the row only if nothing changed while it was on its way."""
         source, revision, version = self._journal.source_of(inode), inode.revision, inode.remote_version
         if source is None:
             raise RemoteChanged(f'inode {inode.ino} has no object with its content')
-        if not self._room.has_room(inode.size, 0):
+        if needs_room and not self._room.has_room(inode.size, 0):
             await self._room.make_room(inode.size, 0)
         self._staging.make_directory(inode.ino)
         try:

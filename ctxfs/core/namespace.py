@@ -27,6 +27,7 @@ from ctxfs.errors import (
     TooManyLinks,
 )
 from ctxfs.records import RESERVED_DIR, ROOT_INO
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import NAME_MAX
@@ -49,10 +50,11 @@ class Caller(NamedTuple):
 class Namespace:
     """See the module docstring. Methods that may wait for a directory to be listed are async; all raise ctxfs.errors."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, *, remote: RemoteTree) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, *, gating: Gating, remote: RemoteTree) -> None:
         self._db = db
         self._journal = journal
         self._staging = staging
+        self._gating = gating
         self._remote = remote
 
     # --- looking ------------------------------------------------------------------------------------------------------------------
@@ -97,6 +99,7 @@ class Namespace:
         if parent.nlink == 0:
             raise NotFound('the directory was removed')
         inode = self._new_inode(parent, mode=mode, caller=caller, rdev=rdev, target=target)
+        self._gating.place(inode, parent.ino, name)
         if stat.S_ISREG(mode):
             inode.content = Content.STAGED
             inode.staging_fd = self._staging.create(inode.ino)
@@ -129,8 +132,7 @@ class Namespace:
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
         return Inode(self._db.allocate_ino(), mode, caller.uid, gid, rdev, 2 if stat.S_ISDIR(mode) else 1,
-                     len(target) if target is not None else 0, now, now, now, Content.NONE, 1, target=target,
-                     local=int(stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)))
+                     len(target) if target is not None else 0, now, now, now, Content.NONE, 1, target=target)
 
     def _touch(self, directory: Inode, links: int = 0) -> None:
         """The directory's entries changed; `links` subdirectories more."""
@@ -164,6 +166,7 @@ class Namespace:
                 inode.link_group = uuid.uuid4().hex
                 self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
             self._touch(parent)
+            self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)
         return inode
 
@@ -205,6 +208,7 @@ class Namespace:
         inode.ctime_ns = time.time_ns()
         self._db.store_times(inode)
         if inode.nlink:
+            self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES)
             return
         if inode.upload is not None:
@@ -271,15 +275,17 @@ class Namespace:
             if target is not None:
                 self._db.delete_dentry(new_parent.ino, new_name)
                 self._drop_link(target)
+            old_key = self._gating.key_of(parent.ino, name)
             self._db.move_dentry((parent.ino, name), (new_parent.ino, new_name), ino=inode.ino)
             links = 1 if inode.is_dir else 0
             self._touch(parent, -links)
             self._touch(new_parent, links if target is None else 0)
-            self._mark_moved(inode)
+            self._mark_moved(inode, old_key)
 
     def _exchange(self, one: tuple[Inode, bytes, Inode], two: tuple[Inode, bytes, Inode]) -> None:
         (parent, name, inode), (new_parent, new_name, target) = one, two
         with self._db.transaction():
+            key, new_key = self._gating.key_of(parent.ino, name), self._gating.key_of(new_parent.ino, new_name)
             self._db.delete_dentry(parent.ino, name)
             self._db.delete_dentry(new_parent.ino, new_name)
             self._db.insert_dentry(parent.ino, name, target.ino)
@@ -287,14 +293,15 @@ class Namespace:
             links = int(target.is_dir) - int(inode.is_dir)
             self._touch(parent, links)
             self._touch(new_parent, -links)
-            self._mark_moved(inode)
-            self._mark_moved(target)
+            self._mark_moved(inode, key)
+            self._mark_moved(target, new_key)
 
-    def _mark_moved(self, inode: Inode) -> None:
+    def _mark_moved(self, inode: Inode, old_key: str) -> None:
         inode.ctime_ns = time.time_ns()
         self._db.store_times(inode)
         if inode.is_dir:
             self._db.forget_dir_keys()
-            self._journal.mark(inode, Reason.SUBTREE | Reason.NAMES | Reason.ATTRS)
+            self._gating.moved_directory(inode, old_key)
         else:
+            self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)

@@ -38,6 +38,7 @@ from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.registry import context_prefix
@@ -48,6 +49,7 @@ from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
@@ -146,6 +148,7 @@ class Mount:
         self._db = TreeDB(state / 'tree.db')
         self._journal = Journal(self._db)
         self._staging = Staging(state / 'staging')
+        self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
         self._cache = BlockCache(options.cache_dir, options.cache_size)
         self._invalidator = fuse_adapter.KernelInvalidator()
@@ -235,15 +238,18 @@ class Mount:
         def spawn(function: Callable[..., Any], *args: Any) -> None:
             nursery.start_soon(self._supervised, function, *args)
 
-        reconciler = Reconciler(db, journal, self._invalidator, defaults=Defaults(options.uid, options.gid, options.umask))
+        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix)
-        conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, prefix=prefix, host=options.host_id)
-        planner = Planner(db, journal, prefix=prefix)
+        conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
+                                   host=options.host_id)
+        planner = Planner(db, journal, gating=self._gating, prefix=prefix)
         self._engine = UploadEngine(
             db, journal, pool, planner=planner, doubt=doubt,
             uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, prefix=prefix),
-            finisher=Finisher(db, journal, staging, pool, remote=self._remote, prefix=prefix), conflicts=conflicts, remote=self._remote, tasks=self._tasks,
+            finisher=Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix), gating=self._gating,
+            localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)), conflicts=conflicts,
+            remote=self._remote, tasks=self._tasks,
             prefix=prefix, spawn=spawn)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit)
         self._fs = self._build_file_system(pool, spawn)
@@ -260,7 +266,7 @@ class Mount:
         blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                              refresh=remote.refresh)
         contents = Contents(db, journal, staging, blocks=blocks, remote=content, room=self._room)
-        return FileSystem(db, journal, Namespace(db, journal, staging, remote=remote), contents, remote=remote,
+        return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote,
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None)
 
     async def _collect_dirty_pages(self) -> None:

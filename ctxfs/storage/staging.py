@@ -28,8 +28,10 @@ class Staging:
         self._quarantine = root.parent / 'quarantine'
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = str(root)
-        #: bytes that all staging files occupy; holes do not count
+        #: bytes that staging files occupy which wait for their upload; holes do not count
         self.used = 0
+        #: the same for files that stay on this host: only the disk bounds them
+        self.kept = 0
 
     def path(self, ino: int) -> str:
         return f'{self._prefix}/{ino // PER_DIRECTORY:x}/{ino}'
@@ -60,11 +62,24 @@ class Staging:
         """Count what the inode's staging file occupies: exactly, or with `written` bytes more as an estimate until the next exact count."""
         if written and inode.charged >= 0:
             inode.charged += written
-            self.used += written
+            self._count(inode.local, written)
             return
         found = os.fstat(inode.staging_fd) if inode.staging_fd >= 0 else os.stat(self.path(inode.ino))
-        self.used += found.st_blocks * 512 - max(inode.charged, 0)
+        self._count(inode.local, found.st_blocks * 512 - max(inode.charged, 0))
         inode.charged = found.st_blocks * 512
+
+    def _count(self, local: int, size: int) -> None:
+        if local:
+            self.kept += size
+        else:
+            self.used += size
+
+    def change_owner(self, inode: Inode, local: int) -> None:
+        """`inode.local` is about to become `local`: its bytes count there."""
+        if local != inode.local:
+            self.note_loaded(inode)
+            self._count(inode.local, -inode.charged)
+            self._count(local, inode.charged)
 
     def note_loaded(self, inode: Inode) -> None:
         """The staging file was counted when the inode was in memory before: do not count it twice."""
@@ -78,7 +93,7 @@ class Staging:
             inode.staging_fd = -1
         path = self.path(inode.ino)
         try:
-            self.used -= inode.charged if inode.charged >= 0 else os.stat(path).st_blocks * 512
+            self._count(inode.local, -(inode.charged if inode.charged >= 0 else os.stat(path).st_blocks * 512))
             inode.charged = -1
             os.unlink(path)
         except FileNotFoundError:

@@ -274,6 +274,10 @@ class TreeDB:
         """Inodes without a name (open-unlinked when the daemon ended)."""
         return [row[0] for row in self.rows('SELECT ino FROM inode WHERE nlink = 0')]
 
+    def local_inos(self) -> list[int]:
+        """Inodes that stay on this host, directories not among them."""
+        return [row[0] for row in self.rows('SELECT ino FROM inode WHERE local AND (mode & 61440) <> 16384')]
+
     def staged_inos(self) -> list[int]:
         """Inodes whose content has a staging file."""
         return [row[0] for row in self.rows('SELECT ino FROM inode WHERE content IN (?, ?)', (Content.STAGED, Content.SEALED))]

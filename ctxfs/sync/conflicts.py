@@ -13,6 +13,7 @@ import uuid
 import msgspec
 
 from ctxfs.errors import RemoteUnavailable
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import NAME_MAX, name_to_component
@@ -43,12 +44,13 @@ class ConflictKeeper:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, invalidator: Invalidator, *,
-                 prefix: str, host: str) -> None:
+                 gating: Gating, prefix: str, host: str) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
         self._pool = pool
         self._invalidator = invalidator
+        self._gating = gating
         self._prefix = prefix
         self._host = host
 
@@ -93,6 +95,7 @@ class ConflictKeeper:
             inode.link_group = uuid.uuid4().hex if inode.nlink > 1 else None
             self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
             self._journal.mark(inode, Reason.NAMES | Reason.CONTENT | Reason.ATTRS)
+            self._gating.settle(inode)
             self._db.execute('INSERT OR REPLACE INTO conflict VALUES (?, ?, ?)', (inode.ino, key, time.time_ns()))
             winner = self._insert_winner(parent, name, key, item)
         self._invalidator.entry(parent, name)

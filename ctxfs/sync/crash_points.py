@@ -30,6 +30,7 @@ NAMES: tuple[str, ...] = (
     'delete-before-record',
     'adopt-before-unlink',
     'index-after-segment',
+    'localise-after-stage',          # bytes of a file that left the white lists are here, its objects are still wanted
 )
 _HITS: dict[str, int] = {}
 _name, _, _number = os.environ.get(VARIABLE, '').partition(':')

@@ -22,12 +22,14 @@ from typing import NamedTuple
 import trio
 
 from ctxfs.errors import CtxfsError, NotFound
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner, Work, is_index_only
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.ports import Spawn
@@ -79,8 +81,8 @@ class _Meter:
 class UploadEngine:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, finisher: Finisher,
-                 conflicts: ConflictKeeper, remote: RemoteTreeLoader, tasks: TaskLog, prefix: str,
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, finisher: Finisher, gating: Gating,
+                 localiser: Localiser, conflicts: ConflictKeeper, remote: RemoteTreeLoader, tasks: TaskLog, prefix: str,
                  spawn: Spawn) -> None:
         self._db = db
         self._journal = journal
@@ -90,6 +92,8 @@ class UploadEngine:
         self._uploader = uploader
         self._finisher = finisher
         self._conflicts = conflicts
+        self._gating = gating
+        self._localiser = localiser
         self._remote = remote
         self._tasks = tasks
         self._prefix = prefix
@@ -224,8 +228,8 @@ class UploadEngine:
         inodes = self._db.inodes_of(inos).values()
         with self._db.transaction():
             for inode in inodes:
-                if not inode.local:
-                    self._journal.mark(inode, Reason.NAMES)
+                self._gating.settle(inode)
+                self._journal.mark(inode, Reason.NAMES)
         return [inode.ino for inode in inodes if inode.is_dir]
 
     # --- rounds -------------------------------------------------------------------------------------------------------------------
@@ -287,7 +291,7 @@ class UploadEngine:
         meter = _Meter(task)
         self.uploading.add(inode.ino)
         try:
-            await self._uploader.run(work, meter.note)
+            await self._carry_out(work, meter)
         except Moved:
             return self._note_move(work)
         except TargetConflict as conflict:
@@ -304,6 +308,14 @@ class UploadEngine:
         meter.note(inode.size if work.row.reason & Reason.CONTENT else 0)
         task.files_done += 1
         return True
+
+    async def _carry_out(self, work: Work, meter: _Meter) -> None:
+        if work.is_retiring:
+            await self._localiser.retire(work)
+        elif work.needs_bytes:
+            await self._localiser.pin(work)
+        else:
+            await self._uploader.run(work, meter.note)
 
     async def _settle(self, work: Work, settle) -> bool:  # type: ignore[no-untyped-def]
         try:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import trio
 
 from ctxfs.errors import CtxfsError
-from ctxfs.records import ROOT_PATH, IndexRecord
+from ctxfs.records import RESERVED_DIR, ROOT_PATH, IndexRecord
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import Unmountable, key_to_path
@@ -22,7 +23,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Adopt, AdoptItem, CompactIndex, DeleteMany, WriteSegment
-from ctxfs.sync.reconcile import get_attrs
+from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,10 @@ COMPACT_SEGMENTS = 64
 class Finisher:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, remote: RemoteTreeLoader,
-                 prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, gating: Gating,
+                 remote: RemoteTreeLoader, prefix: str) -> None:
         self._db = db
+        self._gating = gating
         self._remote = remote
         self._journal = journal
         self._staging = staging
@@ -109,6 +111,8 @@ class Finisher:
     async def delete_doomed(self) -> list[tuple[str, CtxfsError]]:
         """Delete the objects that nobody wants, each only if it still is the version we know. Returns what failed."""
         failures: list[tuple[str, CtxfsError]] = []
+        if not self._gating.rules.deletes_remotely:     # what was removed here is not shown here; the bucket keeps it
+            self._db.execute('UPDATE object SET doomed = 2 WHERE doomed AND doomed = 1 AND substr(key, 1, 7) <> ?', (RESERVED_DIR,))
         after = ''
         while batch := self._journal.doomed(DELETE_BATCH, after):
             after = batch[-1].key
@@ -159,7 +163,7 @@ class Finisher:
         for start in range(0, len(inos), ADOPT_BATCH):
             inodes = list(self._db.inodes_of(inos[start:start + ADOPT_BATCH]).values())
             ended = trio.Event()
-            sealed = [inode for inode in inodes if inode.content == Content.SEALED and inode.nlink]
+            sealed = [inode for inode in inodes if inode.content == Content.SEALED and inode.nlink and not self._gating.has_local_name(inode)]
             for inode in sealed:
                 inode.adoption = ended
             try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ctxfs.errors import CtxfsError, NameTooLong
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import KEY_MAX
@@ -35,14 +36,19 @@ class Work(NamedTuple):
     unwanted: list[str]
     blocked_by: frozenset[int]
     error: CtxfsError | None = None
+    #: no name of it is synced any more: it becomes local (localise.py)
+    is_retiring: bool = False
+    #: it has a local name too: its bytes must be brought here first
+    needs_bytes: bool = False
 
 
 class Planner:
     """See the module docstring. `prefix`: the context's key prefix, which counts for the length of keys."""
 
-    def __init__(self, db: TreeDB, journal: Journal, *, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, *, gating: Gating, prefix: str) -> None:
         self._db = db
         self._journal = journal
+        self._gating = gating
         self._prefix_size = len(prefix.encode())
 
     def plan(self, row: Pending, inode: Inode) -> Work:
@@ -55,10 +61,12 @@ class Planner:
             missing, unwanted = self._plan_file(inode)
         error = next((self._too_long(key) for key in missing if self._is_too_long(key)), None)
         blocked = frozenset(ino for key in missing if (ino := self._owner_that_needs(key, inode)) is not None)
-        return Work(row, inode, inode.revision, missing, unwanted, blocked, error)
+        is_retiring = not inode.is_dir and not self._gating.is_open and not self._gating.keys_of(inode)
+        needs_bytes = inode.content == Content.CLEAN and not is_retiring and self._gating.has_local_name(inode)
+        return Work(row, inode, inode.revision, missing, unwanted, blocked, error, is_retiring, needs_bytes)
 
     def _plan_file(self, inode: Inode) -> tuple[list[str], list[str]]:
-        keys = self._db.keys_of(inode)
+        keys = self._gating.keys_of(inode)
         objects = {known.key: known for known in self._journal.objects_of(inode.ino)}
         missing = [key for key in keys if key not in objects or objects[key].revision != inode.revision]
         return missing, [key for key in objects if key not in keys]

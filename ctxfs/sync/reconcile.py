@@ -11,6 +11,7 @@ never waits. Each call is one transaction, idempotent, and safe at any time besi
     gone, clean                 → the name goes
     gone, local changes         → only the object row goes: the upload creates it anew
     no place in a file system   → noted with the reason, never touched
+    outside the white lists     → not shown, never touched; what has the name here is this host's own
 """
 from __future__ import annotations
 
@@ -22,10 +23,13 @@ from typing import NamedTuple
 import msgspec
 
 from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, Attrs, IndexRecord, ObjectInfo
+from ctxfs.rules import Reach
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.ports import Invalidator
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
@@ -43,10 +47,11 @@ class Defaults(NamedTuple):
 class Reconciler:
     """See the module docstring. Raises what TreeDB raises."""
 
-    def __init__(self, db: TreeDB, journal: Journal, invalidator: Invalidator, *, defaults: Defaults) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, invalidator: Invalidator, *, gating: Gating, defaults: Defaults) -> None:
         self._db = db
         self._journal = journal
         self._invalidator = invalidator
+        self._gating = gating
         self._defaults = defaults
         #: directories that lost an entry; they go too if nothing makes them exist any more
         self._maybe_empty: set[int] = set()
@@ -74,10 +79,12 @@ class Reconciler:
                 self._apply_object(info, self._journal.known(info.key), self._journal.hint(info.key))
             for prefix in prefixes:
                 path = key_to_path(prefix)
-                if not isinstance(path, Unmountable):
+                if not isinstance(path, Unmountable) and self._gating.rules.gate.reach(prefix) is not Reach.NONE:
                     self._directory(prefix, None)
 
     def _apply_object(self, info: ObjectInfo, known: Known | None, hint: tuple[str, int, bytes] | None) -> None:
+        if not self._gating.is_open and not self._gating.rules.gate.is_synced(info.key):
+            return
         inode = None if known is None else self._inode_or_none(known.ino)
         if known is not None and inode is None and not known.doomed:
             self._journal.drop_object(known.key)        # a row that names nothing says nothing
@@ -200,7 +207,8 @@ class Reconciler:
         inode = self._new_inode(made, self._valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._defaults.umask))
         if not inode.attrs_known:
             inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
-            self._db.store_attrs(inode)
+        self._gating.place(inode, parent, name)     # local where it only leads to what is synced
+        self._db.store_all(inode)
         self._db.insert_dentry(parent, name, inode.ino)
         above = self._db.inode(parent)
         above.nlink += 1
@@ -252,7 +260,9 @@ class Reconciler:
         record = self._valid(info, hint)
         names = self._db.names_of(inode.ino)
         if len(names) > 1 and not (record is not None and record.link and record.link == inode.link_group):
-            names = [(parent, name) for parent, name in names if self._db.dir_key(parent) + name_to_component(name) == known.key]
+            # a name outside the white lists has no object of its own: it goes with the one that changed
+            names = [(parent, name) for parent, name in names
+                     if self._gating.key_of(parent, name) == known.key or not self._gating.is_synced(parent, name)]
         if len(names) == 1 and record is not None and record.link != inode.link_group \
                 and (other := self._linked_inode(record, info)) is not None:
             return self._rebind(inode, names[0], other, info)
@@ -269,6 +279,7 @@ class Reconciler:
             self._remove_name(inode, parent, name)
             self._db.insert_dentry(parent, name, fresh.ino)
         self._journal.put_object(Known(known.key, info.etag, info.size, fresh.ino, fresh.revision, '', 0))
+        self._gating.settle(fresh)
         inode.remote_version += 1
         return fresh
 
@@ -348,11 +359,22 @@ class Reconciler:
         if inode.is_dir:
             self._maybe_empty.add(inode.ino)
         elif inode.revision == row.revision and self._may_follow(inode) and self._journal.source_of(inode) is None:
-            for parent, name in self._db.names_of(inode.ino):
-                self._remove_name(inode, parent, name)
-                self._maybe_empty.add(parent)
+            self._remove_names(inode)
         else:
             self._remove_one_name(inode, row.key)
+
+    def _remove_names(self, inode: Inode) -> None:
+        """All of them, but those outside the white lists where the bytes are here for them."""
+        names = self._db.names_of(inode.ino)
+        if inode.has_staging:
+            names = [name for name in names if self._gating.is_synced(*name)]
+        for parent, name in names:
+            self._remove_name(inode, parent, name)
+            self._maybe_empty.add(parent)
+        if inode.nlink:
+            inode.content = Content.STAGED
+            self._db.store_content(inode)
+            self._gating.settle(inode)
 
     def _remove_one_name(self, inode: Inode, key: str) -> None:
         """One of several hard links went remotely: that name goes, the others carry the content."""
@@ -402,25 +424,3 @@ class Reconciler:
     def _inode_or_none(self, ino: int) -> Inode | None:
         found = self._db.inodes_of([ino])
         return found.get(ino)
-
-
-
-
-def set_attrs(inode: Inode, attrs: Attrs) -> None:
-    """Take over what another host said; type and size stay what the object is, except that only metadata tells a symlink."""
-    if inode.is_regular and stat.S_ISLNK(attrs.mode) and attrs.target is not None:
-        inode.mode, inode.content, inode.size = attrs.mode, Content.NONE, len(attrs.target)
-    elif stat.S_IFMT(attrs.mode) == stat.S_IFMT(inode.mode):
-        inode.mode = attrs.mode
-    inode.uid, inode.gid = attrs.uid, attrs.gid
-    inode.mtime_ns, inode.atime_ns, inode.ctime_ns = attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns
-    inode.target = attrs.target if inode.is_symlink else None
-    inode.xattrs = msgspec.msgpack.encode(attrs.xattrs) if attrs.xattrs else None
-    inode.attrs_known = 1
-
-
-def get_attrs(inode: Inode) -> Attrs:
-    """What other hosts are to learn of an inode."""
-    return Attrs(mode=inode.mode, uid=inode.uid, gid=inode.gid, mtime_ns=inode.mtime_ns, atime_ns=inode.atime_ns, ctime_ns=inode.ctime_ns,
-                 target=inode.target, rdev=inode.rdev,
-                 xattrs=msgspec.msgpack.decode(inode.xattrs, type=dict[str, bytes]) if inode.xattrs else None)

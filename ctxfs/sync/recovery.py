@@ -73,13 +73,16 @@ def _remove_orphans(db: TreeDB, journal: Journal) -> int:
 def _sort_staging(db: TreeDB, staging: Staging, is_new: bool) -> tuple[int, int, dict[int, int]]:
     """(removed, quarantined, bytes of each staging file that a row owns)."""
     garbage = quarantined = 0
-    owned = set(db.staged_inos())
+    owned, local = set(db.staged_inos()), set(db.local_inos())
     sizes: dict[int, int] = {}
-    staging.used = 0
+    staging.used = staging.kept = 0
     for ino, size, occupied in list(staging.inos()):
         if ino in owned:
             sizes[ino] = size
-            staging.used += occupied
+            if ino in local:
+                staging.kept += occupied
+            else:
+                staging.used += occupied
         elif is_new and size:
             log.error('the tree database is new but %s has content: kept as %s', staging.path(ino), staging.quarantine(ino))
             quarantined += 1

@@ -23,7 +23,7 @@ from ctxfs.sync.doubt import BY_ETAG, Doubt
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Copy, Head, PutBytes, PutDone, PutFile
-from ctxfs.sync.reconcile import get_attrs
+from ctxfs.sync.attributes import get_attrs
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,9 @@ import trio
 from ctxfs.core.namespace import Namespace
 from ctxfs.errors import NotFound
 from ctxfs.records import ROOT_INO, ObjectInfo
+from ctxfs.policy import SyncPolicy
+from ctxfs.rules import Rules
+from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.staging import Staging
@@ -101,13 +104,14 @@ class Host:
         self.db = TreeDB(self.directory / 'tree.db')
         self.journal = Journal(self.db)
         self.staging = Staging(self.directory / 'staging')
+        self.gating = Gating(self.db, self.journal, self.staging, rules=Rules(SyncPolicy()))
         recover(self.db, self.journal, self.staging, uid=0, gid=0)
-        self.reconciler = Reconciler(self.db, self.journal, self.kernel, defaults=Defaults(0, 0, 0o022))
+        self.reconciler = Reconciler(self.db, self.journal, self.kernel, gating=self.gating, defaults=Defaults(0, 0, 0o022))
         pool: Any = self.workers
         doubt = Doubt(self.db, self.journal, pool, prefix=PREFIX, host='here')
         self.remote = RemoteTreeLoader(self.db, self.journal, self.reconciler, pool, doubt=doubt, prefix=PREFIX)
-        self.conflicts = ConflictKeeper(self.db, self.journal, self.reconciler, pool, self.kernel, prefix=PREFIX, host='here')
-        self.finisher = Finisher(self.db, self.journal, self.staging, pool, remote=self.remote, prefix=PREFIX)
+        self.conflicts = ConflictKeeper(self.db, self.journal, self.reconciler, pool, self.kernel, gating=self.gating, prefix=PREFIX, host='here')
+        self.finisher = Finisher(self.db, self.journal, self.staging, pool, gating=self.gating, remote=self.remote, prefix=PREFIX)
 
     def close(self) -> None:
         self.db.close()
@@ -307,7 +311,7 @@ def test_rename_with_a_directory_that_vanished_is_refused(host: Host, is_target:
     host.list(host.put('gone/x', b'12345'), stays)
     gone, moved = host.inode_at(b'gone'), host.inode_at(b'moved')
     tree: Any = VanishingTree(lambda: host.list(stays))
-    names = Namespace(host.db, host.journal, host.staging, remote=tree)
+    names = Namespace(host.db, host.journal, host.staging, gating=host.gating, remote=tree)
 
     async def rename() -> None:
         with pytest.raises(NotFound):
@@ -322,7 +326,7 @@ def test_rename_with_a_directory_that_vanished_is_refused(host: Host, is_target:
     assert host.db.children(ROOT_INO, b'', 9) == [(b'moved', moved.ino)]
     pending = host.journal.pending_row(moved.ino)
     if pending is not None:
-        assert Planner(host.db, host.journal, prefix=PREFIX).plan(pending, moved).error is None
+        assert Planner(host.db, host.journal, gating=host.gating, prefix=PREFIX).plan(pending, moved).error is None
 
 
 # --- an uploaded file whose object goes before the cache has it -------------------------------------------------------------------
