@@ -95,6 +95,10 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     cache_size: str | int | None = None
     fsync: Literal['local', 'remote'] | None = None
     log_level: Literal['debug', 'info', 'warning', 'error'] | None = None
+    sync_every: str | float | None = None
+    poll_every: str | float | None = None
+    #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
+    policy: dict[str, Any] | None = None
 
 
 class FuseOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -374,7 +378,7 @@ def load_config(file: Path) -> FileConfig:
         return FileConfig()
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f'cannot read {file}: {e}') from e
-    values = _parse_toml(file, text)
+    values = parse_toml(text, origin=str(file))
     known = FileConfig.__struct_fields__
     for key in values:
         if re.search(r'secret|access_key|password|token', key):
@@ -387,12 +391,13 @@ def load_config(file: Path) -> FileConfig:
         raise UsageError(f'{file}: {e}') from e
 
 
-def _parse_toml(file: Path, text: str) -> dict[str, Any]:
+def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
+    """Raises UsageError that begins with `origin`."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(f'{file}: {e}') from e
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise UsageError(f'{origin}: {e or "nested too deeply"}') from e
