@@ -134,6 +134,9 @@ class Journal:
         row = self._db.row(f'SELECT {_OBJECT} FROM object WHERE ino = ? AND revision = ? LIMIT 1', (inode.ino, inode.revision))
         return Known(*row) if row else None
 
+    def objects_after(self, after: str, limit: int) -> list[Known]:
+        return [Known(*row) for row in self._db.rows(f'SELECT {_OBJECT} FROM object WHERE key > ? ORDER BY key LIMIT ?', (after, limit))]
+
     def objects_between(self, after: str, last: str | None, prefix: str = '') -> list[Known]:
         """Objects with after < key <= last (to the end of `prefix` when last is None), in key order."""
         sql, args = f'SELECT {_OBJECT} FROM object WHERE key > ?', [after]
@@ -160,6 +163,20 @@ class Journal:
 
     def doomed_count(self) -> int:
         return int(self._db.row('SELECT count(*) FROM object WHERE doomed AND doomed = 1')[0])
+
+    # --- deletions that other hosts are to learn of -----------------------------------------------------------------------------------
+
+    def announce(self, keys: Iterable[str], deleted_ns: int) -> None:
+        """These objects were deleted (not before `deleted_ns`); call it in the transaction that drops their rows."""
+        self._db.many('INSERT OR REPLACE INTO announce VALUES (?, ?)', ((key, deleted_ns) for key in keys))
+
+    def unannounced(self, limit: int) -> list[tuple[str, int]]:
+        """(key, deleted_ns) of deletions that are not in the index yet."""
+        return self._db.rows('SELECT key, deleted_ns FROM announce ORDER BY key LIMIT ?', (limit,))
+
+    def announced(self, rows: Iterable[tuple[str, int]]) -> None:
+        """They are in the index now, but for those that were deleted once more meanwhile."""
+        self._db.many('DELETE FROM announce WHERE key = ? AND deleted_ns = ?', rows)
 
     # --- what a listing leaves behind ---------------------------------------------------------------------------------------------
 

@@ -64,7 +64,8 @@ CREATE INDEX object_lifecycle ON object (uploaded_ns) WHERE lifecycle <> '';
 
 -- Deleted from the bucket, and other hosts are not told yet: an index tombstone for the key is still to be written.
 CREATE TABLE announce (
-    key TEXT PRIMARY KEY
+    key        TEXT PRIMARY KEY,
+    deleted_ns INTEGER NOT NULL             -- just before: a record that another host writes for the key afterwards is the later one
 ) WITHOUT ROWID;
 
 -- The journal: inodes of which the bucket does not know everything yet. Written in the transaction of the change itself.
