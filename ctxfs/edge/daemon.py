@@ -55,6 +55,7 @@ from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
 from ctxfs.sync.reconcile import Defaults, Reconciler
 from ctxfs.sync.recovery import recover
+from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.room import DirtyBound
 from ctxfs.sync.tasks import TaskLog
@@ -170,6 +171,8 @@ class Mount:
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
             self._build(pool, nursery)
             await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
+            if self._regater.is_due:
+                log.info('other white lists than before: %s', await self._regater.run())
             self._attach()
             nursery.start_soon(self._supervised, self._remote.run)
             nursery.start_soon(self._supervised, self._invalidator.run)
@@ -256,6 +259,7 @@ class Mount:
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
+        self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._control = DaemonControl(options, db, journal, engine=self._engine, remote=self._remote, conflicts=conflicts,
                                       tasks=self._tasks, request_unmount=lambda: spawn(self._unmount),
                                       collect_dirty_pages=self._collect_dirty_pages)

@@ -105,8 +105,11 @@ class Gating:
 
     def make_local(self, inode: Inode) -> None:
         """Everything of it is on this host: the bucket's objects of it are wanted by nobody, and nothing is pending.
-        A regular file must be STAGED. A directory that moved stays in the journal until what is below it was looked at."""
-        assert not inode.is_regular or inode.content == Content.STAGED
+        A regular file must have a staging file. A directory that moved stays in the journal until what is below it was looked at."""
+        assert not inode.is_regular or inode.has_staging
+        if inode.content == Content.SEALED:     # no object is to be its equal any more
+            inode.content = Content.STAGED
+            self._db.store_content(inode)
         self._journal.doom_objects_of(inode.ino)
         self._set_local(inode, 1)
         if inode.is_dir:

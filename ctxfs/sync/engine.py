@@ -130,6 +130,11 @@ class UploadEngine:
         await ended.wait()
         return results[0] if results else FlushResult(False, 0, 0, 'the transfer was interrupted; what is left is journaled (see the log)')
 
+    async def alone(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Run `job` while nothing is uploaded or listed."""
+        async with self._lock:
+            await job()
+
     async def _run_task(self, job: Callable[[SyncTask], Awaitable[FlushResult]], task_type: str) -> FlushResult:
         task = self._tasks.begin(task_type)
         try:
