@@ -79,6 +79,29 @@ class Transaction:
         db.roll_back()
 
 
+class TreeReader:
+    """A read-only connection of its own: for another thread of the daemon, or another process, also while the daemon runs. Used by one
+    thread at a time. Raises NotFound when there is no database, Corrupted when it cannot be read, or is of another schema version."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise NotFound(f'no tree database at {path}')
+        try:
+            self._connection = sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True, isolation_level=None, timeout=2,
+                                               check_same_thread=False)
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 class TreeDB:
     """See the module docstring. All methods raise only ctxfs.errors: NoSpace, Corrupted, NotFound."""
 
@@ -146,6 +169,11 @@ class TreeDB:
             self._connection.executemany(sql, args)  # type: ignore[arg-type]
         except sqlite3.Error as error:
             raise _translate(error) from error
+
+    @property
+    def changes(self) -> int:
+        """Grows with every row that is written: unchanged, nothing that was read is out of date."""
+        return self._connection.total_changes
 
     def transaction(self) -> Transaction:
         return self._transaction

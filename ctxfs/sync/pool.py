@@ -32,6 +32,7 @@ import trio
 from ctxfs import errors
 from ctxfs.sync import crash_points, protocol
 from ctxfs.sync.abort_slots import AbortSlots
+from ctxfs.sync.meters import TransferMeter
 from ctxfs.sync.pacing import Pace
 from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WorkerOptions
 from ctxfs.sync.worker_process import WorkerProcess
@@ -68,7 +69,7 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Pending:
     """One request from admission to its answer. It outlives a caller that was cancelled, because the worker still works on it."""
-    __slots__ = ('began_at', 'changed', 'error', 'is_done', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
+    __slots__ = ('began_at', 'changed', 'error', 'is_done', 'moved', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
 
     def __init__(self, operation: Operation[Any], priority: Priority, worker: WorkerProcess,
                  progress: Callable[[int], None] | None) -> None:
@@ -81,6 +82,7 @@ class _Pending:
         self.reply: msgspec.Raw | None = None
         self.error: Exception | None = None
         self.is_done = False
+        self.moved = 0
         self.began_at = trio.current_time()
 
     def unwrap(self) -> Any:
@@ -204,6 +206,7 @@ class TransferPool:
 
     def __init__(self, options: WorkerOptions, *, workers: int, keep_fds: Sequence[int]) -> None:
         self.slots = AbortSlots()
+        self.meter = TransferMeter()
         self._options = options
         self._count = workers
         self._keep_fds = tuple(keep_fds)
@@ -233,6 +236,7 @@ class TransferPool:
             self._abandon(request_id)
             raise
         result: R = pending.unwrap()
+        self.meter.ended(operation, result, noted=pending.moved)
         if isinstance(operation, PutFile) and isinstance(result, PutDone) and result.is_sent:
             self._gate.pace.took(trio.current_time() - pending.began_at, result.size)
         return result
@@ -267,6 +271,7 @@ class TransferPool:
         worker = await self._gate.enter(priority)
         request_id = next(self._ids)
         self._calls += 1
+        self.meter.began(operation)
         self._pending[request_id] = _Pending(operation, priority, worker, progress)
         slot = getattr(operation, 'abort_slot', protocol.NO_SLOT)
         if slot >= 0:
@@ -290,6 +295,8 @@ class TransferPool:
     def _finish(self, request_id: int, *, reply: msgspec.Raw | None = None, error: Exception | None = None) -> None:
         pending = self._pending.pop(request_id)
         pending.reply, pending.error, pending.is_done = reply, error, True
+        if error is not None:
+            self.meter.failed(pending.operation)
         slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
         if slot >= 0:
             self.slots.drop(slot)
@@ -368,8 +375,15 @@ class TransferPool:
             pending = self._pending[message.id]
             pending.parts.append(message.value)
             pending.changed.set()
-        elif (progress := self._pending[message.id].progress) is not None:
-            progress(message.done)
+        else:
+            self._note_progress(self._pending[message.id], message.done)
+
+    def _note_progress(self, pending: _Pending, done: int) -> None:
+        if done > pending.moved:
+            self.meter.moved(pending.operation, done - pending.moved)
+            pending.moved = done
+        if pending.progress is not None:
+            pending.progress(done)
 
     def _became_ready(self, worker: WorkerProcess) -> None:
         worker.is_ready = True

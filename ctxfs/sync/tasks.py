@@ -9,16 +9,19 @@ import time
 from collections import deque
 from typing import Any
 
+from ctxfs.sync.events import Publish, unheard
+
 HISTORY = 32
 
 
 class SyncTask:
     """One upload or download task. Times in Unix seconds, as AgentBay's (0: not yet)."""
 
-    def __init__(self, *, context_id: str, path: str, task_type: str) -> None:
+    def __init__(self, *, context_id: str, path: str, task_type: str, publish: Publish = unheard) -> None:
         self.context_id = context_id
         self.path = path
         self.task_type = task_type
+        self._publish = publish
         self.status = 'Pending'
         self.start_time = 0.0
         self.finish_time = 0.0
@@ -33,12 +36,14 @@ class SyncTask:
     def start(self) -> None:
         self.status = 'Running'
         self.start_time = time.time()
+        self._publish('taskBegan', **self.to_dict())
 
     def finish(self, error: str = '') -> None:
         self.status = 'Failed' if error else 'Success'
         self.error_message = error
         self.finish_time = time.time()
         self.next_retry = 0.0
+        self._publish('taskEnded', **self.to_dict())
 
     @property
     def is_terminal(self) -> bool:
@@ -52,18 +57,33 @@ class SyncTask:
 
 
 class TaskLog:
-    """The running tasks and the last HISTORY of all."""
+    """The running tasks and, of the others, the last HISTORY."""
 
-    def __init__(self, *, context_id: str, path: str) -> None:
+    def __init__(self, *, context_id: str, path: str, publish: Publish = unheard) -> None:
         self._context_id = context_id
         self._path = path
-        self._tasks: deque[SyncTask] = deque(maxlen=HISTORY)
+        self._publish = publish
+        self._tasks: deque[SyncTask] = deque()
+        #: how many have ended so far
+        self.ended = 0
 
     def begin(self, task_type: str) -> SyncTask:
-        task = SyncTask(context_id=self._context_id, path=self._path, task_type=task_type)
-        task.start()
+        """A task that runs from now on."""
+        while len(self._tasks) >= HISTORY and (oldest := next((task for task in self._tasks if task.is_terminal), None)):
+            self._tasks.remove(oldest)
+        task = SyncTask(context_id=self._context_id, path=self._path, task_type=task_type, publish=self._note)
         self._tasks.append(task)
+        task.start()
         return task
 
+    def _note(self, kind: str, **data: Any) -> None:
+        self.ended += kind == 'taskEnded'
+        self._publish(kind, **data)
+
+    @property
+    def running(self) -> list[SyncTask]:
+        return [task for task in self._tasks if not task.is_terminal]
+
     def to_list(self) -> list[dict[str, Any]]:
+        """Of all that are kept, oldest first, as AgentBay's ContextStatusData."""
         return [task.to_dict() for task in self._tasks]

@@ -1,0 +1,108 @@
+"""The events of one mount: what happens, told to whoever listens, as it happens.
+
+Owns the kinds of events and the bound on what a listener may be behind: publishing never waits and never fails, a listener that is too
+slow loses the oldest events and is told how many. It must not know who publishes or how events reach a listener.
+
+Every event is a dict with `kind` (one of KINDS), `time` (Unix seconds), the data of its kind, and `dropped` where events before it were lost:
+
+    taskBegan, taskProgress, taskEnded      an upload or download: the fields of SyncTask.to_dict
+    pending {files, bytes}                  what the bucket does not have, when that changed; like taskProgress at most once a second
+    conflict {path, original}               two hosts changed `original`; ours goes on as `path`
+    policyApplied, policyRefused {source, message}
+    remoteChange {created, changed, removed}    taken over from the bucket, in files
+    paused, resumed {}
+    error {message, logger}                 something that an operator should look at
+"""
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import trio
+
+from ctxfs.errors import InvalidArgument, RemoteUnavailable
+
+KINDS = ('taskBegan', 'taskProgress', 'taskEnded', 'pending', 'conflict', 'policyApplied', 'policyRefused', 'remoteChange', 'paused',
+         'resumed', 'error')
+#: events that wait for one listener
+QUEUE_EVENTS = 256
+MAX_LISTENERS = 32
+
+
+class Publish(Protocol):
+    """`EventHub.publish`, or a function of the same form."""
+
+    def __call__(self, kind: str, **data: Any) -> None: ...
+
+
+def unheard(kind: str, **data: Any) -> None:
+    """A Publish without listeners: what a component uses that was given no hub."""
+    assert kind in KINDS, kind
+
+
+class Subscription:
+    """One listener's queue; made by EventHub.subscribe, to be left by EventHub.leave."""
+
+    def __init__(self, kinds: frozenset[str]) -> None:
+        self.kinds = kinds
+        self._events: deque[dict[str, Any]] = deque()
+        self._dropped = 0
+        self._arrived = trio.Event()
+
+    def put(self, event: dict[str, Any]) -> None:
+        if len(self._events) >= QUEUE_EVENTS:
+            self._events.popleft()
+            self._dropped += 1
+        self._events.append(event)
+        self._arrived.set()
+
+    async def next(self) -> dict[str, Any]:
+        """The oldest event that was not taken yet; waits for one."""
+        while not self._events:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        event, dropped, self._dropped = self._events.popleft(), self._dropped, 0
+        return {**event, 'dropped': dropped} if dropped else event
+
+
+class EventHub:
+    """See the module docstring. All methods belong to the trio thread and none waits."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._listeners: set[Subscription] = set()
+        self._wanted = trio.Event()
+
+    def publish(self, kind: str, **data: Any) -> None:
+        """Tell all who listen to this kind. Costs next to nothing while nobody does."""
+        assert kind in KINDS, kind
+        for listener in self._listeners:
+            if kind in listener.kinds:
+                listener.put({'kind': kind, 'time': self._clock(), **data})
+
+    def subscribe(self, kinds: Iterable[str] | None = None) -> Subscription:
+        """From now on. None: every kind. Raises InvalidArgument for a kind that there is not, RemoteUnavailable (transient) when
+        MAX_LISTENERS listen already."""
+        if isinstance(kinds, str):
+            raise InvalidArgument('kinds must be an array of strings')
+        wanted = frozenset(KINDS if kinds is None else kinds)
+        unknown = wanted - set(KINDS)
+        if unknown:
+            raise InvalidArgument(f'no events of kind {", ".join(sorted(map(str, unknown)))}; there are {", ".join(KINDS)}')
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise RemoteUnavailable(f'{MAX_LISTENERS} clients watch this mount already; try again')
+        listener = Subscription(wanted)
+        self._listeners.add(listener)
+        self._wanted.set()
+        return listener
+
+    def leave(self, listener: Subscription) -> None:
+        self._listeners.discard(listener)
+        if not self._listeners:
+            self._wanted = trio.Event()
+
+    async def wanted(self) -> None:
+        """Return while somebody listens: what is only looked up for events need not be looked up before."""
+        await self._wanted.wait()
