@@ -5,12 +5,15 @@ Owns the order of their steps: everything that can be refused is refused before 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import click
+import msgspec
 
 from ctxfs.config import (
     LOG_LEVELS,
@@ -23,17 +26,23 @@ from ctxfs.config import (
     private_dir,
     state_dir_of,
 )
-from ctxfs.edge import busy, flush_wait, launch, preflight
+from ctxfs.durations import poll_every_of, sync_every_of
+from ctxfs.edge import busy, flush_wait, launch, policy_choice, preflight
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
+from ctxfs.edge.download_wait import wait_for_download
 from ctxfs.edge.mount_table import mount_at, real_mountpoint
 from ctxfs.edge.progress import Progress
-from ctxfs.edge.runtime_dir import runtime_dir_of
+from ctxfs.edge.runtime_dir import find_mounts, runtime_dir_of
 from ctxfs.errors import CtxfsError, Exists, NotFound, UsageError
+from ctxfs.policy import SyncPolicy
+from ctxfs.policy_check import check_for_mount
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 
 #: how long a new mount waits for the daemon of the last one to finish its upload
 TAKE_OVER_SECONDS = 60.0
+
+_T = TypeVar('_T')
 
 
 @click.command()
@@ -44,53 +53,122 @@ TAKE_OVER_SECONDS = 60.0
 @click.option('--foreground', is_flag=True, help='Stay in this process until it is unmounted and written back.')
 @click.option('--cache-size', metavar='SIZE', help='Bound of the local cache, like 10G (default: 10G or half of what is free).')
 @click.option('--fsync', type=click.Choice(['local', 'remote']), help='What fsync() waits for (default: local).')
+@click.option('--policy', 'policy_file', metavar='FILE', help='The sync policy, as JSON or TOML (default: the one stored with CTX).')
+@click.option('--sync-every', metavar='TIME', help='Upload so long after a change, like 30s or 5m; 0: on close; unmount: only then.')
+@click.option('--poll-every', metavar='TIME', help='Look for remote changes so often (default: 10s).')
+@click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
 @click.option('-o', 'fuse', metavar='OPTS', multiple=True,
               help='ro, allow_other, nonempty, xattrs, uid=N, gid=N, umask=OCTAL, noexec, nosuid, nodev, noatime.')
 @common_options
 def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
-          **settings: Any) -> int:
+          policy_file: str | None, wait_download: bool, **settings: Any) -> int:
     """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers."""
     fuse_options = parse_fuse_options(fuse)
-    for size in (settings['cache_size'], invocation.config.cache_size):
-        if size is not None:
-            cache_size_of(size, invocation.paths.state)      # refused before anything is touched
-    url = invocation.store_url
+    wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only)
+    if wait_download and foreground:
+        raise UsageError('--wait-download needs a mount in the background; leave out --foreground')
     preflight.check_fuse()
     preflight.check_allow_other(fuse_options)
     path = real_mountpoint(mountpoint)
+    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.config_file, check=wishes.checker(path))
     preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preflight.exclusive(path))
-        is_default = preflight.is_default_store(url, invocation.paths.data)
-        store = stack.enter_context(contextlib.closing(preflight.open_checked_store(url, create=create or is_default, context=reference)))
-        context = preflight.find_context(store, reference, create=create)
+        store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal)
+        chosen = chooser.choose(store, context)
+        _check_wait(chosen.policy, wait_download)
         _take_over(invocation, context)
-        options = _options(invocation, context, path, fuse_options, read_only=read_only, foreground=foreground, settings=settings)
-        if not foreground:
-            pid = launch.start(options)
-            _note_use(store, context)
-            _say_mounted(invocation, options, pid)
-            return 0
+        options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground)
+        pid = os.getpid() if foreground else launch.start(options)
         _note_use(store, context)
-    from ctxfs.edge import daemon       # pyfuse3 and the rest of the daemon: no other command needs them
-    return launch.run_foreground(options, daemon.run)
+        _say(chooser.keep(store, context, read_only=options.read_only))
+    if foreground:
+        from ctxfs.edge import daemon  # pyfuse3 and the rest of the daemon: no other command needs them
+        return launch.run_foreground(options, daemon.run)
+    if wait_download:
+        _wait_for_download(invocation, options)
+    _say_mounted(invocation, options, pid)
+    return 0
 
 
-def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, read_only: bool, foreground: bool,
-             settings: dict[str, Any]) -> MountOptions:
-    paths, config, url = invocation.paths, invocation.config, invocation.store_url
+class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says of the mount, and config.toml where it says nothing; checked."""
+    read_only: bool
+    cache_size: str | int | None
+    fsync: Literal['local', 'remote']
+    log_level: Any
+    poll_every: float
+    #: of --sync-every
+    sync_every: float | None
+    #: of config.toml: for policies that upload by themselves and have no period
+    default_sync_every: float | None
+
+    def checker(self, mountpoint: str) -> policy_choice.Check:
+        return functools.partial(check_for_mount, mountpoint=mountpoint, read_only=self.read_only, fsync=self.fsync, sync_every=self.sync_every)
+
+    def sync_every_for(self, policy: SyncPolicy) -> float | None:
+        upload = policy.upload_policy
+        is_open = self.sync_every is None and upload.auto_upload and upload.period is None
+        return self.default_sync_every if is_open else self.sync_every
+
+
+def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool) -> _Wishes:
+    """Raises UsageError: everything is refused before anything is touched."""
+    config = invocation.config
+    for size in (settings['cache_size'], config.cache_size):
+        if size is not None:
+            cache_size_of(size, invocation.paths.state)
+    return _Wishes(
+        read_only=read_only, cache_size=settings['cache_size'] or config.cache_size, fsync=settings['fsync'] or config.fsync or 'local',
+        log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
+        default_sync_every=_of_config(invocation, sync_every_of, config.sync_every),
+        poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
+        else _of_config(invocation, poll_every_of, config.poll_every))
+
+
+def _of_config(invocation: Invocation, read: Callable[[str | float | None], _T], value: str | float | None) -> _T:
+    try:
+        return read(value)
+    except UsageError as e:
+        raise UsageError(f'{invocation.config_file}: {e}') from e
+
+
+def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *, create: bool,
+          refusal: UsageError | None) -> tuple[ObjectStore, ContextRecord]:
+    """The store and the context; `refusal`: why neither may be made."""
+    is_default = preflight.is_default_store(invocation.store_url, invocation.paths.data)
+    may_make = refusal is None
+    try:
+        store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
+            invocation.store_url, create=may_make and (create or is_default), context=reference)))
+        return store, preflight.find_context(store, reference, create=may_make and create)
+    except NotFound:
+        if create and refusal is not None:
+            raise refusal from None
+        raise
+
+
+def _check_wait(policy: SyncPolicy, wait_download: bool) -> None:
+    if wait_download and not policy.download_policy.auto_download:
+        raise UsageError('--wait-download waits for nothing: downloadPolicy.autoDownload is false; leave it out, '
+                         'and use ctxfs sync --mode download')
+
+
+def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, chosen: policy_choice.Choice,
+             wishes: _Wishes, foreground: bool) -> MountOptions:
+    paths, url = invocation.paths, invocation.store_url
     state_dir, cache_dir = state_dir_of(paths, url, context.id), cache_dir_of(paths, url, context.id)
     private_dir(state_dir), private_dir(cache_dir), private_dir(paths.runtime)
     runtime_dir = runtime_dir_of(paths.runtime, path, context.id, state_dir)
     return MountOptions(
         context_id=context.id, context_name=context.name, mountpoint=path, store_url=url, state_dir=str(state_dir),
         cache_dir=str(cache_dir), runtime_dir=str(runtime_dir), log_file=str(state_dir / 'ctxfs.log'), host_id=load_host_id(paths.state),
-        cache_size=cache_size_of(settings['cache_size'] or config.cache_size, cache_dir), read_only=read_only or fuse.read_only,
-        foreground=foreground, fsync=settings['fsync'] or config.fsync or 'local', uid=os.getuid() if fuse.uid is None else fuse.uid,
-        gid=os.getgid() if fuse.gid is None else fuse.gid, umask=0o022 if fuse.umask is None else fuse.umask,
-        allow_other=fuse.allow_other, xattrs=fuse.xattrs, kernel_options=fuse.kernel_options,
-        log_level=settings['log_level'] or config.log_level or 'info')
+        cache_size=cache_size_of(wishes.cache_size, cache_dir), read_only=wishes.read_only, foreground=foreground, fsync=wishes.fsync,
+        uid=os.getuid() if fuse.uid is None else fuse.uid, gid=os.getgid() if fuse.gid is None else fuse.gid,
+        umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
+        kernel_options=fuse.kernel_options, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
+        sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, log_level=wishes.log_level)
 
 
 def _take_over(invocation: Invocation, context: ContextRecord) -> None:
@@ -113,6 +191,20 @@ def _note_use(store: ObjectStore, context: ContextRecord) -> None:
     # the mount is what counts: a store that is slow to take this note must not make it fail
     with contextlib.suppress(CtxfsError):
         Registry(store).touch(context.id)
+
+
+def _say(note: str) -> None:
+    if note:
+        print(f'ctxfs: {" ".join(note.split())}', file=sys.stderr)
+
+
+def _wait_for_download(invocation: Invocation, options: MountOptions) -> None:
+    mounts = find_mounts(invocation.paths.runtime)
+    found = next((m for m in mounts if str(m.path) == options.runtime_dir), None)
+    if found is None:
+        raise CtxfsError(f'{options.mountpoint}: the mount went away')
+    with Progress(quiet=invocation.as_json) as progress:
+        wait_for_download(found, report=progress.update)
 
 
 def _say_mounted(invocation: Invocation, options: MountOptions, pid: int) -> None:

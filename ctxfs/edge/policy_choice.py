@@ -1,0 +1,114 @@
+"""Which policy a mount gets: --policy FILE, else the one kept with the context, else [policy] of config.toml, else the default.
+
+Owns that order, and when a policy is kept with a context. It must not print or mount: refusals are raised before anything is made, and
+what the user should know is returned.
+"""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from ctxfs.config import FileConfig
+from ctxfs.errors import CtxfsError, UsageError
+from ctxfs.policy import SyncPolicy
+from ctxfs.policy_parse import parse_policy, policy_to_bytes, read_policy_file
+from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.policy_store import load_policy, save_policy
+from ctxfs.storage.registry import ContextRecord
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy and where it comes from: `source` and `file` as in MountOptions, `origin` for messages."""
+    policy: SyncPolicy
+    source: str
+    origin: str
+    file: str | None = None
+
+
+class Check(Protocol):
+    def __call__(self, policy: SyncPolicy, *, origin: str) -> None:
+        """Raises UsageError for a policy that the mount cannot have."""
+
+
+def fallback(config: FileConfig, config_file: Path) -> Choice:
+    """What a context without a policy of its own gets. Raises UsageError for a bad [policy] in config.toml."""
+    if config.policy is None:
+        return Choice(policy=SyncPolicy(), source='default', origin='the default policy')
+    origin = f'{config_file}: [policy]'
+    return Choice(policy=parse_policy(config.policy, origin=origin), source='config', origin=origin)
+
+
+def stored(store: ObjectStore, context: ContextRecord) -> Choice | None:
+    """The policy kept with the context. Raises UsageError, which says how to mend it, for one that cannot be read."""
+    data = load_policy(store, context.id)
+    if data is None:
+        return None
+    origin = f'the policy stored with context {context.name}'
+    try:
+        return Choice(policy=parse_policy(data, origin=origin), source='context', origin=origin)
+    except UsageError as e:
+        raise _with_remedy(e, context) from e
+
+
+def _with_remedy(error: UsageError, context: ContextRecord) -> UsageError:
+    return UsageError(f'{error}; store a right one with ctxfs policy set {context.name} FILE, or mount with --policy FILE')
+
+
+class Chooser:
+    """For one mount. Raises UsageError at once for a --policy FILE that is wrong, or wrong for this mount."""
+
+    def __init__(self, file: str | None, config: FileConfig, config_file: Path, *, check: Check) -> None:
+        self._check = check
+        self._given: Choice | None = None
+        #: why a context without a policy of its own cannot be mounted: to be raised before such a context is made
+        self.refusal: UsageError | None = None
+        self._fallback = fallback(config, config_file)
+        if file is not None:
+            path = os.path.abspath(file)
+            self._given = Choice(policy=read_policy_file(file), source=path, origin=file, file=path)
+            check(self._given.policy, origin=file)
+            return
+        try:
+            check(self._fallback.policy, origin=self._fallback.origin)
+        except UsageError as e:
+            self.refusal = e
+
+    def choose(self, store: ObjectStore, context: ContextRecord) -> Choice:
+        """Raises UsageError for a policy that the mount cannot have, or what the store raises. Changes nothing."""
+        if self._given is not None:
+            return self._given
+        found = stored(store, context)
+        if found is None:
+            if self.refusal is not None:
+                raise self.refusal
+            return self._fallback
+        try:
+            self._check(found.policy, origin=found.origin)
+        except UsageError as e:
+            raise _with_remedy(e, context) from e
+        return found
+
+    def keep(self, store: ObjectStore, context: ContextRecord, *, read_only: bool) -> str:
+        """Keep the policy of --policy with a context that has none. Returns one line for the user, '' where there is nothing to say:
+        whatever the store does, the mount has its policy."""
+        if self._given is None:
+            return ''
+        try:
+            is_kept = not read_only and save_policy(store, context.id, policy_to_bytes(self._given.policy), only_if_none=True)
+            if is_kept or self._is_stored(store, context):
+                return ''
+        except CtxfsError as e:
+            return f'this mount uses {self._given.origin}, which could not be stored with context {context.name}: {e}'
+        return (f'this mount uses {self._given.origin}; context {context.name} has another policy stored with it, '
+                f'which ctxfs policy set {context.name} {self._given.origin} would replace')
+
+    def _is_stored(self, store: ObjectStore, context: ContextRecord) -> bool:
+        """Whether the context's policy is ours; for a read-only mount, which stores nothing, none will do."""
+        try:
+            found = stored(store, context)
+        except UsageError:
+            return False
+        return found is None or (self._given is not None and found.policy == self._given.policy)
