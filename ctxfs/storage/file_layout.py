@@ -6,7 +6,7 @@ it. It must not know conditions, pages or retries.
     DIR/a/b                    the object `a/b`: a plain file, to be read, edited, added or removed by anybody
     DIR/a/                     the marker `a/`: an empty directory, or one that has a sidecar
     DIR/.bucket/odd/<hex>-     an object whose key no directory tree can hold (`a//b`, `../x`, `a` beside `a/b`, `d/` with content …)
-    DIR/.bucket/meta/xx/<id>   sidecar (JSON): metadata and content type of the versions it names, and of no other
+    DIR/.bucket/meta/xx/<id>   sidecar (JSON): metadata, tags and content type of the versions it names, and of no other
     DIR/.bucket/lock/xx        flock, by hash of the key; `tree` for adding and removing directories
     DIR/.bucket/tmp/           files being written; each is flocked by its writer, so that a stale one is known and removed
 
@@ -53,6 +53,7 @@ class Version(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     content_type: str | None = None
     mtime_ns: int = 0
+    tags: dict[str, str] = {}
 
 
 class Sidecar(msgspec.Struct, frozen=True):

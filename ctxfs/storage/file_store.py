@@ -12,16 +12,18 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
-from ctxfs.errors import CtxfsError, Denied, NoSpace, NotFound, ReadOnly, RemoteChanged, RemoteUnavailable
+import msgspec
+
+from ctxfs.errors import CtxfsError, Denied, NoSpace, NotFound, ReadOnly, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 from ctxfs.storage import file_layout as at
 from ctxfs.storage.file_bytes import copy_bytes, read_range, write_all
 from ctxfs.storage.file_find import READ_FLAGS, Finder, Found, check_condition, check_etag, existing
 from ctxfs.storage.file_walk import Page, Walker, after, from_token
-from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata
+from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
 
 #: how often a read is begun anew when somebody edits the file in place meanwhile
 _READ_ATTEMPTS = 5
@@ -54,7 +56,7 @@ class FileStore:
 
     def capabilities(self) -> Capabilities:
         return Capabilities(conditional_create=True, conditional_overwrite=True, conditional_delete=True, conditional_copy=True,
-                            batch_delete=True)
+                            conditional_copy_source=True, batch_delete=True, conditional_batch_delete=True, tagging=True)
 
     def check(self) -> None:
         directory = self._layout.directory
@@ -83,6 +85,13 @@ class FileStore:
                 if fd is None or at.file_etag(os.fstat(fd)) == info.etag:
                     return data
         raise RemoteUnavailable(f'{key}: the file is being written in place in the store directory')
+
+    def tags(self, key: str) -> dict[str, str]:
+        with _translate(key), self._finder.found(at.encode_key(key)) as found:
+            return dict(existing(found, key).version.tags)
+
+    def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
+        raise Unsupported('a directory removes nothing by itself')
 
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         page = Page(prefix.encode('utf-8', 'replace'), delimiter.encode('utf-8', 'replace'), max(1, min(limit, 1000)))
@@ -113,15 +122,15 @@ class FileStore:
     # writing
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
-            condition: Condition = ALWAYS) -> PutResult:
-        version = _version(metadata, content_type)
+            condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None) -> PutResult:
+        version = _version(metadata, content_type, tags)
         with _translate(key):
             return self._put(key, lambda fd: write_all(fd, body), len(body), version, condition)
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
-                 content_type: str | None = None, condition: Condition = ALWAYS,
+                 content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
                  may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
-        version = _version(metadata, content_type)
+        version = _version(metadata, content_type, tags)
 
         def fill(fd: int) -> None:
             if copy_bytes(file, fd, size, progress) < size or not may_commit():
@@ -129,15 +138,16 @@ class FileStore:
         with _translate(key):
             return self._put(key, fill, size, version, condition)
 
-    def copy(self, source: str, key: str, *, source_etag: str | None = None, condition: Condition = ALWAYS,
-             metadata: dict[str, str] | None = None, content_type: str | None = None) -> PutResult:
+    def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
+             metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:
         raw = at.encode_key(source)
-        given = check_metadata(metadata) if metadata is not None else None
+        given = _version(metadata, content_type, tags)
         with _translate(source), self._finder.found(raw) as maybe:
             found = existing(maybe, source)
             check_etag(found.info, source_etag, source)
-            version = at.Version(metadata=found.version.metadata if given is None else dict(given),
-                                 content_type=content_type or found.version.content_type)
+            version = at.Version(metadata=found.version.metadata if metadata is None else given.metadata,
+                                 content_type=content_type or found.version.content_type,
+                                 tags=found.version.tags if tags is None else given.tags)
             return self._put(key, lambda fd: self._copy_found(found, fd, source), found.info.size, version, condition)
 
     def _copy_found(self, found: Found, target: int, key: str) -> None:
@@ -230,7 +240,7 @@ class FileStore:
             with self._layout.tree_lock(), at.in_tree(), at.closing_fd(
                     at.open_dir(self._layout.root, names, create=True, durable=self._layout.durable)) as directory:
                 etag = at.new_marker_etag(os.fstat(directory))
-                self._layout.write_sidecar(raw, {etag: at.Version(version.metadata, version.content_type, time.time_ns())})
+                self._layout.write_sidecar(raw, {etag: msgspec.structs.replace(version, mtime_ns=time.time_ns())})
             self._layout.sync_sidecar(raw)
             if found and not found.in_tree:
                 os.unlink(found.name, dir_fd=found.directory)
@@ -325,7 +335,7 @@ class FileStore:
                 os.fsync(directory)
 
 
-def _version(metadata: dict[str, str] | None, content_type: str | None) -> at.Version:
-    return at.Version(metadata=dict(check_metadata(metadata or {})), content_type=content_type)
+def _version(metadata: Mapping[str, str] | None, content_type: str | None, tags: Mapping[str, str] | None) -> at.Version:
+    return at.Version(metadata=dict(check_metadata(metadata or {})), content_type=content_type, tags=dict(check_tags(tags or {})))
 
 

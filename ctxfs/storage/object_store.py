@@ -31,6 +31,12 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     unquoted_etags: bool = False
     #: a create-only PUT goes by OSS's own header
     forbid_overwrite: bool = False
+    #: a copy is refused when its source is not the version named (without it, the source is looked at first)
+    conditional_copy_source: bool = False
+    #: objects carry tags; a store without them ignores the ones it is given
+    tagging: bool = False
+    #: the bucket has lifecycle rules that may be read, so that `ensure_expiry` is worth a try
+    lifecycle: bool = False
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,21 +69,35 @@ class ObjectStore(Protocol):
         is `if_match`, when given; never a mixture of two versions. An empty range returns b'' (still verified where if_match is set)."""
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
-            condition: Condition = ALWAYS) -> PutResult:
+            condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None) -> PutResult:
         """Store `body` whole, or raise and leave the object as it was; except that RemoteUnavailable may mean that only the answer was lost,
-        so the caller looks at the object's metadata. The same content may get the same etag again (S3: an MD5)."""
+        so the caller looks at the object's metadata. The same content may get the same etag again (S3: an MD5).
+
+        `tags` become the object's only ones, where `capabilities().tagging`; elsewhere they are left out. Without `tags` a new version
+        has none on AWS, and its predecessor's on some servers (ministack): a tag that must go is replaced by another."""
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
-                 content_type: str | None = None, condition: Condition = ALWAYS,
+                 content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
                  may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
         """Store `size` bytes read from `file` from offset 0, as one PUT or as a multipart upload in parallel parts of bounded memory.
         After the last byte was read and before the object becomes visible `may_commit()` is asked: False means the content moved, so
         the attempt is thrown away (multipart aborted) and RemoteChanged is NOT raised but `Aborted`; so it is for a file with fewer than
         `size` bytes. `progress(n)`: n more bytes sent, called by any thread."""
 
-    def copy(self, source: str, key: str, *, source_etag: str | None = None, condition: Condition = ALWAYS,
-             metadata: dict[str, str] | None = None, content_type: str | None = None) -> PutResult:
-        """Server-side copy, metadata kept unless given. RemoteChanged when the source is not `source_etag` or the condition fails."""
+    def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
+             metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:
+        """Server-side copy; metadata and tags are kept, each unless given. RemoteChanged when the source is not `source_etag` or the
+        condition fails. One request where `source_etag` and its `size` are given and nothing else is to change."""
+
+    def tags(self, key: str) -> dict[str, str]:
+        """The object's tags. Unsupported without `capabilities().tagging`."""
+
+    def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
+        """See to it that the store itself removes objects with this tag `days` days after their upload, by one rule of the whole bucket.
+        Every other rule stays as it is; the rule is made only where it is missing.
+
+        Raises Unsupported (no such rules here: the caller removes the objects), Denied (no right to them), Exists (a rule with this id
+        says something else), RemoteUnavailable."""
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object; absent is success. RemoteChanged where if_match names another version."""
@@ -104,6 +124,22 @@ class Aborted(Exception):
 METADATA_MAX = 2048
 _NAME = re.compile(r'[a-z0-9!#$%&\'*+.^_`|~-]+')
 _VALUE = re.compile(r'(?:[!-~](?:[ -~]*[!-~])?)?')
+
+
+#: OSS allows fewer characters than S3: letters, digits and these (help.aliyun.com, "Object tagging")
+_TAG = re.compile(r'[A-Za-z0-9 +\-=._:/]*')
+_TAGS_MAX, _TAG_NAME_MAX, _TAG_VALUE_MAX = 10, 128, 256
+
+
+def check_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
+    """The tags themselves when every store that knows tags takes them. InvalidArgument otherwise."""
+    for name, value in tags.items():
+        is_short = 0 < len(name) <= _TAG_NAME_MAX and len(value) <= _TAG_VALUE_MAX
+        if not is_short or not _TAG.fullmatch(name) or not _TAG.fullmatch(value):
+            raise InvalidArgument(f'the object tag {name!r}={value!r} cannot be stored: letters, digits and " +-=._:/" are possible')
+    if len(tags) > _TAGS_MAX:
+        raise InvalidArgument(f'{len(tags)} tags on one object, and {_TAGS_MAX} are possible')
+    return tags
 
 
 def check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

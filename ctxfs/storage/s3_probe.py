@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from ctxfs.errors import CtxfsError, Denied, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage.object_store import Capabilities
 from ctxfs.storage.s3_client import S3Client, content_md5
+from ctxfs.storage.s3_errors import code_of
 from ctxfs.storage.s3_http import Response
-from ctxfs.storage.s3_xml import delete_request, parse_delete_errors
+from ctxfs.storage.s3_lifecycle import NO_RULES, is_lifecycle
+from ctxfs.storage.s3_xml import delete_request, parse_delete_errors, parse_tags
 
 _ATTEMPTS = 3
 _STALE = '"00000000000000000000000000000000"'
 
 
 def probe(client: S3Client, prefix: str) -> Capabilities:
-    """What the bucket honours for keys that begin with `prefix` (about 20 small requests).
+    """What the bucket honours for keys that begin with `prefix` (about 30 small requests).
 
     Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing is known. No answer that is merely unexpected raises; it means
     that the feature cannot be relied on.
@@ -49,14 +51,16 @@ class _Probe:
         etag = self._current_etag() or etag
         is_unquoted, overwrites = self._ask_overwrite(etag)
         self._outcome('PUT', self._other)
-        copies = self._ask_copy()
+        has_copy_source, copies = self._ask_copy()
         deletes = self._is_refused('DELETE', self._key, {'If-Match': self._spell(_STALE, is_unquoted)}) and bool(self._current_etag())
         if not self._current_etag():
             self._outcome('PUT', self._key)
+        has_tags = self._ask_tagging()
         batches, batch_conditions = self._ask_batch()
         return Capabilities(conditional_create=creates, conditional_overwrite=overwrites, conditional_delete=deletes,
                             conditional_copy=copies, batch_delete=batches, conditional_batch_delete=batch_conditions,
-                            unquoted_etags=is_unquoted, forbid_overwrite=forbids)
+                            unquoted_etags=is_unquoted, forbid_overwrite=forbids, conditional_copy_source=has_copy_source, tagging=has_tags,
+                            lifecycle=self._ask_lifecycle())
 
     def _ask_overwrite(self, etag: str) -> tuple[bool, bool]:
         """(etags go unquoted, If-Match on a PUT can be relied on)."""
@@ -70,11 +74,37 @@ class _Probe:
         unquoted = etag.strip('"')
         return True, self._is_done('PUT', self._key, {'If-Match': unquoted})
 
-    def _ask_copy(self) -> bool:
+    def _ask_copy(self) -> tuple[bool, bool]:
+        """(The source's condition is honoured, the target's are too.)"""
         source = {'x-amz-copy-source': self._client.source_header(self._other)}
-        return (self._is_refused('PUT', self._missing, {**source, 'x-amz-copy-source-if-match': _STALE})
-                and self._is_refused('PUT', self._key, {**source, 'If-None-Match': '*'})
-                and self._is_refused('PUT', self._key, {**source, 'If-Match': _STALE}))
+        has_source = self._is_refused('PUT', self._missing, {**source, 'x-amz-copy-source-if-match': _STALE})
+        return has_source, (has_source and self._is_refused('PUT', self._key, {**source, 'If-None-Match': '*'})
+                            and self._is_refused('PUT', self._key, {**source, 'If-Match': _STALE}))
+
+    def _ask_tagging(self) -> bool:
+        """Tags come with a PUT, can be read, stay with a copy, are replaced by one, and reading them is not answered with something else:
+        a server that does not know `?tagging` sends the object (or, to a PUT, overwrites it, so that is not asked)."""
+        source = {'x-amz-copy-source': self._client.source_header(self._key)}
+        new = {**source, 'x-amz-tagging-directive': 'REPLACE', 'x-amz-tagging': 'ctxfs-probe=2'}
+        return (self._is_done('PUT', self._key, {'x-amz-tagging': 'ctxfs-probe=1'}) and self._tag_of(self._key) == '1'
+                and self._is_done('PUT', self._other, source) and self._tag_of(self._other) == '1'
+                and self._is_done('PUT', self._other, new) and self._tag_of(self._other) == '2' and self._holds_probe(self._other))
+
+    def _tag_of(self, key: str) -> str:
+        try:
+            return parse_tags(self._send('GET', key, query={'tagging': ''}).body).get('ctxfs-probe', '')
+        except (CtxfsError, ValueError):    # also a 500: no mount may fail for want of tags
+            return ''
+
+    def _holds_probe(self, key: str) -> bool:
+        return self._send('GET', key).body == b'probe'
+
+    def _ask_lifecycle(self) -> bool:
+        """The bucket's rules can be read. Whether they may be written shows when one is needed: a trial could only be undone by a race."""
+        try:
+            return is_lifecycle(self._send('GET', '', query={'lifecycle': ''}).body)
+        except CtxfsError as exc:
+            return code_of(exc) == NO_RULES
 
     def _ask_batch(self) -> tuple[bool, bool]:
         """(DeleteObjects works, it honours an etag per object)."""

@@ -17,19 +17,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
+from urllib.parse import quote, urlencode
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 from ctxfs.storage.keys import KEY_MAX
-from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata
+from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_http import Response, Timeouts
+from ctxfs.storage.s3_lifecycle import ensure_rule
 from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, upload_parts
 from ctxfs.storage.s3_probe import probe
-from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, quoted_etag
+from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, parse_tags, quoted_etag
 
 #: all of check(): the user waits for it
 _CHECK_SECONDS = 9.5
@@ -144,35 +146,51 @@ class S3Store:
         except ValueError as exc:
             raise RemoteUnavailable(f'{self._client.endpoint} sent a listing that cannot be read: {exc}') from exc
 
+    def tags(self, key: str) -> dict[str, str]:
+        if not self.capabilities().tagging:
+            raise Unsupported(f'{self.url} keeps no tags')
+        response = self._client.request('GET', self._full(key), query={'tagging': ''}, what=f'read the tags of {key}')
+        try:
+            return parse_tags(response.body)
+        except ValueError as exc:
+            raise RemoteUnavailable(f'{self._client.endpoint} sent tags that cannot be read: {exc}') from exc
+
     # writing
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
-            condition: Condition = ALWAYS) -> PutResult:
+            condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None) -> PutResult:
         headers = _write_headers(metadata, content_type)
+        if text := self._tagging(tags):
+            headers['x-amz-tagging'] = text
         response = self._write(key, condition, headers, body)
         return PutResult(etag=quoted_etag(response.headers.get('ETag', '')), size=len(body))
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
-                 content_type: str | None = None, condition: Condition = ALWAYS,
+                 content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
                  may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
         reader = FileReader(file)
         if size <= SINGLE_MAX:
             body = reader.read(0, size, key=key)
             if not may_commit():
                 raise Aborted(f'{key}: the content moved while it was being stored')
-            result = self.put(key, body, metadata=metadata, content_type=content_type, condition=condition)
+            result = self.put(key, body, metadata=metadata, content_type=content_type, condition=condition, tags=tags)
             progress(size)
             return result
         create: dict[str, Any] = {'Metadata': dict(check_metadata(metadata or {}))}
         if content_type:
             create['ContentType'] = content_type
+        if text := self._tagging(tags):
+            create['Tagging'] = text
         self._check_before(key, condition)
         etag = upload_parts(self._client, self._full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
                             before_complete=lambda: self._completion(key, condition))
         return PutResult(etag=etag, size=size)
 
-    def copy(self, source: str, key: str, *, source_etag: str | None = None, condition: Condition = ALWAYS,
-             metadata: dict[str, str] | None = None, content_type: str | None = None) -> PutResult:
+    def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
+             metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:
+        is_plain = metadata is None and content_type is None and source != key
+        if is_plain and source_etag is not None and size is not None and size <= COPY_MAX and self.capabilities().conditional_copy_source:
+            return self._copy_at_once(source, key, source_etag, size, condition, self._copy_tagging(tags))
         head = self._head(source)
         etag, size = quoted_etag(head.headers.get('ETag', '')), int(head.headers.get('Content-Length', 0))
         if source_etag is not None and etag != source_etag:
@@ -182,23 +200,43 @@ class S3Store:
             kept['Content-Type'] = content_type
         given = _metadata_of(head) if metadata is None else dict(check_metadata(metadata))
         if size > COPY_MAX:
-            return self._copy_in_parts(source, key, etag, size, condition, {**{_KEPT[n]: v for n, v in kept.items()}, 'Metadata': given})
-        headers = {'x-amz-copy-source': self._client.source_header(self._full(source)), 'x-amz-copy-source-if-match': self._spell(etag)}
-        if metadata is not None or content_type is not None or source == key:
+            create = {**{_KEPT[name]: value for name, value in kept.items()}, 'Metadata': given}
+            return self._copy_in_parts(source, key, etag, size, condition, create, tags)
+        headers = self._copy_tagging(tags)
+        if not is_plain:
             headers.update(kept)
             headers['x-amz-metadata-directive'] = 'REPLACE'
             headers.update({f'x-amz-meta-{name}': value for name, value in given.items()})
+        return self._copy_at_once(source, key, etag, size, condition, headers)
+
+    def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
+        headers = {'x-amz-copy-source': self._client.source_header(self._full(source)), 'x-amz-copy-source-if-match': self._spell(etag), **headers}
         response = self._write(key, condition, headers, b'', is_copy=True)
         try:
             return PutResult(etag=parse_copy_etag(response.body), size=size)
         except ValueError:
             raise self._client.error(response._replace(status=500), f'copy {source} to {key}') from None
 
-    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: Mapping[str, Any]) -> PutResult:
+    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, Any],
+                       tags: Mapping[str, str] | None) -> PutResult:
+        """The parts are a new object, so its tags are given anew as well."""
+        if tags is None and self.capabilities().tagging:
+            tags = self.tags(source)
+        if text := self._tagging(tags):
+            create['Tagging'] = text
         self._check_before(key, condition)
         new = copy_parts(self._client, self._full(source), self._full(key), size, source_etag=self._spell(etag), create=create,
                          before_complete=lambda: self._completion(key, condition))
         return PutResult(etag=new, size=size)
+
+    def _tagging(self, tags: Mapping[str, str] | None) -> str:
+        """The value of x-amz-tagging; '' where there are none, or the server would not keep them."""
+        return urlencode(check_tags(tags), quote_via=quote) if tags and self.capabilities().tagging else ''
+
+    def _copy_tagging(self, tags: Mapping[str, str] | None) -> dict[str, str]:
+        if tags is None or not self.capabilities().tagging:
+            return {}
+        return {'x-amz-tagging-directive': 'REPLACE', 'x-amz-tagging': self._tagging(tags)}
 
     def _write(self, key: str, condition: Condition, headers: Mapping[str, str], body: bytes, *, is_copy: bool = False) -> Response:
         """One PUT or copy under `condition`. A conflict with another request in flight (AWS: 409) says nothing of the condition: again."""
@@ -305,6 +343,16 @@ class S3Store:
         return [(key, error_for(412 if code == 'PreconditionFailed' else 500, code, message, what=f'delete {key}', bucket=self._client.bucket))
                 for key, code, message in failed
                 if code not in ('NoSuchKey', 'NoSuchVersion') and (code != 'PreconditionFailed' or self._exists(key))]
+
+    # the bucket's rules
+
+    def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
+        known = self.capabilities()
+        if not known.tagging:
+            raise Unsupported('this store does not keep object tags, which a lifecycle rule would go by')
+        if not known.lifecycle:
+            raise Unsupported('this store has no lifecycle rules, or these credentials may not read them')
+        ensure_rule(self._client, rule_id, tag=tag, days=days)
 
     # small things
 

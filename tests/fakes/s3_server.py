@@ -43,6 +43,11 @@ class Quirk(enum.Enum):
     NO_BATCH = 'no DeleteObjects'
     BARE_LISTED_ETAGS = 'etags without quotes in listings'
     NO_URL_ENCODING = 'encoding-type is ignored'
+    NO_TAGS = 'rclone serve s3, R2: tags are ignored, and ?tagging is answered with the object'
+    REFUSES_TAGS = 'a request with tags is answered 501'
+    NO_LIFECYCLE = 'the bucket has no rules: ?lifecycle is answered with a listing'
+    NO_LIFECYCLE_RIGHTS = 'rules may neither be read nor written'
+    READ_ONLY_LIFECYCLE = 'rules may be read only'
     ERROR_IN_COPY = 'a copy answers 200 with an error in the body'
 
 
@@ -79,6 +84,7 @@ class StoredObject:
     headers: dict[str, str]
     etag: str
     modified: float = field(default_factory=time.time)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,6 +112,10 @@ class FakeS3:
         self.objects: dict[str, StoredObject] = {}
         self.uploads: dict[str, tuple[str, dict[str, str], dict[int, bytes]]] = {}
         self.requests: list[Request] = []
+        #: the bucket's lifecycle rules, as they were sent
+        self.lifecycle = b''
+        #: headers that come with the rules
+        self.lifecycle_headers: dict[str, str] = {}
         self.stopped = threading.Event()
         self.lock = threading.RLock()
         self._faults: dict[str, collections.deque[tuple[Callable[[Request], bool], Fault]]] = collections.defaultdict(collections.deque)
@@ -281,6 +291,8 @@ def _answer(fake: FakeS3, request: Request) -> Answer:
     if not request.key:
         if request.method == 'POST' and 'delete' in request.query:
             return _delete_objects(fake, request)
+        if 'lifecycle' in request.query and Quirk.NO_LIFECYCLE not in fake.quirks:
+            return _lifecycle(fake, request)
         return _list(fake, request.query)
     if 'uploadId' in request.query or 'uploads' in request.query:
         return _multipart(fake, request)
@@ -288,12 +300,40 @@ def _answer(fake: FakeS3, request: Request) -> Answer:
         return _copy(fake, request) if 'x-amz-copy-source' in request.headers else _put(fake, request)
     if request.method == 'DELETE':
         return _delete(fake, request)
+    if 'tagging' in request.query and Quirk.NO_TAGS not in fake.quirks:
+        return _tagging(fake, request)
     return _get(fake, request)
+
+
+def _lifecycle(fake: FakeS3, request: Request) -> Answer:
+    if Quirk.NO_LIFECYCLE_RIGHTS in fake.quirks or (request.method == 'PUT' and Quirk.READ_ONLY_LIFECYCLE in fake.quirks):
+        raise Refused(403, 'AccessDenied')
+    if request.method == 'PUT':
+        fake.check_digest(request)
+        fake.lifecycle = request.body
+        return 200, {}, b''
+    if not fake.lifecycle:
+        raise Refused(404, 'NoSuchLifecycleConfiguration')
+    return 200, fake.lifecycle_headers, fake.lifecycle
+
+
+def _tagging(fake: FakeS3, request: Request) -> Answer:
+    if Quirk.REFUSES_TAGS in fake.quirks:
+        raise Refused(501, 'NotImplemented')
+    tags = ''.join(f'<Tag><Key>{escape(name)}</Key><Value>{escape(value)}</Value></Tag>'
+                   for name, value in _existing(fake, request.key).tags.items())
+    return 200, {}, f'<Tagging xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><TagSet>{tags}</TagSet></Tagging>'.encode()
+
+
+def _given_tags(fake: FakeS3, headers: Mapping[str, str]) -> dict[str, str]:
+    if 'x-amz-tagging' in headers and Quirk.REFUSES_TAGS in fake.quirks:
+        raise Refused(501, 'NotImplemented')
+    return {} if Quirk.NO_TAGS in fake.quirks else dict(parse_qsl(headers.get('x-amz-tagging', ''), keep_blank_values=True))
 
 
 def _put(fake: FakeS3, request: Request) -> Answer:
     fake.check_write(request)
-    stored = StoredObject(request.body, _kept_headers(request.headers), fake.new_etag(request.body))
+    stored = StoredObject(request.body, _kept_headers(request.headers), fake.new_etag(request.body), tags=_given_tags(fake, request.headers))
     fake.objects[request.key] = stored
     return 200, {'ETag': stored.etag}, b''
 
@@ -301,6 +341,10 @@ def _put(fake: FakeS3, request: Request) -> Answer:
 def _kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
     names = ('content-type', 'cache-control', 'content-disposition', 'content-encoding', 'content-language')
     return {name: value for name, value in headers.items() if name.startswith('x-amz-meta-') or name in names}
+
+
+def _tag_header(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name == 'x-amz-tagging'}
 
 
 def _existing(fake: FakeS3, key: str) -> StoredObject:
@@ -334,6 +378,8 @@ def _copy(fake: FakeS3, request: Request) -> Answer:
         return 200, {}, b'<Error><Code>InternalError</Code><Message>try again</Message></Error>'
     is_replaced = request.headers.get('x-amz-metadata-directive') == 'REPLACE'
     stored = StoredObject(source.body, _kept_headers(request.headers) if is_replaced else dict(source.headers), fake.new_etag(source.body))
+    has_new_tags = request.headers.get('x-amz-tagging-directive') == 'REPLACE'
+    stored.tags = _given_tags(fake, request.headers) if has_new_tags else dict(source.tags)
     fake.objects[request.key] = stored
     return 200, {}, f'<CopyObjectResult><ETag>{escape(stored.etag)}</ETag></CopyObjectResult>'.encode()
 
@@ -406,7 +452,7 @@ def _listed(fake: FakeS3, key: str, spell: Callable[[str], str]) -> str:
 def _multipart(fake: FakeS3, request: Request) -> Answer:
     if 'uploads' in request.query:
         upload_id = f'upload-{next(fake._count)}'
-        fake.uploads[upload_id] = (request.key, _kept_headers(request.headers), {})
+        fake.uploads[upload_id] = (request.key, {**_kept_headers(request.headers), **_tag_header(request.headers)}, {})
         return 200, {}, f'<InitiateMultipartUploadResult><UploadId>{upload_id}</UploadId></InitiateMultipartUploadResult>'.encode()
     upload_id = request.query['uploadId']
     if upload_id not in fake.uploads:
@@ -422,6 +468,8 @@ def _multipart(fake: FakeS3, request: Request) -> Answer:
         return 200, {'ETag': fake.new_etag(request.body)}, b''
     fake.check_write(request)
     body = b''.join(parts[number] for number in sorted(parts))
-    stored = fake.objects[request.key] = StoredObject(body, headers, fake.new_etag(body))
+    tags = _given_tags(fake, headers)
+    headers.pop('x-amz-tagging', None)
+    stored = fake.objects[request.key] = StoredObject(body, headers, fake.new_etag(body), tags=tags)
     del fake.uploads[upload_id]
     return 200, {}, f'<CompleteMultipartUploadResult><ETag>{escape(stored.etag)}</ETag></CompleteMultipartUploadResult>'.encode()

@@ -19,14 +19,20 @@ from tests.fakes.s3_server import FakeS3, Fault, Quirk, Request
 ABSENT = Condition(absent=True)
 BIG = s3_multipart.SINGLE_MAX + 1
 EVERYTHING = Capabilities(conditional_create=True, conditional_overwrite=True, conditional_delete=True, conditional_copy=True, batch_delete=True,
-                          conditional_batch_delete=True)
+                          conditional_batch_delete=True, conditional_copy_source=True, tagging=True, lifecycle=True)
 NOTHING = Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False, conditional_copy=False,
                        batch_delete=False)
+#: without conditions, with all the rest
+UNCONDITIONAL = msgspec.structs.replace(NOTHING, batch_delete=True, tagging=True, lifecycle=True)
 BY_QUIRK = {
     None: EVERYTHING,
-    Quirk.IGNORES_CONDITIONS: msgspec.structs.replace(NOTHING, batch_delete=True),
-    Quirk.REFUSES_CONDITIONS: msgspec.structs.replace(NOTHING, batch_delete=True),
-    Quirk.FORBID_OVERWRITE: msgspec.structs.replace(NOTHING, batch_delete=True, forbid_overwrite=True),
+    Quirk.IGNORES_CONDITIONS: UNCONDITIONAL,
+    Quirk.REFUSES_CONDITIONS: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True),
+    Quirk.FORBID_OVERWRITE: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True, forbid_overwrite=True),
+    Quirk.NO_TAGS: msgspec.structs.replace(EVERYTHING, tagging=False),
+    Quirk.REFUSES_TAGS: msgspec.structs.replace(EVERYTHING, tagging=False),
+    Quirk.NO_LIFECYCLE: msgspec.structs.replace(EVERYTHING, lifecycle=False),
+    Quirk.NO_LIFECYCLE_RIGHTS: msgspec.structs.replace(EVERYTHING, lifecycle=False),
     Quirk.UNQUOTED_ETAGS: msgspec.structs.replace(EVERYTHING, unquoted_etags=True),
     Quirk.NO_BATCH: msgspec.structs.replace(EVERYTHING, batch_delete=False, conditional_batch_delete=False),
 }
