@@ -9,6 +9,7 @@ from typing import Any
 
 from ctxfs.durations import spell_duration
 from ctxfs.policy import DEFAULT_PERIOD, FOREVER, LIFECYCLE_DAYS, ONLY_ON_UNMOUNT, SyncPolicy, UploadPolicy, WhiteList
+from ctxfs.policy_parse import policy_to_json
 
 
 def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str]:
@@ -27,6 +28,11 @@ def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str
     if policy.mapping_policy is not None:
         found.append(f'the root of the mount is {policy.mapping_policy.path} of the context')
     return found
+
+
+def policy_answer(policy: SyncPolicy, *, source: str, sync_every: float | None = None) -> dict[str, Any]:
+    """As JSON, for programs: what `ctxfs policy show --json` prints, of a file and of a mount."""
+    return {'source': source, 'policy': policy_to_json(policy), 'sentences': describe(policy, sync_every=sync_every), 'syncEvery': sync_every}
 
 
 def _upload(upload: UploadPolicy, sync_every: float | None) -> str:

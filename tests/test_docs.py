@@ -46,7 +46,12 @@ def help_of(*command: str) -> str:
 
 def command_of(usage: str) -> tuple[str, ...]:
     words = shlex.split(usage)[1:]
-    return tuple(words[:2]) if words[0] == 'context' else (words[0],)
+    return tuple(words[:2]) if words[0] in groups() else (words[0],)
+
+
+def groups() -> list[str]:
+    """Commands that have commands."""
+    return [name for name in subcommands(help_of()) if 'Commands:' in help_of(name)]
 
 
 def subcommands(text: str) -> list[str]:
@@ -64,8 +69,8 @@ def test_every_command_and_option_is_in_the_table() -> None:
     """What the command line offers is documented, but for what every command has."""
     everywhere = {'--store', '--state-dir', '--json', '--help', '-h', '--version'}
     by_command = {command_of(usage): set(re.findall(r'--[a-z][a-z-]*', usage)) for usage in usages()}
-    offered = [(name,) for name in subcommands(help_of()) if name != 'context']
-    offered += [('context', name) for name in subcommands(help_of('context'))]
+    offered = [(name,) for name in subcommands(help_of()) if name not in groups()]
+    offered += [(group, name) for group in groups() for name in subcommands(help_of(group))]
     assert sorted(by_command) == sorted(offered)
     for command in offered:
         listed = set(re.findall(r'^  (?:-\w, )?(--[a-z][a-z-]*)', help_of(*command), re.M))

@@ -22,6 +22,7 @@ COMMANDS = {
     'sync': ('ctxfs.edge.cli_wait', 'sync', 'Upload what is pending now, or take over remote changes.'),
     'status': ('ctxfs.edge.cli_status', 'status', 'Show mounts, what is pending and what failed.'),
     'context': ('ctxfs.edge.cli_context', 'context', 'Create, list and show contexts.'),
+    'policy': ('ctxfs.edge.cli_policy', 'policy', 'Check, show and store sync policies.'),
 }
 
 
