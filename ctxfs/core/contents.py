@@ -85,8 +85,11 @@ class Contents:
         """Write all of `data`; returns its length."""
         # Making room runs a flush, which may seal this very file: nothing may be waited for after the last look at its state.
         has_room = False
-        while inode.content != Content.STAGED or not (has_room or self._room.has_room(len(data), inode.charged)):
-            if inode.content != Content.STAGED:
+        while inode.content != Content.STAGED or inode.hold is not None or not (
+                has_room or self._room.has_room(len(data), inode.charged)):
+            if inode.hold is not None:
+                await inode.hold.wait()
+            elif inode.content != Content.STAGED:
                 await self._stage(inode, keep=True)
             else:
                 await self._room.make_room(len(data), inode.charged)
@@ -109,8 +112,9 @@ class Contents:
 
     def _about_to_change(self, inode: Inode) -> int:
         """The staging file is about to change: stop an upload that reads it, invalidate what was planned. Returns the descriptor."""
-        assert inode.content == Content.STAGED
+        assert inode.content == Content.STAGED and inode.hold is None
         fd = self._descriptor(inode)
+        inode.changed_at = trio.current_time()
         if inode.upload is not None:
             inode.upload.abort()
         if inode.is_planned and inode.nlink:
@@ -123,8 +127,11 @@ class Contents:
         nothing, not even the times (as on ext4, and as the kernel believes)."""
         if size == inode.size:
             return
-        if inode.content != Content.STAGED:
-            await self._stage(inode, keep=size > 0)
+        while inode.content != Content.STAGED or inode.hold is not None:
+            if inode.hold is not None:
+                await inode.hold.wait()
+            else:
+                await self._stage(inode, keep=size > 0)
         fd = self._about_to_change(inode)
         os.ftruncate(fd, size)
         self._staging.charge(inode)
@@ -192,12 +199,19 @@ class Contents:
 
     # --- handles ------------------------------------------------------------------------------------------------------------------
 
-    def opened(self, inode: Inode) -> None:
+    def opened(self, inode: Inode, *, writes: bool = False) -> None:
         inode.open_count += 1
+        inode.writers += writes
 
-    def released(self, inode: Inode) -> None:
+    def created(self, inode: Inode, *, writes: bool) -> None:
+        """A new file and its first handle: its bytes are about to come."""
+        inode.changed_at = trio.current_time()
+        self.opened(inode, writes=writes)
+
+    def released(self, inode: Inode, *, writes: bool = False) -> None:
         """One handle fewer; at the last one the row learns the size that the staging file has."""
         inode.open_count -= 1
+        inode.writers -= writes
         if inode.open_count == 0:
             if inode.content == Content.STAGED and inode.staging_fd >= 0:
                 self._staging.charge(inode)

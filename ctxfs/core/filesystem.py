@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from ctxfs.core.contents import Contents
-from ctxfs.core.handles import DirHandle, FileHandle, HandleTable
+from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
 from ctxfs.errors import InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
@@ -97,6 +97,10 @@ class FileSystem:
         self._absences.remove((parent, name))
         return True
 
+    def known_inodes(self) -> int:
+        """How many the kernel refers to."""
+        return len(self._known)
+
     def is_known(self, ino: int) -> bool:
         return ino in self._known or ino == ROOT_INO
 
@@ -125,7 +129,7 @@ class FileSystem:
         """O_CREAT of a name that the kernel believes to be free."""
         inode = await self.names.make(parent, name, mode=mode | stat.S_IFREG, caller=caller)
         self._absences.discard((parent, name))
-        self.contents.opened(inode)
+        self.contents.created(inode, writes=is_for_writing(flags))
         self.remember(inode)
         return self.files.add(FileHandle(inode, flags)), inode
 
@@ -213,12 +217,12 @@ class FileSystem:
             raise IsADirectory('open the directory with opendir')
         if not inode.is_regular:
             raise NoSuchDevice('fifos, sockets and devices are the kernel\'s')
-        self.contents.opened(inode)
+        self.contents.opened(inode, writes=is_for_writing(flags))
         try:
             if flags & os.O_TRUNC and (inode.size or inode.content != Content.STAGED):
                 await self.setattr(ino, Change(size=0))
         except BaseException:
-            self.contents.released(inode)
+            self.contents.released(inode, writes=is_for_writing(flags))
             raise
         return self.files.add(FileHandle(inode, flags))
 
@@ -233,19 +237,21 @@ class FileSystem:
         return await self.contents.write(self.files.get(fh).inode, offset, data)
 
     async def release(self, fh: int) -> None:
-        inode = self.files.remove(fh).inode
+        handle = self.files.remove(fh)
+        inode = handle.inode
         try:
-            if inode.content == Content.STAGED and inode.nlink and inode.open_count == 1:
-                self._db.store_content(inode)
-                if self._on_close is not None:
+            if inode.content == Content.STAGED and inode.nlink:
+                if inode.open_count == 1:
+                    self._db.store_content(inode)
+                if self._on_close is not None and handle.writes and inode.writers == 1:
                     self._on_close(inode)
         finally:
-            self.contents.released(inode)
+            self.contents.released(inode, writes=handle.writes)
             self._purge_if_unknown(inode)
 
     def written_inos(self) -> list[int]:
         """Files that are open for writing: the kernel may hold pages of them that it did not write yet."""
-        return list({handle.inode.ino for handle in self.files if handle.flags & (os.O_WRONLY | os.O_RDWR)})
+        return list({handle.inode.ino for handle in self.files if handle.writes})
 
     async def fsync(self, fh: int) -> None:
         inode = self.files.get(fh).inode

@@ -4,6 +4,7 @@ Owns handle numbers and what belongs to one open(): read-ahead, the place in a d
 """
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -21,6 +22,11 @@ _FIRST = 2
 KEPT_PAGES = 16
 
 
+def is_for_writing(flags: int) -> bool:
+    """Whether open(2) with these flags allows to write."""
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
 class FileHandle:
     """One open() of a regular file. `remote_version`: the remote content it was opened on."""
 
@@ -31,6 +37,10 @@ class FileHandle:
         self.flags = flags
         self.ahead = ReadAhead()
         self.remote_version = inode.remote_version
+
+    @property
+    def writes(self) -> bool:
+        return is_for_writing(self.flags)
 
 
 class DirHandle:

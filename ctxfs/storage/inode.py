@@ -56,7 +56,7 @@ class Inode:
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group', 'local',
                  'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'staging_fd', 'remote_version',
-                 'blocks', 'charged', 'answer', '__weakref__')
+                 'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
                  ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
@@ -87,8 +87,13 @@ class Inode:
         self.upload: UploadInFlight | None = None
         #: set while the sealed staging file is being linked into the cache: nobody may write to it until that ended
         self.adoption: Waitable | None = None
-        #: handles that have it open
+        #: handles that have it open, and how many of these may write
         self.open_count = 0
+        self.writers = 0
+        #: when a byte of it changed last, by trio's clock; long ago where nobody noted it
+        self.changed_at = float('-inf')
+        #: set while the staging file is copied as it is at one instant: writers wait until that ended
+        self.hold: Waitable | None = None
         #: the staging file, open for reading and writing while anybody uses it; -1 when not
         self.staging_fd = -1
         #: +1 whenever a remote change replaced the content; a handle opened before gets ESTALE, never a mixture
