@@ -64,6 +64,9 @@ class BlockReader:
         self.refresh = refresh
         self._open: OrderedDict[tuple[str, str, int], CachedRange] = OrderedDict()
         self._fetching: dict[tuple[str, str, int], _Fetch] = {}
+        #: pieces of blocks that were read: at hand, or fetched first
+        self.hits = 0
+        self.misses = 0
 
     async def read(self, source: Known, offset: int, *, size: int, ahead: ReadAhead) -> bytes:
         """The bytes [offset, offset + size) of the object, which must be inside it. Raises RemoteChanged, RemoteUnavailable."""
@@ -81,10 +84,12 @@ class BlockReader:
         return parts[0] if len(parts) == 1 else b''.join(parts)
 
     async def _read_in_block(self, source: Known, block: int, *, within: int, size: int, window: int) -> bytes:
-        for _ in range(FETCH_ATTEMPTS):
+        for attempt in range(FETCH_ATTEMPTS):
             cached = self._range(source, block)
             if cached is not None:
+                self.hits += not attempt
                 return os.pread(cached.fd, min(size, cached.length - within), cached.offset + within)
+            self.misses += not attempt
             await self._fetch(source, block, max(1, window // 2))
         raise RemoteUnavailable(f'block {block} of {source.key} leaves the cache before it can be read: --cache-size is too small')
 

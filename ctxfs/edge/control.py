@@ -21,8 +21,8 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any, Literal, Protocol, get_type_hints
 
 import msgspec
 import trio
@@ -48,29 +48,62 @@ Method = Callable[..., Any]
 
 
 class MountControl(Protocol):
-    """What a running mount can be asked. Values are what JSON can hold; names that are no UTF-8 must have been made printable."""
+    """What a running mount can be asked; docs/CONTROL.md shows an example of each. Values are what JSON can hold; names that are no UTF-8
+    must have been made printable. Times are Unix seconds. Parameters are checked against the annotations here."""
 
     async def status(self) -> dict[str, Any]:
-        """One element of `mounts` in `ctxfs status --json`: contextId, contextName, mountpoint, pid, store, stateDir, pending {files,
-        bytes, oldestSeconds}, localOnly {files, bytes}, conflicts, tasks […]; besides `state` ("mounted", or "flushing" once the
-        mount point is gone) and `unmountable` [{key, reason}]."""
+        """One element of `mounts` in `ctxfs status --json`: contextId, contextName, mountpoint, pid, store, stateDir, `state` ("mounted", or
+        "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, localOnly {files, bytes}, conflicts,
+        nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}], unmountable
+        [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists}, cache {used,
+        dirty, kept, limit}, remote {isComplete, objects, error, lastPoll}. Lists are cut at 100."""
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
+        """{"contextStatusData": […]}: AgentBay's ContextStatusData of the uploads and downloads that run, and of the last that ended."""
+
+    async def mount_info(self) -> dict[str, Any]:
         """What does not change while mounted: version, pid, the options."""
 
     async def sync(self, path: str | None = None, mode: Literal['upload', 'download'] = 'upload', wait: bool = True) -> dict[str, Any]:
         """Upload what is pending (below `path`, relative to the root), or take over what changed remotely. With wait, returns when that
         is done: {"ok": bool, "files": int, "bytes": int, "message": str}; without, when it is scheduled."""
 
-    async def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """Return when nothing is pending, or after `timeout` seconds: {"ok": bool, "pending": {files, bytes}, "message": str}."""
+    async def wait(self, timeout: float | None = None, what: Literal['upload', 'download'] = 'upload') -> dict[str, Any]:
+        """Return when nothing is pending (upload) or the cache is filled (download), or after `timeout` seconds: {"ok": bool, "pending":
+        {files, bytes}, "message": str}."""
+
+    async def pause(self) -> dict[str, Any]:
+        """Nothing begins by itself any more: no upload by the clock, no polling, no warm-up. What is asked for is done all the same."""
+
+    async def resume(self) -> dict[str, Any]:
+        """The end of `pause`."""
+
+    async def explain(self, path: str) -> dict[str, Any]:
+        """What is known of a path, whether it exists or not, relative to the root or below the mount point: path, exists, isSynced, rule,
+        state (absent, kept, directory, local, dirty, uploading, sealed, clean), etag, size, lifecycle, pending {since, reasons, attempt,
+        error, nextRetry} or null, keys, conflict {original, since} or null."""
+
+    async def conflicts(self) -> list[dict[str, Any]]:
+        """Copies that were made because two hosts changed one file: [{path, original, since}], the newest 100."""
+
+    async def statistics(self) -> dict[str, Any]:
+        """Counters since the mount began: uptime, workers, operations by kind, bytes, cache with hits and misses, inodes, tasks, polls."""
+
+    async def policy(self) -> dict[str, Any]:
+        """What counts now: source, file, period (seconds or null), policy (AgentBay's JSON), sentences."""
+
+    def watch(self, kinds: list[str] | None = None) -> AsyncIterator[dict[str, Any]]:
+        """A stream of events (ctxfs.sync.events), first one of kind `watching`; until the client goes or the mount ends."""
 
     async def shutdown(self) -> dict[str, Any]:
         """Unmount and end as after `fusermount3 -u`; returns once that has begun."""
 
 
+METHODS = ('status', 'info', 'mount_info', 'sync', 'wait', 'pause', 'resume', 'explain', 'conflicts', 'statistics', 'policy', 'watch', 'shutdown')
+
+
 def methods_of(control: MountControl) -> dict[str, Method]:
-    return {name: getattr(control, name) for name in ('status', 'info', 'sync', 'wait', 'shutdown')}
+    return {name: getattr(control, name) for name in METHODS}
 
 
 async def serve(path: str, methods: Mapping[str, Method], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -234,8 +267,8 @@ class _Client:
         if method is None:
             return _error(request.id, METHOD_NOT_FOUND, f'no method {request.method}')
         try:
-            bound = inspect.signature(method).bind(*request.args, **request.kwargs)
-        except TypeError as e:
+            bound = _bind(method, request)
+        except (TypeError, msgspec.ValidationError) as e:
             return _error(request.id, INVALID_PARAMS, f'{request.method}: {e}')
         try:
             result = await self._run(method, bound, request)
@@ -263,6 +296,18 @@ class _Request(msgspec.Struct, frozen=True):
     args: list[Any]
     kwargs: dict[str, Any]
     is_notification: bool
+
+
+def _bind(method: Method, request: _Request) -> inspect.BoundArguments:
+    """The arguments, of the types that the method's annotations name. Raises TypeError, msgspec.ValidationError."""
+    bound = inspect.signature(method).bind(*request.args, **request.kwargs)
+    hints = get_type_hints(method)
+    for name, value in bound.arguments.items():
+        try:
+            bound.arguments[name] = msgspec.convert(value, type=hints.get(name, Any))
+        except msgspec.ValidationError as e:
+            raise msgspec.ValidationError(f'{name}: {e}') from None
+    return bound
 
 
 def _parse(line: bytes) -> _Request | bytes:

@@ -34,7 +34,8 @@ from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import control, fuse_adapter, launch, runtime_dir
 from ctxfs.edge.launch import Readiness
-from ctxfs.edge.mount_control import DaemonControl
+from ctxfs.edge.mount_answers import Answers, Hold
+from ctxfs.edge.mount_status import Parts
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
@@ -48,6 +49,7 @@ from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.engine import FlushResult, UploadEngine
+from ctxfs.sync.events import EventHub
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
@@ -153,7 +155,9 @@ class Mount:
         private_dir(Path(options.cache_dir))
         self._cache = BlockCache(options.cache_dir, options.cache_size)
         self._invalidator = fuse_adapter.KernelInvalidator()
-        self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint)
+        self._events = EventHub()
+        self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
+        self._answers: Answers | None = None
         self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
@@ -177,6 +181,7 @@ class Mount:
             nursery.start_soon(self._supervised, self._remote.run)
             nursery.start_soon(self._supervised, self._invalidator.run)
             nursery.start_soon(self._supervised, self._housekeep)
+            nursery.start_soon(self._supervised, self._answers.run)
             nursery.start_soon(self._supervised, self._tidy_cache, pool)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
@@ -195,7 +200,7 @@ class Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce, ready)
             await fuse_adapter.serve_requests()
-        self._control.state = 'flushing'
+        self._control.unmounted()
         self._invalidator.is_known, self._invalidator.take_absence = lambda ino: False, lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()
@@ -230,6 +235,8 @@ class Mount:
         with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
             self._db.set_meta('ended_cleanly', 1)
             self._db.checkpoint(is_last=True)
+        if self._answers is not None:
+            self._answers.close()
         self._db.close()
         self._cache.close()
 
@@ -260,16 +267,19 @@ class Mount:
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
-        self._control = DaemonControl(options, db, journal, engine=self._engine, remote=self._remote, conflicts=conflicts,
-                                      tasks=self._tasks, request_unmount=lambda: spawn(self._unmount),
-                                      collect_dirty_pages=self._collect_dirty_pages)
+        self._answers = Answers(
+            Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
+                  engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=Hold(), reads=self._blocks,
+                  known_inodes=self._fs.known_inodes),
+            events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
+        self._control = self._answers.control
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
         content = RemoteContentLoader(pool, prefix=self._prefix)
-        blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
-                             refresh=remote.refresh)
-        contents = Contents(db, journal, staging, blocks=blocks, remote=content, room=self._room)
+        self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
+                                   refresh=remote.refresh)
+        contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)
         return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote,
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None)
 

@@ -1,29 +1,22 @@
-"""What a running mount answers on its control socket.
+"""What a running mount does and answers on its control socket: the methods, each a few lines over the part that knows.
 
-Owns the JSON that `ctxfs status` and scripts see (DESIGN §3). It must not know sockets or the command line, and changes nothing itself:
-sync and shutdown are asked of the engine and the daemon.
+Owns what a client may ask for and what it waits for. It must not know sockets, protocol or the command line (control.py), nor how an
+answer is made (mount_status.py, mount_explain.py) or an upload done (sync).
 """
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 
 import trio
 
-from ctxfs import __version__
-from ctxfs.config import MountOptions
-from ctxfs.records import ROOT_INO
-from ctxfs.storage.inode import Inode
-from ctxfs.storage.journal import Journal, Pending
-from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync.conflicts import ConflictKeeper
+from ctxfs.edge.mount_explain import Explainer
+from ctxfs.edge.mount_status import Schedule, StatusReport
+from ctxfs.errors import InvalidArgument
 from ctxfs.sync.engine import FlushResult, UploadEngine
-from ctxfs.sync.remote_tree import RemoteTreeLoader
+from ctxfs.sync.events import EventHub
 from ctxfs.sync.tasks import TaskLog
 
-#: entries of a list in the status; the counts beside them are exact
-LISTED = 100
 #: how long the kernel may take to hand over the pages that it has not written yet
 PAGES_SECONDS = 60.0
 
@@ -31,70 +24,70 @@ PAGES_SECONDS = 60.0
 class DaemonControl:
     """Implements edge.control.MountControl."""
 
-    def __init__(self, options: MountOptions, db: TreeDB, journal: Journal, *, engine: UploadEngine, remote: RemoteTreeLoader,
-                 conflicts: ConflictKeeper, tasks: TaskLog, request_unmount: Callable[[], None],
-                 collect_dirty_pages: Callable[[], Awaitable[None]]) -> None:
-        self._options = options
-        self._db = db
-        self._journal = journal
+    def __init__(self, report: StatusReport, explainer: Explainer, *, engine: UploadEngine, tasks: TaskLog, events: EventHub, switch: Schedule,
+                 request_unmount: Callable[[], None], collect_dirty_pages: Callable[[], Awaitable[None]],
+                 wait_download: Callable[[], Awaitable[FlushResult]]) -> None:
+        self._report = report
+        self._explainer = explainer
         self._engine = engine
-        self._remote = remote
-        self._conflicts = conflicts
         self._tasks = tasks
+        self._events = events
+        self._switch = switch
         self._request_unmount = request_unmount
         self._collect_dirty_pages = collect_dirty_pages
-        #: 'mounted', then 'flushing' once the mount point is gone
-        self.state = 'mounted'
+        self._wait_download = wait_download
         #: set when the final write-back ended, with its result
         self.finished = trio.Event()
         self.final: FlushResult | None = None
 
-    # --- methods ------------------------------------------------------------------------------------------------------------------
+    def unmounted(self) -> None:
+        """The mount point is gone; what is asked from here on is about the final write-back."""
+        self._report.state = 'flushing'
+
+    @property
+    def _is_mounted(self) -> bool:
+        return self._report.state == 'mounted'
+
+    # --- questions --------------------------------------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
-        """See edge.control.MountControl."""
-        local_files, local_bytes = self._db.count_local_only()
-        options = self._options
-        return {
-            'contextId': options.context_id, 'contextName': options.context_name, 'mountpoint': options.mountpoint, 'pid': os.getpid(),
-            'store': options.store_url, 'stateDir': options.state_dir, 'state': self.state, 'readOnly': options.read_only,
-            'pending': self._engine.pending(),
-            'localOnly': {'files': local_files, 'bytes': local_bytes},
-            'conflicts': self._conflicts.count(),
-            'tasks': self._tasks.to_list(),
-            'uploading': [self._path(inode) for ino in list(self._engine.uploading)[:LISTED]
-                          if (inode := self._db.live_inode(ino)) is not None],
-            'failed': [self._failure(row, inode) for row, inode in self._journal.failed(LISTED)],
-            'unmountable': [{'key': _printable(key), 'reason': reason} for key, reason in self._journal.unmountable(LISTED)],
-            'remote': {'isComplete': self._remote.is_complete, 'objects': self._remote.listed_objects,
-                       'error': str(self._remote.error or '')}}
+        """See edge.control.MountControl, also for all that follow."""
+        return await self._report.status()
 
-    def _failure(self, row: Pending, inode: Inode) -> dict[str, Any]:
-        is_retried = 0 < row.retry_ns < 2**62
-        return {'path': self._path(inode), 'error': row.error, 'attempt': row.attempt, 'nextRetry': row.retry_ns / 1e9 if is_retried else 0}
+    async def mount_info(self) -> dict[str, Any]:
+        return self._report.mount_info()
 
-    def _path(self, inode: Inode) -> str:
-        """For people: the first name, printable."""
-        parts: list[bytes] = []
-        ino = inode.ino
-        while ino != ROOT_INO:
-            names = self._db.names_of(ino)
-            if not names:
-                return '(removed)'
-            ino, name = names[0]
-            parts.append(name)
-        return '/' + b'/'.join(reversed(parts)).decode('utf-8', 'backslashreplace')
+    async def statistics(self) -> dict[str, Any]:
+        return await self._report.statistics()
 
-    async def info(self) -> dict[str, Any]:
-        options = self._options
-        return {'version': __version__, 'pid': os.getpid(), 'contextId': options.context_id, 'contextName': options.context_name,
-                'mountpoint': options.mountpoint, 'store': options.store_url, 'stateDir': options.state_dir,
-                'cacheDir': options.cache_dir, 'cacheSize': options.cache_size, 'readOnly': options.read_only, 'fsync': options.fsync,
-                'logFile': options.log_file}
+    async def policy(self) -> dict[str, Any]:
+        return self._report.policy()
+
+    async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
+        return {'contextStatusData': [
+            task for task in self._tasks.to_list()
+            if context_id in (None, task['contextId']) and task_type in (None, task['taskType']) and _is_at(task['path'], path)]}
+
+    async def explain(self, path: str) -> dict[str, Any]:
+        return await self._explainer.explain(path)
+
+    async def conflicts(self) -> list[dict[str, Any]]:
+        return self._explainer.conflicts()
+
+    async def watch(self, kinds: list[str] | None = None) -> AsyncIterator[dict[str, Any]]:
+        listener = self._events.subscribe(kinds)
+        try:
+            yield {**self._events.stamp('watching'), 'contextId': self._report.context_id}
+            while True:
+                yield await listener.next()
+        finally:
+            self._events.leave(listener)
+
+    # --- orders -----------------------------------------------------------------------------------------------------------------------
 
     async def sync(self, path: str | None = None, mode: Literal['upload', 'download'] = 'upload', wait: bool = True) -> dict[str, Any]:
         """Everything pending is uploaded, `path` or not: more than asked for, never less."""
-        if self.state != 'mounted':
+        if not self._is_mounted:
             return await self._final()
         run = self._engine.flush if mode == 'upload' else self._engine.download
         with trio.move_on_after(PAGES_SECONDS) as pages:
@@ -106,11 +99,13 @@ class DaemonControl:
             return {'ok': True, 'files': 0, 'bytes': 0, 'message': 'scheduled'}
         return _answer(await run())
 
-    async def wait(self, timeout: float | None = None) -> dict[str, Any]:
+    async def wait(self, timeout: float | None = None, what: Literal['upload', 'download'] = 'upload') -> dict[str, Any]:
         """While mounted: upload what is pending now and wait for it; afterwards: wait for the final write-back."""
+        if timeout is not None and not timeout >= 0:
+            raise InvalidArgument('timeout must be 0 or more seconds')
         ok, message = False, f'not done within {timeout:g} s' if timeout is not None else ''
-        with trio.move_on_after(timeout if timeout is not None else 1e9):
-            answer = await self.sync()
+        with trio.move_on_after(1e9 if timeout is None else timeout):
+            answer = await self.sync() if what == 'upload' else _answer(await self._wait_download())
             ok, message = answer['ok'], answer['message']
         pending = self._engine.pending()
         return {'ok': ok, 'pending': {'files': pending['files'], 'bytes': pending['bytes']}, 'message': message}
@@ -119,6 +114,19 @@ class DaemonControl:
         await self.finished.wait()
         assert self.final is not None
         return _answer(self.final)
+
+    async def pause(self) -> dict[str, Any]:
+        return self._set_paused(True)
+
+    async def resume(self) -> dict[str, Any]:
+        return self._set_paused(False)
+
+    def _set_paused(self, is_paused: bool) -> dict[str, Any]:
+        was_paused = self._switch.is_paused
+        if is_paused != was_paused:
+            (self._switch.pause if is_paused else self._switch.resume)()
+            self._events.publish('paused' if is_paused else 'resumed')
+        return {'paused': is_paused, 'was': was_paused}
 
     async def shutdown(self) -> dict[str, Any]:
         self._request_unmount()
@@ -129,6 +137,6 @@ def _answer(result: FlushResult) -> dict[str, Any]:
     return {'ok': result.ok, 'files': result.files, 'bytes': result.bytes, 'message': result.message}
 
 
-def _printable(key: str) -> str:
-    """JSON can hold any text but lone surrogates; terminals get what they can show from the command line."""
-    return key.encode('utf-8', 'backslashreplace').decode()
+def _is_at(place: str, path: str | None) -> bool:
+    """Whether a task that is about `place` is about `path`, which may be a file below it."""
+    return path is None or path.rstrip('/') == place.rstrip('/') or path.startswith(place.rstrip('/') + '/')

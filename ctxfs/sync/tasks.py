@@ -36,14 +36,14 @@ class SyncTask:
     def start(self) -> None:
         self.status = 'Running'
         self.start_time = time.time()
-        self._publish('taskBegan', **self.to_dict())
+        self._publish('task-began', **self.to_dict())
 
     def finish(self, error: str = '') -> None:
         self.status = 'Failed' if error else 'Success'
         self.error_message = error
         self.finish_time = time.time()
         self.next_retry = 0.0
-        self._publish('taskEnded', **self.to_dict())
+        self._publish('task-ended', **self.to_dict())
 
     @property
     def is_terminal(self) -> bool:
@@ -64,8 +64,7 @@ class TaskLog:
         self._path = path
         self._publish = publish
         self._tasks: deque[SyncTask] = deque()
-        #: how many have ended so far
-        self.ended = 0
+        self._ended: dict[str, int] = {}
 
     def begin(self, task_type: str) -> SyncTask:
         """A task that runs from now on."""
@@ -77,8 +76,17 @@ class TaskLog:
         return task
 
     def _note(self, kind: str, **data: Any) -> None:
-        self.ended += kind == 'taskEnded'
+        if kind == 'task-ended':
+            self._ended[data['taskType']] = self.ended_of(data['taskType']) + 1
         self._publish(kind, **data)
+
+    @property
+    def ended(self) -> int:
+        """How many have ended so far."""
+        return sum(self._ended.values())
+
+    def ended_of(self, task_type: str) -> int:
+        return self._ended.get(task_type, 0)
 
     @property
     def running(self) -> list[SyncTask]:

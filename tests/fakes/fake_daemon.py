@@ -6,6 +6,7 @@ endings that a real daemon must never have.
     raise: TEXT         an error that ctxfs expects, before mounting       bug: TEXT    one that it does not
     die: true           end without a word                                 hang: true   never become ready
     pending: [N, BYTES] what status shows until the flush is over          tasks: […]   more of status
+    failed: […], explain: {…}, conflicts: […], events: […]     what these methods answer or begin with
     flush_until: PATH   the flush after the unmount lasts until PATH exists
     failure: TEXT       the flush fails with this cause
 """
@@ -17,6 +18,7 @@ import os
 import stat
 import sys
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pyfuse3
@@ -61,16 +63,17 @@ class Control:
         files, size = behaviour.get('pending', (0, 0))
         self.pending = Pending(files=files, bytes=size)
         self.state = 'mounted'
+        self.paused = False
 
     async def status(self) -> dict[str, Any]:
         o = self.options
         return {'contextId': o.context_id, 'contextName': o.context_name, 'mountpoint': o.mountpoint, 'pid': os.getpid(),
                 'store': o.store_url, 'stateDir': o.state_dir, 'state': self.state, 'conflicts': 0,
                 'pending': {'files': self.pending.files, 'bytes': self.pending.bytes, 'oldestSeconds': 5},
-                'localOnly': {'files': 0, 'bytes': 0}, 'tasks': self.behaviour.get('tasks', []),
+                'localOnly': {'files': 0, 'bytes': 0}, 'paused': self.paused, 'failed': self.behaviour.get('failed', []), 'tasks': self.behaviour.get('tasks', []),
                 'unmountable': self.behaviour.get('unmountable', [])}
 
-    async def info(self) -> dict[str, Any]:
+    async def mount_info(self) -> dict[str, Any]:
         return {'pid': os.getpid(), 'umask': os.umask(0o077), 'cwd': os.getcwd(), 'session': os.getsid(0),
                 'stdin': os.readlink('/proc/self/fd/0'), 'log': os.readlink('/proc/self/fd/1'), 'argv': sys.argv}
 
@@ -82,8 +85,36 @@ class Control:
             self.pending = Pending()
         return {'ok': failure is None, 'files': 1, 'bytes': 2, 'message': failure or '', 'asked': [path, mode, wait]}
 
-    async def wait(self, timeout: float | None = None) -> dict[str, Any]:
+    async def wait(self, timeout: float | None = None, what: str = 'upload') -> dict[str, Any]:
         return {'ok': not self.pending.files, 'pending': {}, 'message': ''}
+
+    async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
+        return {'contextStatusData': self.behaviour.get('tasks', [])}
+
+    async def pause(self) -> dict[str, Any]:
+        was, self.paused = self.paused, True
+        return {'paused': True, 'was': was}
+
+    async def resume(self) -> dict[str, Any]:
+        was, self.paused = self.paused, False
+        return {'paused': False, 'was': was}
+
+    async def explain(self, path: str) -> dict[str, Any]:
+        return {'path': path, **self.behaviour.get('explain', {})}
+
+    async def conflicts(self) -> list[dict[str, Any]]:
+        return self.behaviour.get('conflicts', [])
+
+    async def statistics(self) -> dict[str, Any]:
+        return {}
+
+    async def policy(self) -> dict[str, Any]:
+        return {}
+
+    async def watch(self, kinds: list[str] | None = None) -> AsyncIterator[dict[str, Any]]:
+        for event in self.behaviour.get('events', []):
+            yield event
+        await trio.sleep_forever()
 
     async def shutdown(self) -> dict[str, Any]:
         return {}

@@ -83,7 +83,7 @@ def test_mount_returns_when_the_mount_answers(ctxfs):
     assert is_mounted(ctxfs.at) and os.listdir(ctxfs.at) == []
     mount, = find_mounts(ctxfs.runtime)
     with ControlClient(mount.socket) as client:
-        info = client.call('info')
+        info = client.call('mount_info')
     assert info['session'] == info['pid'] == mount.record.pid
     assert (info['cwd'], info['stdin'], info['umask'], len(info['argv'])) == ('/', '/dev/null', 0o077, 1)
     assert info['log'] == mount.record.log_file

@@ -1,0 +1,52 @@
+"""The control socket's side of a mount, put together: reports, events, orders.
+
+Owns which part gets what, and the life of the background ones. It must not know the socket: the daemon serves `control`.
+"""
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from ctxfs.edge.live_tally import LiveTally
+from ctxfs.edge.mount_control import DaemonControl
+from ctxfs.edge.mount_events import Narrator, log_published
+from ctxfs.edge.mount_explain import Explainer
+from ctxfs.edge.mount_status import Parts, StatusReport
+from ctxfs.sync.engine import FlushResult
+from ctxfs.sync.events import EventHub
+
+
+class Hold:
+    """Whether what begins by itself is held back."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+
+    def next_at(self) -> float:
+        return 0.0
+
+
+class Answers:
+    """`control` answers, `run` is a background task; `close` when no task runs any more, before the tree database is closed."""
+
+    def __init__(self, parts: Parts, *, events: EventHub, request_unmount: Callable[[], None],
+                 collect_dirty_pages: Callable[[], Awaitable[None]],
+                 wait_download: Callable[[], Awaitable[FlushResult]] | None = None) -> None:
+        self._events = events
+        self._tally = LiveTally(parts.db, parts.journal, parts.tasks)
+        self._narrator = Narrator(events, self._tally, parts.tasks)
+        self.control = DaemonControl(
+            StatusReport(parts, self._tally), Explainer(parts), engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
+            request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, wait_download=wait_download or parts.engine.download)
+
+    async def run(self) -> None:
+        with log_published(self._events):
+            await self._narrator.run()
+
+    def close(self) -> None:
+        self._tally.close()

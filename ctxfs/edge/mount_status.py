@@ -1,0 +1,191 @@
+"""What a running mount says of itself: `status`, `statistics`, `policy` and the static facts.
+
+Owns the JSON of these answers (README and docs/CONTROL.md show it; scripts rely on it). It must not know sockets or commands, and changes
+nothing. Whatever costs by the number of files comes from LiveTally; all else is at hand.
+"""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+import trio
+
+from ctxfs import __version__
+from ctxfs.config import MountOptions
+from ctxfs.edge.live_tally import LiveTally
+from ctxfs.policy import DEFAULT_PERIOD
+from ctxfs.policy_parse import policy_to_json
+from ctxfs.policy_text import describe
+from ctxfs.rules import Rules
+from ctxfs.storage.block_cache import BlockCache
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tally import LISTED, Tally
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.engine import UploadEngine
+from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.remote_tree import RemoteTreeLoader
+from ctxfs.sync.tasks import TaskLog
+
+#: the size of the block cache is looked up at most so often
+CACHE_SECONDS = 1.0
+
+
+class Schedule(Protocol):
+    """What decides when uploads begin by themselves, and holds back everything that does: polling and the warm-up, too."""
+
+    @property
+    def is_paused(self) -> bool: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def next_at(self) -> float:
+        """Unix seconds of the next upload that begins by itself; 0: none is due."""
+
+
+class ReadCounts(Protocol):
+    """Reads of clean content: blocks that were at hand, and those that had to be fetched."""
+    hits: int
+    misses: int
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything of a mount that its answers are made from."""
+    options: MountOptions
+    rules: Rules
+    db: TreeDB
+    journal: Journal
+    staging: Staging
+    cache: BlockCache
+    pool: TransferPool
+    engine: UploadEngine
+    remote: RemoteTreeLoader
+    tasks: TaskLog
+    schedule: Schedule
+    reads: ReadCounts
+    known_inodes: Callable[[], int]
+
+
+class StatusReport:
+    """See the module docstring. Raises Corrupted when the tree database cannot be read."""
+
+    def __init__(self, parts: Parts, tally: LiveTally) -> None:
+        self._parts = parts
+        self._tally = tally
+        self._started = trio.current_time()
+        self._cache_used = (float('-inf'), 0)
+        #: 'mounted', then 'flushing' once the mount point is gone
+        self.state = 'mounted'
+
+    @property
+    def context_id(self) -> str:
+        return self._parts.options.context_id
+
+    def _identity(self) -> dict[str, Any]:
+        o = self._parts.options
+        return {'contextId': o.context_id, 'contextName': o.context_name, 'mountpoint': o.mountpoint, 'pid': os.getpid(),
+                'store': o.store_url, 'stateDir': o.state_dir}
+
+    # --- status -----------------------------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """See edge.control.MountControl."""
+        parts, counts = self._parts, await self._tally.read()
+        return {
+            **self._identity(), 'state': self.state, 'readOnly': parts.options.read_only, 'paused': parts.schedule.is_paused,
+            'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
+            'conflicts': counts.conflicts, 'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
+            'uploading': [path for ino in list(parts.engine.uploading)[:LISTED] if (path := self._path(ino)) is not None],
+            'failedFiles': counts.failed_files, 'failed': failed_of(counts), 'unmountable': unmountable_of(counts),
+            'rates': parts.pool.meter.rates(), 'policy': self._policy_line(), 'cache': self._cache(), 'remote': self._remote()}
+
+    def _next_upload(self, counts: Tally) -> float:
+        """0 where nothing waits for a clock."""
+        at = self._parts.schedule.next_at() if counts.files and self.state == 'mounted' else 0.0
+        return 0 if at <= 0 else round(at, 3)
+
+    def _path(self, ino: int) -> str | None:
+        inode = self._parts.db.live_inode(ino)
+        keys = self._parts.db.keys_of(inode) if inode is not None and inode.nlink else []
+        return '/' + printable(keys[0]) if keys else None
+
+    def _policy_line(self) -> dict[str, Any]:
+        policy, options = self._parts.rules.policy, self._parts.options
+        return {'source': options.policy_source, 'period': period_of(options, self._parts.rules),
+                'autoUpload': policy.upload_policy.auto_upload, 'autoDownload': policy.download_policy.auto_download,
+                'whiteLists': 0 if self._parts.rules.gate.is_everything else len(policy.bw_list.white_lists)}
+
+    def _cache(self) -> dict[str, int]:
+        """`used`: clean blocks; `dirty`: what waits for its upload. Both share `limit`; `kept` (local-only) is bounded by the disk."""
+        looked_at, used = self._cache_used
+        if trio.current_time() - looked_at > CACHE_SECONDS:
+            used = self._parts.cache.volume()
+            self._cache_used = (trio.current_time(), used)
+        staging = self._parts.staging
+        return {'used': used, 'dirty': staging.used, 'kept': staging.kept, 'limit': self._parts.options.cache_size}
+
+    def _remote(self) -> dict[str, Any]:
+        remote = self._parts.remote
+        return {'isComplete': remote.is_complete, 'objects': remote.listed_objects, 'error': str(remote.error or ''),
+                'lastPoll': round(getattr(remote, 'last_poll', 0.0), 3)}
+
+    # --- the others -------------------------------------------------------------------------------------------------------------------
+
+    def mount_info(self) -> dict[str, Any]:
+        o = self._parts.options
+        return {'version': __version__, **self._identity(), 'cacheDir': o.cache_dir, 'cacheSize': o.cache_size, 'readOnly': o.read_only,
+                'fsync': o.fsync, 'logFile': o.log_file, 'policySource': o.policy_source, 'policyFile': o.policy_file,
+                'pollEvery': o.poll_every}
+
+    async def statistics(self) -> dict[str, Any]:
+        """See edge.control.MountControl."""
+        parts, counts = self._parts, await self._tally.read()
+        return {
+            'uptime': round(trio.current_time() - self._started, 3), 'workers': msgspec.to_builtins(parts.pool.statistics()),
+            **parts.pool.meter.to_dict(), 'rates': parts.pool.meter.rates(),
+            'cache': {**self._cache(), 'hits': parts.reads.hits, 'misses': parts.reads.misses},
+            'inodes': {'known': parts.known_inodes(), 'objects': parts.remote.listed_objects},
+            'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
+            'tasks': self._task_counts(), 'polls': getattr(parts.remote, 'polls', 0)}
+
+    def _task_counts(self) -> dict[str, dict[str, int]]:
+        log = self._parts.tasks
+        return {kind: {'running': sum(task.task_type == kind for task in log.running), 'ended': log.ended_of(kind)}
+                for kind in ('upload', 'download')}
+
+    def policy(self) -> dict[str, Any]:
+        """See edge.control.MountControl."""
+        options, policy = self._parts.options, self._parts.rules.policy
+        return {'source': options.policy_source, 'file': options.policy_file, 'period': period_of(options, self._parts.rules),
+                'policy': policy_to_json(policy), 'sentences': describe(policy, sync_every=options.sync_every)}
+
+
+def period_of(options: MountOptions, rules: Rules) -> float | None:
+    """Seconds from a change to its upload, 0 for as soon as a file is closed; None: never by a clock."""
+    upload = rules.policy.upload_policy
+    period = options.sync_every if options.sync_every is not None else DEFAULT_PERIOD if upload.period is None else upload.period
+    return None if period < 0 or not upload.auto_upload else period
+
+
+def pending_of(counts: Tally) -> dict[str, float]:
+    age = round(max(0.0, time.time() - counts.oldest_ns / 1e9), 3) if counts.oldest_ns else 0
+    return {'files': counts.files, 'bytes': counts.bytes, 'oldestSeconds': age}
+
+
+def failed_of(counts: Tally) -> list[dict[str, Any]]:
+    return [{'path': failure.path, 'error': failure.error, 'attempt': failure.attempt, 'nextRetry': failure.retry_ns / 1e9}
+            for failure in counts.failed]
+
+
+def unmountable_of(counts: Tally) -> list[dict[str, str]]:
+    return [{'key': key, 'reason': reason} for key, reason in counts.unmountable]
+
+
+def printable(key: str) -> str:
+    """JSON can hold any text but lone surrogates; terminals get what they can show from the command line."""
+    return key.encode('utf-8', 'backslashreplace').decode()
