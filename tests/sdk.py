@@ -5,6 +5,7 @@ Owns how a release gets here: the installed one by its file, an old one by pip i
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,8 +34,8 @@ def old_release(version: str) -> ModuleType:
     """agentbay.context_sync of that release; skips the test where pip cannot get it."""
     work = Path(tempfile.mkdtemp(prefix='sdk-'))
     try:
-        done = subprocess.run([sys.executable, '-m', 'pip', 'install', '-qq', '--no-deps', '--no-compile', '--disable-pip-version-check', '--target', work,
-                               f'wuying-agentbay-sdk=={version}'], capture_output=True, text=True, timeout=120, check=False)
+        command = [sys.executable, '-m', 'pip', 'install', '-qq', '--no-deps', '--no-compile', '--target', work, f'wuying-agentbay-sdk=={version}']
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'})
         if done.returncode:
             pytest.skip(f'pip cannot get wuying-agentbay-sdk {version}: {done.stderr.strip()[-200:]}')
         return load_source(work / 'agentbay/context_sync.py')
