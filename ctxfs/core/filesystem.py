@@ -194,6 +194,7 @@ class FileSystem:
             raise IsADirectory('a directory has no size to set')
         if not inode.is_regular or size < 0:
             raise InvalidArgument(f'size {size}')
+        await self._grown(inode)
         await self.contents.truncate(inode, size)
 
     def store_attrs(self, inode: Inode) -> None:
@@ -217,6 +218,8 @@ class FileSystem:
             raise IsADirectory('open the directory with opendir')
         if not inode.is_regular:
             raise NoSuchDevice('fifos, sockets and devices are the kernel\'s')
+        if is_for_writing(flags):
+            await self._grown(inode)
         self.contents.opened(inode, writes=is_for_writing(flags))
         try:
             if flags & os.O_TRUNC and (inode.size or inode.content != Content.STAGED):
@@ -225,6 +228,12 @@ class FileSystem:
             self.contents.released(inode, writes=is_for_writing(flags))
             raise
         return self.files.add(FileHandle(inode, flags))
+
+    @staticmethod
+    async def _grown(inode: Inode) -> None:
+        """The kernel knows the size that the file has (see sync/growth.py): what is written at its end is."""
+        while inode.growth is not None:
+            await inode.growth.wait()
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         handle = self.files.get(fh)

@@ -9,6 +9,7 @@ says so (`KernelInvalidator`).
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -29,6 +30,7 @@ from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import fuse_loop
 from ctxfs.errors import CtxfsError, RemoteUnavailable
 from ctxfs.records import ROOT_INO
+from ctxfs.storage.block_cache import CachedRange
 from ctxfs.storage.inode import Inode
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 TIMEOUT = 86_400.0
 #: writes up to this size go to the page cache in the loop; larger ones in a thread, where a throttled disk stalls nobody else
 _HANDLER_LIMIT_S = 100.0
+#: bytes given to the kernel's page cache at a time
+STORE_BYTES = 128 << 10
 
 
 def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -312,6 +316,23 @@ class KernelInvalidator:
         taking it away again from under a process whose working directory it is would make getcwd(2) fail."""
         if self.take_absence(parent, name):
             self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, 0)))
+
+    def grown(self, ino: int, parts: Sequence[tuple[int, CachedRange]], done: Callable[[], None]) -> None:
+        """Bytes were added at the end of a file that the kernel knows. It takes no size of a regular file from us (its writeback cache
+        may know better), but what is stored beyond the end moves the end (fuse_notify_store in Linux)."""
+        token = trio.lowlevel.current_trio_token()
+        self._send.send_nowait((self._store, (ino, parts, lambda: token.run_sync_soon(done))))
+
+    def _store(self, ino: int, parts: Sequence[tuple[int, CachedRange]], done: Callable[[], None]) -> None:
+        try:
+            for offset, found in parts if self.is_known(ino) else ():
+                for start in range(0, found.length, STORE_BYTES):
+                    pyfuse3.notify_store(ino, offset + start, os.pread(found.fd, min(STORE_BYTES, found.length - start), found.offset + start))
+        finally:
+            for _, found in parts:
+                os.close(found.fd)
+            with contextlib.suppress(trio.RunFinishedError):    # nobody waits any more
+                done()
 
     async def run(self) -> None:
         async for function, args in self._receive:

@@ -55,7 +55,7 @@ class Inode:
 
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group', 'local',
-                 'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'staging_fd', 'remote_version',
+                 'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'growth', 'staging_fd', 'remote_version',
                  'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
@@ -90,6 +90,8 @@ class Inode:
         #: handles that have it open, and how many of these may write
         self.open_count = 0
         self.writers = 0
+        #: set while the kernel is told of bytes that another host added: who is to change the size waits for its end
+        self.growth: Waitable | None = None
         #: when a byte of it changed last, by trio's clock; long ago where nobody noted it
         self.changed_at = float('-inf')
         #: set while the staging file is copied as it is at one instant: writers wait until that ended

@@ -147,6 +147,10 @@ class Journal:
     def put_object(self, known: Known) -> None:
         self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?)', known)
 
+    def note_lifetime(self, key: str, etag: str, lifecycle: str, uploaded_ns: int) -> None:
+        """What the store says of when this version came, and when it expires."""
+        self._db.execute('UPDATE object SET lifecycle = ?, uploaded_ns = ? WHERE key = ? AND etag = ?', (lifecycle, uploaded_ns, key, etag))
+
     def drop_object(self, key: str) -> None:
         self._db.execute('DELETE FROM object WHERE key = ?', (key,))
 
@@ -202,11 +206,19 @@ class Journal:
         """(etag, size, msgpack IndexRecord) of a key."""
         return self._db.row('SELECT etag, size, record FROM hint WHERE key = ?', (key,))
 
+    def hints_beside_objects(self, after: str, limit: int) -> list[tuple[str, str, int, str | None]]:
+        """(key, etag, size, etag of the object that is known) of the next hints."""
+        return self._db.rows('SELECT h.key, h.etag, h.size, o.etag FROM hint h LEFT JOIN object o ON o.key = h.key '
+                             'WHERE h.key > ? ORDER BY h.key LIMIT ?', (after, limit))
+
     def hints_between(self, after: str, last: str | None) -> dict[str, tuple[str, int, bytes]]:
         sql, args = 'SELECT key, etag, size, record FROM hint WHERE key > ?', [after]
         if last is not None:
             sql, args = f'{sql} AND key <= ?', [after, last]
         return {row[0]: row[1:] for row in self._db.rows(sql, args)}
+
+    def drop_hints_of(self, keys: Iterable[str]) -> None:
+        self._db.many('DELETE FROM hint WHERE key = ?', ((key,) for key in keys))
 
     def drop_hints(self) -> None:
         self._db.execute('DELETE FROM hint')

@@ -28,6 +28,7 @@ NAMES: tuple[str, ...] = (
     'upload-before-record',
     'upload-after-record',
     'delete-before-record',
+    'delete-before-announce',        # objects are gone, and their rows; other hosts were not told
     'adopt-before-unlink',
     'index-after-segment',
     'localise-after-stage',          # bytes of a file that left the white lists are here, its objects are still wanted

@@ -1,8 +1,9 @@
 """What follows an upload: the index segment, the deletes, and handing the staged bytes over to the block cache.
 
-Owns these three steps and their order after the uploads: index before deletes, so that at every instant the bucket has the content and
-its attributes under at least one name. It must not know which inodes are due or how failures are scheduled. Each step is idempotent: what
-a crash cuts short is found again in the journal.
+Owns these steps and their order after the uploads: index before deletes, so that at every instant the bucket has the content and its
+attributes under at least one name; tombstones in the index after the deletes, because another host looks at an object when the index names
+it, and is not told twice. It must not know which inodes are due or how failures are scheduled. Each step is idempotent: what a crash cuts
+short is found again in the journal.
 """
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import Unmountable, key_to_path
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Adopt, AdoptItem, CompactIndex, DeleteMany, WriteSegment
-from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 
 log = logging.getLogger(__name__)
@@ -54,36 +55,32 @@ class Finisher:
     # --- index --------------------------------------------------------------------------------------------------------------------
 
     async def write_index(self) -> None:
-        """One segment with the records of all inodes whose object is in place, and tombstones for what is about to be deleted."""
+        """One segment with the records of all inodes whose object is in place."""
         after = 0
-        tombstones = self._tombstones()
-        while True:
-            rows = [Pending(*row) for row in self._db.rows('SELECT * FROM pending WHERE reason = ? AND ino > ? ORDER BY ino LIMIT ?',
-                                                           (Reason.INDEX, after, SEGMENT_RECORDS))]
-            if not rows and not tombstones:
-                return
-            await self._write_segment(rows, tombstones)
-            tombstones = []
-            if len(rows) < SEGMENT_RECORDS:
-                return
+        while rows := [Pending(*row) for row in self._db.rows('SELECT * FROM pending WHERE reason = ? AND ino > ? ORDER BY ino LIMIT ?',
+                                                              (Reason.INDEX, after, SEGMENT_RECORDS))]:
             after = rows[-1].ino
+            inodes = self._db.inodes_of([row.ino for row in rows])
+            await self._write_segment([record for row in rows if row.ino in inodes for record in self._records_of(inodes[row.ino])])
+            with self._db.transaction():
+                for row in rows:
+                    if self._journal.advance(row, 0) and (inode := inodes.get(row.ino)) is not None:
+                        inode.marked = 0
 
-    def _tombstones(self) -> list[IndexRecord]:
-        now = time.time_ns()
-        return [IndexRecord(path=known.key, changed_ns=now) for known in self._journal.doomed(SEGMENT_RECORDS)
-                if not known.key.startswith('.ctxfs/') and not self._is_wanted(known)]
+    async def announce_deletes(self) -> None:
+        """Tombstones for what is deleted: a segment of their own, only where there were deletes."""
+        while rows := self._journal.unannounced(SEGMENT_RECORDS):
+            await self._write_segment([IndexRecord(path=key, changed_ns=deleted_ns) for key, deleted_ns in rows])
+            with self._db.transaction():
+                self._journal.announced(rows)
 
-    async def _write_segment(self, rows: list[Pending], tombstones: list[IndexRecord]) -> None:
-        inodes = self._db.inodes_of([row.ino for row in rows])
-        records = tombstones + [record for row in rows if row.ino in inodes for record in self._records_of(inodes[row.ino])]
-        if records:
-            await self._pool.call(WriteSegment(prefix=self._prefix, records=records))
-            self.segments_written += 1
-            crash_point('index-after-segment')
-        with self._db.transaction():
-            for row in rows:
-                if self._journal.advance(row, 0) and (inode := inodes.get(row.ino)) is not None:
-                    inode.marked = 0
+    async def _write_segment(self, records: list[IndexRecord]) -> None:
+        if not records:
+            return
+        done = await self._pool.call(WriteSegment(prefix=self._prefix, records=records))
+        self.segments_written += 1
+        self._remote.index.note_written(done.name, records)
+        crash_point('index-after-segment')
 
     def _records_of(self, inode: Inode) -> list[IndexRecord]:
         if inode.nlink == 0 or not inode.attrs_known:
@@ -92,17 +89,19 @@ class Finisher:
         if inode.is_dir:
             return [IndexRecord(path=self._db.dir_key(inode.ino) or ROOT_PATH, changed_ns=now, attrs=attrs)]
         keys = set(self._db.keys_of(inode))
-        return [IndexRecord(path=known.key, changed_ns=now, etag=known.etag, size=known.size, attrs=attrs, link=inode.link_group or '')
+        return [IndexRecord(path=known.key, changed_ns=now, etag=known.etag, size=known.size, attrs=attrs, link=inode.link_group or '',
+                            lifecycle=known.lifecycle)
                 for known in self._journal.objects_of(inode.ino) if known.key in keys and known.revision == inode.revision]
 
     async def compact_index(self) -> None:
         """Merge the index when it has become many small objects; its failure costs speed only."""
-        if self.segments_written + self._remote.index_segments < COMPACT_SEGMENTS and not self._remote.is_compaction_due:
+        index = self._remote.index
+        if self.segments_written + index.segments < COMPACT_SEGMENTS and not index.is_compaction_due:
             return
         try:
             await self._pool.call(CompactIndex(prefix=self._prefix))
-            self.segments_written = self._remote.index_segments = 0
-            self._remote.is_compaction_due = False
+            self.segments_written = index.segments = 0
+            index.is_compaction_due = False
         except CtxfsError as error:
             log.warning('the index could not be compacted: %s', error)
 
@@ -118,7 +117,7 @@ class Finisher:
             after = batch[-1].key
             items = [known for known in batch if not self._is_wanted(known)]
             if items:
-                failures += await self._delete(items)
+                failures += await self.delete(items)
         return failures
 
     def _is_wanted(self, known: Known) -> bool:
@@ -138,7 +137,9 @@ class Finisher:
             return owner.open_count > 0 and owner.content == Content.CLEAN
         return all(other.doomed for other in self._journal.objects_of(owner.ino) if other.revision == owner.revision)
 
-    async def _delete(self, items: Sequence[Known]) -> list[tuple[str, CtxfsError]]:
+    async def delete(self, items: Sequence[Known]) -> list[tuple[str, CtxfsError]]:
+        """Delete these tombstones' objects, each only if it still is that version. Returns what failed."""
+        began_ns = time.time_ns()
         done = await self._pool.call(DeleteMany(items=[(self._prefix + known.key, known.etag) for known in items]))
         crash_point('delete-before-record')
         errors = {failure.key[len(self._prefix):]: failure for failure in done.failures}
@@ -146,12 +147,15 @@ class Finisher:
         with self._db.transaction():
             for known in items:
                 failure = errors.get(known.key)
+                if failure is None and not known.key.startswith(RESERVED_DIR):
+                    self._journal.announce((known.key,), began_ns)
                 if failure is None or failure.name in ('RemoteChanged', 'NotFound'):
                     # changed by another host since: it is theirs, and the next listing shows it again
                     self._db.execute('DELETE FROM object WHERE key = ? AND etag = ?', (known.key, known.etag))
                 else:
                     error = failure.error()
                     failed.append((known.key, error if isinstance(error, CtxfsError) else CtxfsError(str(error))))
+        crash_point('delete-before-announce')
         return failed
 
     # --- the block cache --------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ Owns these Protocols only; the daemon connects them.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+from ctxfs.storage.block_cache import CachedRange
 
 
 class Invalidator(Protocol):
@@ -19,6 +21,10 @@ class Invalidator(Protocol):
 
     def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """The name means something else, or nothing (then `deleted` is the inode it meant)."""
+
+    def grown(self, ino: int, parts: Sequence[tuple[int, CachedRange]], done: Callable[[], None]) -> None:
+        """Bytes were added at the end: from each offset those of the range, whose descriptor is closed here. `done` is called, by the
+        loop, when the kernel has the new size (or does not know the inode)."""
 
     def appeared(self, parent: int, name: bytes) -> None:
         """There was no such name, and the kernel may remember that."""

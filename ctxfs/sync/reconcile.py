@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import stat
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import set_attrs
+from ctxfs.sync.changed_directories import ChangedDirectories
 from ctxfs.sync.ports import Invalidator
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
@@ -53,8 +55,12 @@ class Reconciler:
         self._invalidator = invalidator
         self._gating = gating
         self._defaults = defaults
-        #: directories that lost an entry; they go too if nothing makes them exist any more
-        self._maybe_empty: set[int] = set()
+        self.directories = ChangedDirectories(db, journal, invalidator)
+        #: names so far: 'created', 'changed', 'removed'
+        self.counts: Counter[str] = Counter()
+
+    def is_synced(self, key: str) -> bool:
+        return self._gating.is_open or self._gating.rules.gate.is_synced(key)
 
     # --- a stretch of a listing ---------------------------------------------------------------------------------------------------
 
@@ -71,6 +77,7 @@ class Reconciler:
                 if row.key not in listed:
                     self.object_gone(row)
             self._journal.drop_unmountable(set(self._journal.unmountable_between(after, last)) - listed)
+            self.directories.touch()
 
     def apply_directory(self, objects: Sequence[ObjectInfo], prefixes: Sequence[str]) -> None:
         """One directory's own entries (a listing by delimiter). Only adds and updates: what is missing is the whole listing's to say."""
@@ -81,9 +88,10 @@ class Reconciler:
                 path = key_to_path(prefix)
                 if not isinstance(path, Unmountable) and self._gating.rules.gate.reach(prefix) is not Reach.NONE:
                     self._directory(prefix, None)
+            self.directories.touch()
 
     def _apply_object(self, info: ObjectInfo, known: Known | None, hint: tuple[str, int, bytes] | None) -> None:
-        if not self._gating.is_open and not self._gating.rules.gate.is_synced(info.key):
+        if not self.is_synced(info.key):
             return
         inode = None if known is None else self._inode_or_none(known.ino)
         if known is not None and inode is None and not known.doomed:
@@ -135,8 +143,10 @@ class Reconciler:
         if inode is None:
             inode = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
         self._db.insert_dentry(parent, name, inode.ino)
-        self._journal.put_object(Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0))
+        self._journal.put_object(_listed(info, inode, record))
         self._invalidator.appeared(parent, name)
+        self.directories.gained(parent)
+        self.counts['created'] += 1
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -215,6 +225,7 @@ class Reconciler:
         self._db.store_times(above)
         self._invalidator.attrs(above.ino)
         self._invalidator.appeared(parent, name)
+        self.directories.gained(parent)
         return inode.ino
 
     def _apply_marker(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
@@ -265,7 +276,7 @@ class Reconciler:
                      if self._gating.key_of(parent, name) == known.key or not self._gating.is_synced(parent, name)]
         if len(names) == 1 and record is not None and record.link != inode.link_group \
                 and (other := self._linked_inode(record, info)) is not None:
-            return self._rebind(inode, names[0], other, info)
+            return self._rebind(inode, names[0], other, _listed(info, other, record))
         if len(names) == inode.nlink and inode.link_group is not None:
             inode.link_group = None     # free for the new inode
             self._db.execute('UPDATE inode SET link_group = NULL WHERE ino = ?', (inode.ino,))
@@ -278,16 +289,17 @@ class Reconciler:
         for parent, name in names:
             self._remove_name(inode, parent, name)
             self._db.insert_dentry(parent, name, fresh.ino)
-        self._journal.put_object(Known(known.key, info.etag, info.size, fresh.ino, fresh.revision, '', 0))
+        self._journal.put_object(_listed(info, fresh, record))
         self._gating.settle(fresh)
         inode.remote_version += 1
+        self.counts['changed'] += 1
         return fresh
 
-    def _rebind(self, inode: Inode, at: tuple[int, bytes], other: Inode, info: ObjectInfo) -> Inode:
+    def _rebind(self, inode: Inode, at: tuple[int, bytes], other: Inode, known: Known) -> Inode:
         """The name now is one more link of `other` (whose link count says so already)."""
         self._remove_name(inode, *at)
         self._db.insert_dentry(*at, other.ino)
-        self._journal.put_object(Known(info.key, info.etag, info.size, other.ino, other.revision, '', 0))
+        self._journal.put_object(known)
         inode.remote_version += 1
         return other
 
@@ -296,6 +308,9 @@ class Reconciler:
         if hint[0] != known.etag or hint[1] != known.size:
             return
         record = _decode_record(hint[2])
+        if record.lifecycle and not known.lifecycle:
+            known = known._replace(lifecycle=record.lifecycle)
+            self._journal.put_object(known)
         inode = self._db.inode(known.ino)
         if record.attrs is None or inode.revision != known.revision or self._journal.pending_row(inode.ino) is not None:
             return
@@ -357,7 +372,7 @@ class Reconciler:
         if inode is None:
             return
         if inode.is_dir:
-            self._maybe_empty.add(inode.ino)
+            self.directories.lost(inode.ino)
         elif inode.revision == row.revision and self._may_follow(inode) and self._journal.source_of(inode) is None:
             self._remove_names(inode)
         else:
@@ -370,7 +385,8 @@ class Reconciler:
             names = [name for name in names if self._gating.is_synced(*name)]
         for parent, name in names:
             self._remove_name(inode, parent, name)
-            self._maybe_empty.add(parent)
+            self.directories.lost(parent)
+        self.counts['removed'] += 1
         if inode.nlink:
             inode.content = Content.STAGED
             self._db.store_content(inode)
@@ -383,7 +399,7 @@ class Reconciler:
         for parent, name in self._db.names_of(inode.ino):
             if self._db.dir_key(parent) + name_to_component(name) == key and inode.nlink > 1:
                 self._remove_name(inode, parent, name)
-                self._maybe_empty.add(parent)
+                self.directories.lost(parent)
 
     def _remove_name(self, inode: Inode, parent: int, name: bytes) -> None:
         self._db.delete_dentry(parent, name)
@@ -395,32 +411,18 @@ class Reconciler:
             if inode.open_count == 0:
                 self._db.delete_inode(inode.ino)
         self._invalidator.entry(parent, name, inode.ino if inode.nlink == 0 else 0)
+        self.directories.gained(parent)
 
     def remove_empty_directories(self) -> None:
-        """Directories that only existed by what was in them, and lost it."""
-        with self._db.transaction():
-            while self._maybe_empty:
-                self._remove_if_empty(self._maybe_empty.pop())
-
-    def _remove_if_empty(self, ino: int) -> None:
-        inode = self._inode_or_none(ino)
-        if inode is None or ino == ROOT_INO or not inode.nlink or self._db.has_children(ino):
-            return
-        if self._journal.objects_of(ino) or self._journal.pending_row(ino) is not None:
-            return
-        parent, name = self._db.names_of(ino)[0]
-        self._db.delete_dentry(parent, name)
-        self._db.forget_dir_keys()
-        inode.nlink = 0     # who waits to use it finds it gone
-        self._db.delete_inode(ino)
-        above = self._db.inode(parent)
-        above.nlink -= 1
-        self._db.store_times(above)
-        self._invalidator.entry(parent, name, ino)
-        self._maybe_empty.add(parent)
+        """Directories that only existed by what was in them, and lost it; to be called when all that is known was applied."""
+        self.directories.remove_empty()
 
     # --- small ------------------------------------------------------------------------------------------------------------------------
 
     def _inode_or_none(self, ino: int) -> Inode | None:
-        found = self._db.inodes_of([ino])
-        return found.get(ino)
+        return self._db.inodes_of([ino]).get(ino)
+
+
+def _listed(info: ObjectInfo, inode: Inode, record: IndexRecord | None) -> Known:
+    """The row of a listed object: its content is the inode's."""
+    return Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0, '' if record is None else record.lifecycle, info.mtime_ns)

@@ -1,8 +1,9 @@
 """The remote tree: bringing names and attributes of the context into the tree database, as a whole in the background and sooner
 where a program looks.
 
-Owns the listings and HEADs under way and what is known to be listed. It must not know what a listed object means (reconcile.py), nor
-FUSE. It implements core's RemoteTree; all its waits are bounded by ANSWER_SECONDS and then raise what the store said last.
+Owns the first listing, the listings and HEADs under way, and what is known to be listed. It must not know what a listed object means
+(reconcile.py), how later changes are found (remote_changes.py), nor FUSE. It implements core's RemoteTree; all its waits are bounded by
+ANSWER_SECONDS and then raise what the store said last.
 
 A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
 that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself.
@@ -12,27 +13,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-import msgspec
 import trio
 
 from ctxfs.errors import CtxfsError, RemoteUnavailable
-from ctxfs.records import IndexRecord, ListPage, ObjectInfo
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.pool import Priority, TransferPool
-from ctxfs.sync.protocol import Head, IndexPart, ListPages, ReadIndex
+from ctxfs.sync.protocol import Head, ListPages
 from ctxfs.sync.reconcile import Reconciler
+from ctxfs.sync.remote_changes import HEADS, RemoteChanges
+from ctxfs.sync.remote_index import RemoteIndex
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
 ANSWER_SECONDS = 45.0
-#: objects applied in one go: about 10 ms of the loop
-SLICE = 250
-#: HEADs in one request to a worker
-HEADS = 64
 _RETRY_SECONDS = (0.5, 15.0)
 
 
@@ -49,12 +46,10 @@ class RemoteTreeLoader:
         self._prefix = prefix
         self.is_complete = False
         self.error: CtxfsError | None = None
-        self.listed_objects = 0
-        self.index_segments = 0
-        self.is_compaction_due = False
+        self.index = RemoteIndex(db, journal, pool, prefix=prefix)
+        self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
         self._complete = trio.Event()
         self._index_read = trio.Event()
-        self._index_names: list[str] = []
         self._grace = trio.Event()
         self._listed: set[int] = set()
         self._listing: dict[int, trio.Event] = {}
@@ -67,9 +62,9 @@ class RemoteTreeLoader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_grace)
             await self._until_it_works(self._doubt.resolve)
-            await self._until_it_works(self._read_index)
+            await self._until_it_works(self.index.read)
             self._index_read.set()
-            await self._until_it_works(self._list_all)
+            await self._until_it_works(lambda: self.changes.list_all(priority=Priority.INTERACTIVE))
             nursery.cancel_scope.cancel()
         self._finish()
 
@@ -91,66 +86,24 @@ class RemoteTreeLoader:
             await trio.sleep(delay)
             delay = min(longest, delay * 2)
 
-    async def _read_index(self) -> None:
-        """Records that no object was listed for yet wait in `hint`; a damaged index object is skipped (slower, never wrong)."""
-        seen = msgspec.json.decode(self._db.meta('index_names') or b'[]', type=list[str])
-        async with self._pool.stream(ReadIndex(prefix=self._prefix, seen=seen), priority=Priority.INTERACTIVE) as parts:
-            async for part in parts:
-                await self._keep_hints(part)
-        done = parts.result
-        for name, reason in done.skipped:
-            log.warning('index object %s is ignored: %s', name, reason)
-        self._index_names = done.names
-        self.index_segments, self.is_compaction_due = done.segments, done.is_compaction_due
-
-    async def _keep_hints(self, part: IndexPart) -> None:
-        encode = msgspec.msgpack.encode
-        for start in range(0, len(part.records), SLICE * 4):
-            records: list[IndexRecord] = part.records[start:start + SLICE * 4]
-            with self._db.transaction():
-                self._journal.add_hints((record.path, record.etag, record.size, encode(record)) for record in records)
-            await trio.lowlevel.checkpoint()
-
-    async def _list_all(self) -> None:
-        after = ''
-        self.listed_objects = 0
-        async with self._pool.stream(ListPages(prefix=self._prefix), priority=Priority.INTERACTIVE) as pages:
-            async for page in pages:
-                after = await self._apply_page(page, after)
-        self._reconciler.apply([], after=after, last=None)
-
-    async def _apply_page(self, page: ListPage, after: str) -> str:
-        for start in range(0, len(page.objects), SLICE):
-            objects = [self._relative(info) for info in page.objects[start:start + SLICE]]
-            self._reconciler.apply([info for info in objects if info.key], after=after, last=objects[-1].key)
-            after = objects[-1].key
-            self.listed_objects += len(objects)
-            await trio.lowlevel.checkpoint()
-        return after
-
-    def _relative(self, info: ObjectInfo) -> ObjectInfo:
-        return msgspec.structs.replace(info, key=info.key[len(self._prefix):])
-
     def _finish(self) -> None:
-        after: str | None = ''
-        while after is not None:
-            after = self._reconciler.apply_directory_hints(after, SLICE)
-        self._reconciler.remove_empty_directories()
-        with self._db.transaction():
-            self._journal.drop_hints()
-            self._db.set_meta('index_names', msgspec.json.encode(self._index_names))
+        self.changes.finish()
+        self._reconciler.directories.is_live = True
         self.is_complete = True
         self._listed.clear()
         self._grace.set()
         self._complete.set()
         log.info('the context has %d objects', self.listed_objects)
 
-    async def reload(self) -> None:
-        """Read index and listing once more and apply what changed. Raises what the store says."""
+    @property
+    def listed_objects(self) -> int:
+        return self.changes.listed_objects
+
+    async def reload(self, prefix: str = '') -> None:
+        """Once more: read the index, list what is at and below the key `prefix` (everything when ''), apply what changed. Raises what the
+        store says. To be called while nothing is uploaded."""
         await self._complete.wait()
-        await self._read_index()
-        await self._list_all()
-        self._finish()
+        await self.changes.reload(prefix)
 
     async def wait_complete(self) -> None:
         await self._complete.wait()
@@ -197,7 +150,7 @@ class RemoteTreeLoader:
         key = self._db.dir_key(directory.ino)
         async with self._pool.stream(ListPages(prefix=self._prefix + key, delimiter='/'), priority=Priority.INTERACTIVE) as pages:
             async for page in pages:
-                objects = [relative for info in page.objects if (relative := self._relative(info)).key != '']
+                objects = [relative for info in page.objects if (relative := self.changes.relative(info)).key != '']
                 prefixes = [prefix[len(self._prefix):] for prefix in page.prefixes]
                 self._reconciler.apply_directory(objects, [prefix for prefix in prefixes if not prefix.startswith('.ctxfs/')])
                 await trio.lowlevel.checkpoint()
@@ -260,6 +213,8 @@ class RemoteTreeLoader:
             inode = sources[item.key]
             if item.failure is None:
                 self._reconciler.describe(inode, item.attrs)
+                if item.lifecycle and item.info is not None:
+                    self._journal.note_lifetime(item.key[len(self._prefix):], item.info.etag, item.lifecycle, item.info.mtime_ns)
             elif item.failure.name == 'NotFound':
                 self._reconciler.describe(inode, None)
             else:
@@ -274,10 +229,15 @@ class RemoteTreeLoader:
         current = self._journal.known(known.key)
         if current != known:
             return      # something else moved it on meanwhile
+        if item.info is not None and self.changes.growth is not None \
+                and await self.changes.growth.follow(inode, known, self.changes.relative(item.info)):
+            return
+        if self._journal.known(known.key) != known:
+            return
         with self._db.transaction():
             if item.info is not None:
                 if item.info.etag != known.etag and inode.content == Content.CLEAN and inode.nlink:
-                    fresh = self._reconciler.replace_content(inode, known, self._relative(item.info), None)
+                    fresh = self._reconciler.replace_content(inode, known, self.changes.relative(item.info), None)
                     self._reconciler.describe(fresh, item.attrs)
             elif item.failure is not None and item.failure.name == 'NotFound':
                 self._reconciler.object_gone(known)

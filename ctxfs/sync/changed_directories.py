@@ -1,0 +1,65 @@
+"""Directories that remote changes gave entries or took them from: their times, and their end where nothing makes them exist any more.
+
+Owns what is still to be done about them. It must not know what changed their entries, nor listings.
+"""
+from __future__ import annotations
+
+import time
+
+from ctxfs.records import ROOT_INO
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.ports import Invalidator
+
+
+class ChangedDirectories:
+    """See the module docstring. `is_live`: the first listing is complete, so what comes is news, and the directories' times say so (make and
+    git's untracked cache go by them)."""
+
+    def __init__(self, db: TreeDB, journal: Journal, invalidator: Invalidator) -> None:
+        self._db = db
+        self._journal = journal
+        self._invalidator = invalidator
+        self._lost: set[int] = set()
+        self._touched: set[int] = set()
+        self.is_live = False
+
+    def gained(self, ino: int) -> None:
+        self._touched.add(ino)
+
+    def lost(self, ino: int) -> None:
+        """It lost an entry or its marker: it goes too if nothing makes it exist any more."""
+        self._touched.add(ino)
+        self._lost.add(ino)
+
+    def touch(self) -> None:
+        """Set the times; call it in the transaction that changed the entries."""
+        while self._touched:
+            inode = self._db.inodes_of([ino := self._touched.pop()]).get(ino)
+            if inode is not None and inode.nlink and self.is_live:
+                inode.mtime_ns = inode.ctime_ns = time.time_ns()
+                self._db.store_times(inode)
+                self._invalidator.attrs(ino)
+
+    def remove_empty(self) -> None:
+        with self._db.transaction():
+            while self._lost:
+                self._remove_if_empty(self._lost.pop())
+            self.touch()
+
+    def _remove_if_empty(self, ino: int) -> None:
+        inode = self._db.inodes_of([ino]).get(ino)
+        if inode is None or ino == ROOT_INO or not inode.nlink or self._db.has_children(ino):
+            return
+        if self._journal.objects_of(ino) or self._journal.pending_row(ino) is not None:
+            return
+        parent, name = self._db.names_of(ino)[0]
+        self._db.delete_dentry(parent, name)
+        self._db.forget_dir_keys()
+        inode.nlink = 0     # who waits to use it finds it gone
+        self._db.delete_inode(ino)
+        above = self._db.inode(parent)
+        above.nlink -= 1
+        self._db.store_times(above)
+        self._invalidator.entry(parent, name, ino)
+        self.lost(parent)

@@ -1,0 +1,232 @@
+"""Remote changes: how the tree database catches up with what others did to the bucket, with as few requests as they leave traces.
+
+Owns what was seen of the bucket last (the digest of a small listing; the index is RemoteIndex's) and how a trace becomes a change: a page of
+a listing, an index record, or a key that somebody names. It must not know when anybody looks (poller.py), nor what a listed or missing
+object means (reconcile.py). Every method that asks the store runs while nothing is uploaded (`UploadEngine.alone`): a listing that began before a PUT
+shows the version before it, and would be taken for somebody's change.
+
+    up to PAGE objects   one LIST of everything; equal to the one before: nothing happened. Sees what any S3 tool does.
+    more                 one LIST of the index directory; what new segments name is compared with what is known, and looked at by HEAD,
+                         or by a whole listing where that is fewer requests. What other tools did waits for the next whole listing.
+A record that says nothing new (same etag) costs no request. Records are applied only to the object version that they name, so their order
+beside a listing does not matter.
+"""
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import trio
+
+from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.growth import Growth
+from ctxfs.sync.pool import Priority, TransferPool
+from ctxfs.sync.protocol import Head, HeadItem, ListPages
+from ctxfs.sync.reconcile import Reconciler
+from ctxfs.sync.remote_index import RemoteIndex, is_tombstone
+
+log = logging.getLogger(__name__)
+
+#: objects applied in one go: about 10 ms of the loop
+SLICE = 250
+#: HEADs in one request to a worker
+HEADS = 64
+#: objects in a page of a listing (S3's limit)
+PAGE = 1000
+#: what follows every key with a prefix, and what precedes it
+_LAST = '\U0010ffff'
+
+
+class RemoteChanges:
+    """See the module docstring. Raises what the store says; what was applied until then stays applied."""
+
+    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, index: RemoteIndex, prefix: str) -> None:
+        self._db = db
+        self._journal = journal
+        self._reconciler = reconciler
+        self._pool = pool
+        self._index = index
+        self._prefix = prefix
+        #: the daemon sets it: lets open files follow what only grew
+        self.growth: Growth | None = None
+        #: objects in the last whole listing, ctxfs's own among them
+        self.listed_objects = 0
+        self._digest = b''
+
+    # --- looking ------------------------------------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Take over what others changed, as far as one cheap look shows that there is something."""
+        if self.listed_objects <= PAGE:
+            await self._look_at_page()
+        elif await self._index.read():
+            await self._settle_hints()
+            self.finish()
+
+    async def _look_at_page(self) -> None:
+        page = await self._first_page()
+        if page.next_token is not None:
+            await self._index.read()
+            await self.list_all()
+            self.finish()
+        elif (digest := _digest(page.objects)) != self._digest:
+            if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
+                await self._index.read()
+            self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
+            await self._settle_hints()      # written after the page was listed
+            self.finish()
+            self._digest, self.listed_objects = digest, len(page.objects)
+
+    async def _first_page(self) -> ListPage:
+        async with self._pool.stream(ListPages(prefix=self._prefix)) as pages:
+            async for page in pages:
+                return page
+        return ListPage(objects=[], prefixes=[], next_token=None)
+
+    async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
+                       priority: Priority = Priority.BACKGROUND) -> str | None:
+        """The whole listing, applied page by page from behind `after`; None when it came to its end. Where `may_go_on` says no between two
+        pages: the key to go on behind, another time."""
+        count = 0 if not after else self.listed_objects
+        if not after:
+            self.listed_objects = 0
+        async with self._pool.stream(ListPages(prefix=self._prefix, start_after=self._prefix + after if after else ''), priority=priority) as pages:
+            async for page in pages:
+                self._digest = _digest(page.objects) if not after and page.next_token is None else b''
+                after = await self._apply_page(page, after)
+                self.listed_objects = count = count + len(page.objects)
+                if page.next_token is not None and not may_go_on():
+                    return after
+        self._reconciler.apply([], after=after, last=None)
+        return None
+
+    async def reload(self, prefix: str = '') -> None:
+        """Read the index, and list the file or directory `prefix` (all when ''), applying what changed."""
+        await self._index.read()
+        if prefix:
+            await self.examine([prefix.rstrip('/')])
+            await self._list_below(prefix.rstrip('/') + '/')
+            await self._settle_hints()
+        else:
+            await self.list_all(priority=Priority.INTERACTIVE)
+        self.finish()
+
+    async def list_below(self, directory: str) -> None:
+        """One directory and what is below it, by a listing."""
+        await self._list_below(directory.rstrip('/') + '/')
+        self.finish()
+
+    async def _list_below(self, key: str) -> None:
+        """INVARIANT: what is applied as one stretch was listed as one: no key outside the prefix is taken for missing."""
+        after, last = f'{key[:-1]}{chr(ord(key[-1]) - 1)}{_LAST}', key + _LAST
+        async with self._pool.stream(ListPages(prefix=self._prefix + key), priority=Priority.INTERACTIVE) as pages:
+            async for page in pages:
+                after = await self._apply_page(page, after)
+        self._reconciler.apply([], after=after, last=last)
+
+    # --- applying -----------------------------------------------------------------------------------------------------------------
+
+    async def _apply_page(self, page: ListPage, after: str) -> str:
+        for start in range(0, len(page.objects), SLICE):
+            objects = [self.relative(info) for info in page.objects[start:start + SLICE]]
+            await self._let_grow(objects)
+            self._reconciler.apply([info for info in objects if info.key], after=after, last=objects[-1].key)
+            after = objects[-1].key
+            await trio.lowlevel.checkpoint()
+        return after
+
+    def relative(self, info: ObjectInfo) -> ObjectInfo:
+        """The same with its key relative to the context."""
+        return msgspec.structs.replace(info, key=info.key[len(self._prefix):])
+
+    async def _let_grow(self, objects: Sequence[ObjectInfo]) -> None:
+        """Before anything else is done with it: an open file whose object only became longer goes on as the same file."""
+        if self.growth is None or not self._reconciler.directories.is_live:
+            return
+        for info in objects:
+            known = self._journal.known(info.key)
+            if known is not None and known.etag != info.etag and (inode := self._db.live_inode(known.ino)) is not None:
+                await self.growth.follow(inode, known, info)
+
+    async def examine(self, keys: Iterable[str]) -> None:
+        """Look at single objects, 64 at a time, and apply what there is."""
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), HEADS):
+            items = await self._pool.call(Head(keys=[self._prefix + key for key in wanted[start:start + HEADS]]))
+            found = {key: None if item.info is None else self.relative(item.info) for key, item in zip(wanted[start:start + HEADS], items, strict=True)}
+            for item in items:
+                if item.failure is not None and item.failure.name != 'NotFound':
+                    raise item.failure.error()
+            infos = [info for info in found.values() if info is not None]
+            await self._let_grow(infos)
+            self._reconciler.apply_directory(infos, [])
+            self._drop_gone([key for key, info in found.items() if info is None])
+            self._describe(found.keys(), items)
+
+    def _drop_gone(self, keys: Iterable[str]) -> None:
+        with self._db.transaction():
+            for key in keys:
+                if (known := self._journal.known(key)) is not None:
+                    self._reconciler.object_gone(known)
+                self._journal.drop_unmountable((key,))
+
+    def _describe(self, keys: Iterable[str], items: Iterable[HeadItem]) -> None:
+        """The HEAD told attributes too: nobody need ask for them once more."""
+        for key, item in zip(keys, items, strict=True):
+            known = self._journal.known(key)
+            inode = None if known is None or item.info is None or known.etag != item.info.etag else self._db.live_inode(known.ino)
+            if inode is not None and not inode.attrs_known:
+                with self._db.transaction():
+                    self._reconciler.describe(inode, item.attrs)
+
+    async def _settle_hints(self) -> None:
+        """What the index says beside what is known: the same version's attributes are taken over, another version is looked at."""
+        differing: list[str] = []
+        after: str | None = ''
+        while after is not None:
+            rows = self._journal.hints_beside_objects(after, SLICE)
+            after = rows[-1][0] if len(rows) == SLICE else None
+            self._reconciler.apply_directory([ObjectInfo(key=key, etag=etag, size=size, mtime_ns=0)
+                                              for key, etag, size, known in rows if etag and etag == known], [])
+            differing += [key for key, etag, _, known in rows if key != ROOT_PATH and etag != known and self._is_of_interest(key, known)]
+            await trio.lowlevel.checkpoint()
+            if len(differing) > self.listed_objects // PAGE + 1 and self.listed_objects > PAGE:
+                await self.list_all()
+                return
+        await self.examine([key for key in differing if not key.endswith('/')])
+        # most directories came with their files; what is left may be an empty one
+        await self.examine([key for key in differing if key.endswith('/') and self._is_of_interest(key, self._journal.known(key))])
+
+    def _is_of_interest(self, key: str, known: object) -> bool:
+        """Whether a record that does not say what is known is worth a look at the object: not one of a path that is outside the white
+        lists, nor a tombstone of what is not known, nor attributes of a directory that is there (`finish` takes those over)."""
+        if not self._reconciler.is_synced(key):
+            return False
+        if known is not None:
+            return True
+        hint = self._journal.hint(key)
+        path = key_to_path(key)
+        if hint is None or isinstance(path, Unmountable):
+            return False
+        return bool(hint[0]) or (not is_tombstone(hint) and self._db.resolve(path) is None)
+
+    def finish(self) -> None:
+        """After everything else: attributes of directories, directories that lost what they existed by, and the index counts as read."""
+        after: str | None = ''
+        while after is not None:
+            after = self._reconciler.apply_directory_hints(after, SLICE)
+        self._reconciler.remove_empty_directories()
+        with self._db.transaction():
+            self._index.finish()
+
+
+def _digest(objects: Iterable[ObjectInfo]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for info in objects:
+        found.update(f'{info.key}\0{info.etag}\0{info.size}\n'.encode('utf-8', 'surrogatepass'))
+    return found.digest()

@@ -1,0 +1,93 @@
+"""The index as this host has read it: which index objects are done with, and what those that are not say about which keys.
+
+Owns the names of the index objects that were read or written here, the hints (records that wait for their object to be looked at) and
+what tells when a compaction is due. It must not know what a record means for the tree (reconcile.py), nor when anything is read.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+import trio
+
+from ctxfs.records import IndexRecord
+from ctxfs.storage.index_format import INDEX_DIR, kind_of
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.pool import Priority, TransferPool
+from ctxfs.sync.protocol import ReadIndex
+
+log = logging.getLogger(__name__)
+
+#: records kept in one transaction: a few milliseconds of the loop
+SLICE = 1000
+
+
+def is_tombstone(hint: tuple[str, int, bytes]) -> bool:
+    """Whether the record says that its path was removed."""
+    return msgspec.msgpack.decode(hint[2], type=IndexRecord).attrs is None
+
+
+class RemoteIndex:
+    """See the module docstring. Errors as the pool's."""
+
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, prefix: str) -> None:
+        self._db = db
+        self._journal = journal
+        self._pool = pool
+        self._prefix = prefix
+        #: index objects whose records are in the tree, or were written from it
+        self._names: set[str] = set(msgspec.json.decode(db.meta('index_names') or b'[]', type=list[str]))
+        #: what the last reading found; they count as read when `finish` says that their hints were applied
+        self._found: set[str] = set()
+        self.segments = 0
+        self.is_compaction_due = False
+
+    async def read(self) -> int:
+        """Keep the records of the index objects that are new as hints; returns how many. A damaged object is skipped (slower, never
+        wrong). One request when nothing is new."""
+        count = 0
+        async with self._pool.stream(ReadIndex(prefix=self._prefix, seen=sorted(self._names)), priority=Priority.INTERACTIVE) as parts:
+            async for part in parts:
+                count += len(part.records)
+                await self._keep(part.records)
+        done = parts.result
+        for name, reason in done.skipped:
+            log.warning('index object %s is ignored: %s', name, reason)
+        self._found = set(done.names)
+        self.segments, self.is_compaction_due = done.segments, done.is_compaction_due
+        return count
+
+    async def _keep(self, records: list[IndexRecord]) -> None:
+        encode = msgspec.msgpack.encode
+        for start in range(0, len(records), SLICE):
+            with self._db.transaction():
+                self._journal.add_hints((record.path, record.etag, record.size, encode(record)) for record in records[start:start + SLICE])
+            await trio.lowlevel.checkpoint()
+
+    def has_unread(self, keys: Iterable[str]) -> bool:
+        """Whether an index object that was not read yet is among these keys (relative to the context)."""
+        return any(self._is_unread(key[len(INDEX_DIR):]) for key in keys if key.startswith(INDEX_DIR))
+
+    def _is_unread(self, name: str) -> bool:
+        return name not in self._names and kind_of(name) is not None
+
+    def note_written(self, name: str, records: Iterable[IndexRecord]) -> None:
+        """This host wrote a segment: nobody here need read it, and what older ones say about its paths is past."""
+        self._names.add(name)
+        if self._found:
+            self._found.add(name)
+        with self._db.transaction():
+            self._journal.drop_hints_of(record.path for record in records)
+            self._store_names()
+
+    def finish(self) -> None:
+        """All hints were applied; call it in a transaction. Names that vanished from the bucket are forgotten with the next reading."""
+        self._journal.drop_hints()
+        if self._found:
+            self._names, self._found = self._found, set()
+            self._store_names()
+
+    def _store_names(self) -> None:
+        self._db.set_meta('index_names', msgspec.json.encode(sorted(self._names)))
