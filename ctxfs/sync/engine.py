@@ -189,8 +189,8 @@ class UploadEngine:
     async def _one_pass(self, task: SyncTask) -> list[CtxfsError]:
         """Try everything that is due once. Returns what failed beside single files."""
         failures: list[CtxfsError] = []
-        for step in (lambda: self._upload_due(task), self._finisher.write_index, self._delete, self._finisher.adopt_sealed,
-                     self._finisher.compact_index):
+        for step in (lambda: self._upload_due(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
+                     self._finisher.adopt_sealed, self._finisher.compact_index):
             try:
                 await step()
             except CtxfsError as error:
