@@ -30,21 +30,28 @@ def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str
     return found
 
 
-def policy_answer(policy: SyncPolicy, *, source: str, sync_every: float | None = None) -> dict[str, Any]:
-    """As JSON, for programs: what `ctxfs policy show --json` prints, of a file and of a mount."""
-    return {'source': source, 'policy': policy_to_json(policy), 'sentences': describe(policy, sync_every=sync_every), 'syncEvery': sync_every}
+def policy_answer(policy: SyncPolicy, *, source: str, file: str | None = None) -> dict[str, Any]:
+    """As JSON, for programs: the keys that the control socket's `policy` has of a mount."""
+    return {'source': source, 'file': file, 'period': _clock(policy.upload_policy, None)[0], 'policy': policy_to_json(policy),
+            'sentences': describe(policy)}
+
+
+def _clock(upload: UploadPolicy, sync_every: float | None) -> tuple[float | None, str]:
+    """(seconds from a change to its upload, None without a clock; who said so)."""
+    if not upload.auto_upload:
+        return None, 'uploadPolicy.autoUpload'
+    if sync_every is not None:
+        return None if sync_every == ONLY_ON_UNMOUNT else sync_every, '--sync-every'
+    if upload.period is not None:
+        return upload.period, 'uploadPolicy.period, where a bare number is minutes'
+    return DEFAULT_PERIOD, ''
 
 
 def _upload(upload: UploadPolicy, sync_every: float | None) -> str:
     if not upload.auto_upload:
         return 'only ctxfs sync uploads; on unmount changes stay on this host'
-    if sync_every is not None:
-        seconds, source = sync_every, '--sync-every'
-    elif upload.period is not None:
-        seconds, source = upload.period, 'uploadPolicy.period, where a bare number is minutes'
-    else:
-        seconds, source = DEFAULT_PERIOD, ''
-    if seconds == ONLY_ON_UNMOUNT:
+    seconds, source = _clock(upload, sync_every)
+    if seconds is None:
         text = 'uploads on unmount only'
     elif seconds == 0:
         text = 'uploads as soon as a file is closed, and on unmount'

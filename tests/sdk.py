@@ -35,7 +35,8 @@ def old_release(version: str) -> ModuleType:
     work = Path(tempfile.mkdtemp(prefix='sdk-'))
     try:
         command = [sys.executable, '-m', 'pip', 'install', '-qq', '--no-deps', '--no-compile', '--target', work, f'wuying-agentbay-sdk=={version}']
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'})
+        env = {**os.environ, 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
         if done.returncode:
             pytest.skip(f'pip cannot get wuying-agentbay-sdk {version}: {done.stderr.strip()[-200:]}')
         return load_source(work / 'agentbay/context_sync.py')

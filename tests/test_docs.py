@@ -6,6 +6,7 @@ Owns the reading of README.md. It must not know how a command does its work: it 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -110,6 +111,21 @@ def test_json_in_the_documents_is_json() -> None:
         'conflicts',
         'tasks',
     }
+
+
+def test_the_policy_of_the_documents_does_what_they_say(tmp_path: Path) -> None:
+    """The example is a policy, is described in these sentences, and its mistake is refused in this line."""
+    text = section('Policies')
+    (example,), (said, refused) = blocks('json', text), blocks('text', text)
+    assert said.splitlines() == policy_command(tmp_path, 'show', example).stdout.splitlines()[1:]
+    done = policy_command(tmp_path, 'check', example.replace('/src', '*.json', 1))
+    assert (done.returncode, done.stderr) == (2, refused)
+
+
+def policy_command(directory: Path, command: str, policy: str) -> subprocess.CompletedProcess[str]:
+    (directory / 'policy.json').write_text(policy)
+    return subprocess.run([sys.executable, '-m', 'ctxfs', 'policy', command, 'policy.json'], capture_output=True, text=True, cwd=directory,
+                          check=False, env={**os.environ, 'PYTHONPATH': str(ROOT)})
 
 
 def test_changelog_has_this_version() -> None:

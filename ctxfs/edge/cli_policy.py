@@ -52,7 +52,7 @@ def check(invocation: Invocation, file: str) -> int:
     """Whether FILE is a policy that can be mounted; if not, where it is wrong and what to write."""
     found = _usable(file)
     if invocation.as_json:
-        print_json(policy_answer(found, source=os.path.abspath(file)))
+        print_json(policy_answer(found, source=os.path.abspath(file), file=os.path.abspath(file)))
     elif sys.stdout.isatty():
         print(f'{file} is right; ctxfs policy show {file} says what it does')
     return 0
@@ -67,7 +67,7 @@ def show(invocation: Invocation, reference: str | None) -> int:
         choice = policy_choice.fallback(invocation.config, invocation.config_file)
         _print(invocation, choice.policy, source=choice.source)
     elif os.path.isfile(reference):
-        _print(invocation, read_policy_file(reference), source=os.path.abspath(reference))
+        _print(invocation, read_policy_file(reference), source=os.path.abspath(reference), file=os.path.abspath(reference))
     else:
         running = next((m for m in select(invocation.mounts(), reference) if m.is_alive()), None)
         _show_mount(invocation, running) if running is not None else _show_context(invocation, reference)
@@ -143,9 +143,9 @@ def _show_context(invocation: Invocation, reference: str) -> None:
 _SOURCES = {'default': 'the default policy', 'config': '[policy] of config.toml', 'context': 'stored with the context'}
 
 
-def _print(invocation: Invocation, found: SyncPolicy, *, source: str) -> None:
+def _print(invocation: Invocation, found: SyncPolicy, *, source: str, file: str | None = None) -> None:
     if invocation.as_json:
-        print_json(policy_answer(found, source=source))
+        print_json(policy_answer(found, source=source, file=file))
     else:
         _print_sentences(source, describe(found))
 
