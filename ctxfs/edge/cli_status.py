@@ -1,56 +1,68 @@
-"""`ctxfs status`: the mounts of this host, what is pending, what failed and why.
+"""`ctxfs status`: the mounts of this host, what is pending, what is being transferred, what failed and why.
 
-Owns the status of a mount that cannot speak for itself (its daemon died, or ended with files left) and how all of it looks to people.
-It must not know where the numbers come from: daemons answer `status` with what scripts get as JSON.
+Owns the status of a mount that cannot speak for itself (its daemon died, or ended with files left). It must not know where the numbers
+come from (daemons answer `status` with what scripts get as JSON), nor how they look (status_text.py).
 """
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ctxfs.config import nearest
 from ctxfs.edge import flush_wait
-from ctxfs.edge.cli_common import (
-    Invocation,
-    common_options,
-    human_bytes,
-    human_files,
-    human_seconds,
-    names_of,
-    print_json,
-    printable,
-    select,
-)
+from ctxfs.edge.cli_common import Invocation, common_options, names_of, print_json, select
 from ctxfs.edge.runtime_dir import Mount
-from ctxfs.errors import NotFound
+from ctxfs.edge.screen import Screen
+from ctxfs.edge.status_text import render
+from ctxfs.errors import CtxfsError, NotFound
 
 WATCH_SECONDS = 1.0
-#: so many failed files and odd keys are listed for people; JSON has all
-MAX_LISTED = 20
 
 
 @click.command()
 @click.argument('reference', metavar='[CTX]', required=False)
-@click.option('--watch', is_flag=True, help='Show it again every second, until interrupted.')
+@click.option('--watch', is_flag=True, help='Show it again every second, until interrupted or nothing is mounted any more.')
 @common_options
 def status(invocation: Invocation, reference: str | None, watch: bool) -> int:
-    """Show mounts, what is pending, and what failed with its cause."""
-    while True:
-        shown = {'mounts': collect(invocation, reference)}
-        if watch and sys.stdout.isatty():
-            sys.stdout.write('\x1b[H\x1b[2J')
-        if invocation.as_json:
-            print_json(shown)
-        else:
-            print('\n'.join(render(shown['mounts'])))
-        if not watch:
-            return 0
-        sys.stdout.flush()
-        time.sleep(WATCH_SECONDS)
+    """Show mounts, what is pending and being transferred, and what failed with its cause."""
+    if watch:
+        return _watch(invocation, reference)
+    mounts = collect(invocation, reference)
+    if invocation.as_json:
+        print_json({'mounts': mounts})
+    else:
+        print('\n'.join(render(mounts)))
+    return 0
+
+
+def _watch(invocation: Invocation, reference: str | None) -> int:
+    """On a terminal in place; elsewhere one block, or one line of JSON, a second."""
+    if invocation.as_json:
+        return _repeat(invocation, reference, lambda mounts: print(json.dumps({'mounts': mounts}), flush=True))
+    if not sys.stdout.isatty():
+        return _repeat(invocation, reference, lambda mounts: print('\n'.join([*render(mounts), '']), flush=True))
+    with Screen() as screen:
+        return _repeat(invocation, reference, lambda mounts: screen.show(list(render(mounts))))
+
+
+def _repeat(invocation: Invocation, reference: str | None, show: Callable[[list[dict[str, Any]]], None]) -> int:
+    """Until Ctrl-C, which is how one ends it and no failure, or until no daemon is left that could change anything."""
+    try:
+        while True:
+            began = time.monotonic()
+            mounts = collect(invocation, reference)
+            show(mounts)
+            if all(mount['pid'] is None for mount in mounts):
+                return 0
+            time.sleep(max(0.0, began + WATCH_SECONDS - time.monotonic()))
+    except KeyboardInterrupt:
+        return 0
 
 
 def collect(invocation: Invocation, reference: str | None) -> list[dict[str, Any]]:
@@ -78,59 +90,21 @@ def status_of(mount: Mount) -> dict[str, Any] | None:
     if result is not None:
         value = _silent(mount, 'failed', None, result.message)
         value['pending'].update(files=result.pending.files, bytes=result.pending.bytes)
-        return value
-    return _silent(mount, 'died', None, 'its daemon died; mount again to upload what is journaled')
+        return value | _journaled(mount)
+    return _silent(mount, 'died', None, 'its daemon died; mount again to upload what is journaled') | _journaled(mount)
+
+
+def _journaled(mount: Mount) -> dict[str, Any]:
+    """What the state directory holds for the next mount; nothing where its database cannot be read (of another version, say)."""
+    from ctxfs.edge.tally_json import tally_to_dict  # brings in SQLite, which a status of running mounts can do without
+    try:
+        return tally_to_dict(Path(mount.record.state_dir))
+    except CtxfsError:
+        return {}
 
 
 def _silent(mount: Mount, state: str, pid: int | None, message: str) -> dict[str, Any]:
     r = mount.record
     return {'contextId': r.context_id, 'contextName': r.context_name, 'mountpoint': r.mountpoint, 'pid': pid, 'store': r.store,
             'stateDir': r.state_dir, 'state': state, 'message': message, 'pending': {'files': 0, 'bytes': 0, 'oldestSeconds': 0},
-            'localOnly': {'files': 0, 'bytes': 0}, 'conflicts': 0, 'tasks': [], 'unmountable': []}
-
-
-def render(mounts: list[dict[str, Any]]) -> Iterator[str]:
-    if not mounts:
-        yield 'nothing is mounted'
-    for number, mount in enumerate(mounts):
-        if number:
-            yield ''
-        yield from _render_mount(mount)
-
-
-def _render_mount(mount: dict[str, Any]) -> Iterator[str]:
-    pid = f', pid {mount["pid"]}' if mount.get('pid') else ''
-    yield printable(f'{mount["contextName"]} ({mount["contextId"]}) at {mount["mountpoint"]}: {mount.get("state", "mounted")}{pid}')
-    yield printable(f'  store     {mount["store"]}')
-    if mount.get('message'):
-        yield printable(f'  note      {mount["message"]}')
-    yield f'  pending   {_pending(mount["pending"])}'
-    local = mount.get('localOnly') or {}
-    if local.get('files'):
-        yield f'  local     {human_files(local["files"])} ({human_bytes(local["bytes"])}) stay on this host'
-    if mount.get('conflicts'):
-        yield f'  conflicts {mount["conflicts"]}'
-    yield from _listed('failed', [_failed(task) for task in mount.get('tasks', ()) if task.get('errorMessage')])
-    yield from _listed('hidden', [f'{entry["key"]}: {entry["reason"]}' for entry in mount.get('unmountable', ())])
-
-
-def _pending(pending: dict[str, Any]) -> str:
-    if not pending.get('files'):
-        return 'nothing'
-    age = pending.get('oldestSeconds')
-    return f'{human_files(pending["files"])} ({human_bytes(pending["bytes"])})' + (f', the oldest for {human_seconds(age)}' if age else '')
-
-
-def _failed(task: dict[str, Any]) -> str:
-    """`src/a: CAUSE (attempt 3, next in 12 s)`."""
-    notes = [f'attempt {task["attempt"]}'] if task.get('attempt') else []
-    if task.get('nextRetry'):
-        notes.append(f'next in {human_seconds(max(0.0, task["nextRetry"] - time.time()))}')
-    return f'{task.get("path") or "/"}: {task["errorMessage"]}' + (f' ({", ".join(notes)})' if notes else '')
-
-
-def _listed(label: str, lines: list[str]) -> Iterator[str]:
-    for number, line in enumerate(lines[:MAX_LISTED]):
-        yield f'  {label if number == 0 else "":9} {printable(line)}'
-    if len(lines) > MAX_LISTED:
-        yield f'  {"":9} and {len(lines) - MAX_LISTED} more; --json has them all'
+            'localOnly': {'files': 0, 'bytes': 0}, 'conflicts': 0, 'tasks': [], 'failedFiles': 0, 'failed': [], 'unmountable': []}

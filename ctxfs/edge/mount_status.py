@@ -6,7 +6,6 @@ nothing. Whatever costs by the number of files comes from LiveTally; all else is
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,9 +15,9 @@ import trio
 from ctxfs import __version__
 from ctxfs.config import MountOptions
 from ctxfs.edge.live_tally import LiveTally
+from ctxfs.edge.tally_json import pending_of, tally_to_dict
 from ctxfs.policy import DEFAULT_PERIOD
-from ctxfs.policy_parse import policy_to_json
-from ctxfs.policy_text import describe
+from ctxfs.policy_text import policy_answer
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.journal import Journal
@@ -69,6 +68,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     schedule: Schedule
     reads: ReadCounts
     known_inodes: Callable[[], int]
+    recycle: Callable[[], dict[str, Any]]
 
 
 class StatusReport:
@@ -98,11 +98,10 @@ class StatusReport:
         parts, counts = self._parts, await self._tally.read()
         return {
             **self._identity(), 'state': self.state, 'readOnly': parts.options.read_only, 'paused': parts.schedule.is_paused,
-            'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
-            'conflicts': counts.conflicts, 'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
+            **tally_to_dict(counts), 'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
             'uploading': [path for ino in list(parts.engine.uploading)[:LISTED] if (path := self._path(ino)) is not None],
-            'failedFiles': counts.failed_files, 'failed': failed_of(counts), 'unmountable': unmountable_of(counts),
-            'rates': parts.pool.meter.rates(), 'policy': self._policy_line(), 'cache': self._cache(), 'remote': self._remote()}
+            'rates': parts.pool.meter.rates(), 'policy': self._policy_line(), 'recycle': parts.recycle(),
+            'cache': self._cache(), 'remote': self._remote()}
 
     def _next_upload(self, counts: Tally) -> float:
         """0 where nothing waits for a clock."""
@@ -161,8 +160,8 @@ class StatusReport:
     def policy(self) -> dict[str, Any]:
         """See edge.control.MountControl."""
         options, policy = self._parts.options, self._parts.rules.policy
-        return {'source': options.policy_source, 'file': options.policy_file, 'period': period_of(options, self._parts.rules),
-                'policy': policy_to_json(policy), 'sentences': describe(policy, sync_every=options.sync_every)}
+        return {**policy_answer(policy, source=options.policy_source, sync_every=options.sync_every), 'file': options.policy_file,
+                'period': period_of(options, self._parts.rules)}
 
 
 def period_of(options: MountOptions, rules: Rules) -> float | None:
@@ -170,20 +169,6 @@ def period_of(options: MountOptions, rules: Rules) -> float | None:
     upload = rules.policy.upload_policy
     period = options.sync_every if options.sync_every is not None else DEFAULT_PERIOD if upload.period is None else upload.period
     return None if period < 0 or not upload.auto_upload else period
-
-
-def pending_of(counts: Tally) -> dict[str, float]:
-    age = round(max(0.0, time.time() - counts.oldest_ns / 1e9), 3) if counts.oldest_ns else 0
-    return {'files': counts.files, 'bytes': counts.bytes, 'oldestSeconds': age}
-
-
-def failed_of(counts: Tally) -> list[dict[str, Any]]:
-    return [{'path': failure.path, 'error': failure.error, 'attempt': failure.attempt, 'nextRetry': failure.retry_ns / 1e9}
-            for failure in counts.failed]
-
-
-def unmountable_of(counts: Tally) -> list[dict[str, str]]:
-    return [{'key': key, 'reason': reason} for key, reason in counts.unmountable]
 
 
 def printable(key: str) -> str:

@@ -310,12 +310,14 @@ def test_a_failed_sync_is_exit_1_with_the_cause(ctxfs):
 def test_status_for_people(ctxfs):
     """Mount point, pending, failures with cause and next attempt, hidden keys with reason; control characters are shown, not sent."""
     import time
-    tasks = [{'path': 'a\x1b[2Jb', 'taskType': 'upload', 'status': 'Pending', 'errorMessage': 'access denied', 'attempt': 3,
-              'nextRetry': time.time() + 100}]
-    ctxfs.mount(pending=[3, 5 << 20], tasks=tasks, unmountable=[{'key': 'a//b', 'reason': 'an empty name'}])
+    failed = [{'path': '/a\x1b[2Jb', 'error': 'access denied', 'attempt': 3, 'nextRetry': time.time() + 100}]
+    tasks = [{'path': str(ctxfs.at), 'taskType': 'upload', 'status': 'Running', 'startTime': time.time() - 30, 'filesDone': 10, 'filesTotal': 20,
+              'bytesDone': 1 << 20, 'bytesTotal': 4 << 20, 'errorMessage': '', 'attempt': 1, 'nextRetry': 0}]
+    ctxfs.mount(pending=[3, 5 << 20], tasks=tasks, failed=failed, unmountable=[{'key': 'a//b', 'reason': 'an empty name'}])
     shown = ctxfs.run('status', ctxfs.at)
     for words in ('proj (SdkCtx-', f') at {ctxfs.at}: mounted, pid ', '3 files (5.0 MiB), the oldest for 5 s',
-                  'a\\x1b[2Jb: access denied (attempt 3, next in ', 'a//b: an empty name'):
+                  '/a\\x1b[2Jb: access denied (attempt 3, next in ', 'a//b: an empty name',
+                  'upload    38 %, 10 of 20 files, 1.0 MiB of 4.0 MiB, 5'):
         assert words in shown, shown
     assert ctxfs.json('status', 'proj')['mounts'][0]['tasks'] == tasks
     ctxfs.fails('status', 'porj', said='did you mean proj?')

@@ -1,0 +1,28 @@
+"""Counts of a tree database as the JSON of `status`: of a running mount, and of a state directory whose daemon is gone.
+
+Owns the names of these keys. It must not know who asks.
+"""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ctxfs.storage import tally
+from ctxfs.storage.tally import Tally
+
+
+def tally_to_dict(counts: Tally | Path) -> dict[str, Any]:
+    """`counts`, or the path of a state directory: then raises NotFound, Corrupted."""
+    if isinstance(counts, Path):
+        counts = tally.count_at(counts)
+    return {'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
+            'conflicts': counts.conflicts, 'failedFiles': counts.failed_files,
+            'failed': [{'path': failure.path, 'error': failure.error, 'attempt': failure.attempt, 'nextRetry': failure.retry_ns / 1e9}
+                       for failure in counts.failed],
+            'unmountable': [{'key': key, 'reason': reason} for key, reason in counts.unmountable]}
+
+
+def pending_of(counts: Tally) -> dict[str, float]:
+    age = round(max(0.0, time.time() - counts.oldest_ns / 1e9), 3) if counts.oldest_ns else 0
+    return {'files': counts.files, 'bytes': counts.bytes, 'oldestSeconds': age}
