@@ -5,8 +5,9 @@ anything is transferred: sync plans from it and reports back to it; core only ma
 """
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ctxfs.storage.inode import Inode, Reason
@@ -98,8 +99,17 @@ class Journal:
         """Forget waiting times (a mount or an explicit sync tries everything at once)."""
         self._db.execute('UPDATE pending SET retry_ns = 0, attempt = 0 WHERE retry_ns > 0')
 
-    def next_retry_ns(self) -> int | None:
-        return self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0')[0]
+    def next_retry_ns(self, before_ns: int = 2**63 - 1) -> int | None:
+        return self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND retry_ns < ?', (before_ns,))[0]
+
+    def sent_as_of(self, ino: int, instant_ns: int) -> None:
+        """The bucket has the inode as it was at this instant, and it has changed since: only what came after is pending."""
+        self._db.execute('UPDATE pending SET since_ns = ?, attempt = 0, retry_ns = 0, error = \'\' WHERE ino = ?', (instant_ns, ino))
+
+    def oldest_due_ns(self, now_ns: int, *, without: Collection[int] = ()) -> int:
+        """When the oldest change was made that is neither one of the inodes `without` nor waits for its retry time; 0: there is none."""
+        return self._db.row('SELECT coalesce(min(since_ns), 0) FROM pending WHERE retry_ns <= ? AND ino NOT IN (SELECT value FROM json_each(?))',
+                            (now_ns, json.dumps(list(without))))[0]
 
     def recount(self) -> None:
         """Ask for the oldest change (a scan of the journal): after an upload, when it may have gone."""

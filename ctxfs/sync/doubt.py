@@ -31,10 +31,11 @@ class Doubt:
         self._prefix = prefix
         self._host = host
 
-    def begin(self, key: str, inode: Inode, sha256: str = '') -> None:
-        """The inode's current revision is about to be written to the key; `sha256`: by a copy of content with this hash
+    def begin(self, key: str, inode: Inode, sha256: str = '', *, revision: int | None = None) -> None:
+        """The inode's current revision (or the one given) is about to be written to the key; `sha256`: by a copy of content with this hash
         (or BY_ETAG and the source's etag)."""
-        self._db.execute('INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?)', (key, inode.ino, inode.revision, sha256))
+        self._db.execute('INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?)',
+                         (key, inode.ino, inode.revision if revision is None else revision, sha256))
 
     def settle(self, key: str) -> None:
         """How it ended is known; call it in the transaction that says so."""
@@ -59,7 +60,8 @@ class Doubt:
             assert info is not None
             inode = self._db.inodes_of([ino]).get(ino)
             is_wanted = inode is not None and inode.nlink > 0
-            self._journal.put_object(Known(key, info.etag, info.size, ino, revision, item.stamp.sha256, 0 if is_wanted else 1))
+            self._journal.put_object(Known(key, info.etag, info.size, ino, revision, item.stamp.sha256, 0 if is_wanted else 1,
+                                           item.lifecycle, info.mtime_ns))
             if inode is not None and inode.content == Content.STAGED and inode.revision <= revision:
                 # in memory it had counted further before the crash: what is staged may be later than what arrived
                 inode.revision = revision + 1

@@ -7,7 +7,11 @@ know what one upload consists of (uploader.py), how the plan is made (planner.py
          →  rounds: settle writes in doubt, expand moved directories into their files (journaled, so a crash resumes), plan, upload; work whose target is another's only copy waits a round, a cycle is broken by a temporary copy
          →  index segment  →  deletes  →  adoption into the block cache
     failure of one inode:  transient: its row gets the cause and a retry time (0.5 s, doubling to 20 s);  permanent: the cause, tried again
-                           by the next sync, flush or mount;  conflict: conflicts.py keeps both, then it is planned again
+                           by the next sync or mount, or when it changes;  conflict: conflicts.py keeps both, then it is planned again
+    an inode that keeps changing while it is uploaded: a copy of it at one instant is uploaded instead
+
+An explicit flush takes everything, retries and says what is left; one that the clock asks for (`flush_ready`) is one pass over what its
+selection takes, and ends early when the store is in trouble or uploads are paused. selection.py has both kinds.
 
 INVARIANT: a row leaves the journal only by `Journal.advance`, that is when nothing changed since it was planned from.
 """
@@ -23,7 +27,7 @@ import trio
 
 from ctxfs.errors import CtxfsError, NotFound
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Inode, Reason
+from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.conflicts import ConflictKeeper
@@ -35,6 +39,7 @@ from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.ports import Spawn
 from ctxfs.sync.protocol import Copy
 from ctxfs.sync.remote_tree import RemoteTreeLoader
+from ctxfs.sync.selection import Everything, Ready, Selection, Turn
 from ctxfs.sync.tasks import SyncTask, TaskLog
 from ctxfs.sync.uploader import Moved, SourceLost, TargetConflict, Uploader
 
@@ -43,14 +48,14 @@ log = logging.getLogger(__name__)
 #: inodes planned at a time, and inodes in upload at a time
 PLAN_BATCH = 500
 IN_FLIGHT = 32
-#: an inode that keeps changing while it is uploaded is left for the next flush after so many tries
+#: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 8
 _BACKOFF_SECONDS = (0.5, 20.0)
 #: the retry time of what only a change can help
 NEVER_NS = 2**62
 
 
-def _backoff(attempt: int) -> float:
+def backoff(attempt: int) -> float:
     """Seconds before the next try; `attempt` failed before the last one."""
     first, longest = _BACKOFF_SECONDS
     return min(longest, first * 2.0 ** min(attempt, 16))
@@ -100,7 +105,12 @@ class UploadEngine:
         self.spawn = spawn
         self._lock = trio.Lock()
         self._moves: dict[int, int] = {}
+        #: inodes that this flush uploads as they are at one instant
+        self._as_it_is: set[int] = set()
+        self._selection: Selection = Everything()
         self.uploading: set[int] = set()
+        #: nothing begins by itself: no upload by the clock, no polling, no warm-up; what a user asks for goes on
+        self.is_paused = False
 
     # --- flush ----------------------------------------------------------------------------------------------------------------------
 
@@ -109,12 +119,28 @@ class UploadEngine:
         Cancelled: only the waiting ends; the upload goes on."""
         return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds), 'upload')
 
+    async def flush_ready(self, selection: Ready) -> FlushResult:
+        """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for
+        what the store does: failed rows have their cause and retry time, and the selection is told."""
+        return await self._in_own_task(lambda task: self._flush_ready(task, selection), 'upload', is_needed=self._has_due)
+
+    def _has_due(self) -> bool:
+        return self._remote.is_complete and (
+            self._db.row('SELECT 1 FROM pending WHERE retry_ns <= ? LIMIT 1', (time.time_ns(),)) is not None or self._finisher.has_deletes())
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+
     async def download(self) -> FlushResult:
         """Take over what changed in the bucket. Never beside an upload: a listing that began before a PUT shows the version before it,
         and would be taken for somebody's change."""
         return await self._in_own_task(self._download, 'download')
 
-    async def _in_own_task(self, job: Callable[[SyncTask], Awaitable[FlushResult]], task_type: str) -> FlushResult:
+    async def _in_own_task(self, job: Callable[[SyncTask], Awaitable[FlushResult]], task_type: str, *,
+                           is_needed: Callable[[], bool] = lambda: True) -> FlushResult:
         """A client that goes, or a writer that stops waiting, must not cut off a transfer whose end would then be in doubt."""
         ended = trio.Event()
         results: list[FlushResult] = []
@@ -122,7 +148,7 @@ class UploadEngine:
         async def run() -> None:
             try:
                 async with self._lock:
-                    results.append(await self._run_task(job, task_type))
+                    results.append(await self._run_task(job, task_type) if is_needed() else FlushResult(True, 0, 0, ''))
             finally:
                 ended.set()
 
@@ -134,6 +160,11 @@ class UploadEngine:
         """Run `job` while nothing is uploaded or listed."""
         async with self._lock:
             await job()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Somebody waits for what runs now to end: an upload, or another job that must be alone."""
+        return self._lock.statistics().tasks_waiting > 0
 
     async def _run_task(self, job: Callable[[SyncTask], Awaitable[FlushResult]], task_type: str) -> FlushResult:
         task = self._tasks.begin(task_type)
@@ -158,8 +189,9 @@ class UploadEngine:
         if not self._remote.is_complete:
             cause = self._remote.error or 'the store did not answer in time'
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
+        selection = Everything()
+        self._begin(selection)
         self._journal.retry_all()
-        self._moves.clear()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
             failures = await self._one_pass(task)
@@ -169,10 +201,25 @@ class UploadEngine:
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
             await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
-        files, _, _ = self._journal.summary()
+        # what was written to these after their instant came after the flush was asked for
+        files = self._journal.summary()[0] - sum(self._journal.pending_row(ino) is not None for ino in selection.taken)
         cause = str(failures[0]) if failures else self._first_error()
         return FlushResult(files == 0, task.files_done, task.bytes_done,
                            '' if files == 0 else f'{files} {"change is" if files == 1 else "changes are"} not uploaded: {cause}')
+
+    def _begin(self, selection: Selection) -> None:
+        self._selection = selection
+        self._moves.clear()
+        self._as_it_is.clear()
+
+    async def _flush_ready(self, task: SyncTask, selection: Ready) -> FlushResult:
+        self._begin(selection)
+        task.files_total, task.bytes_total, _ = self._journal.summary()
+        failures = await self._one_pass(task)
+        task.files_total, task.bytes_total = task.files_done, task.bytes_done
+        if not (failures or selection.has_failed):
+            return FlushResult(True, task.files_done, task.bytes_done, '')
+        return FlushResult(False, task.files_done, task.bytes_done, str(failures[0]) if failures else self._first_error())
 
     def _first_error(self) -> str:
         failed = self._journal.failed(1)
@@ -182,7 +229,7 @@ class UploadEngine:
         """When something that may succeed is to be tried again; None when there is nothing."""
         retry_ns = self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND retry_ns < ?', (NEVER_NS,))[0]
         if any(failure.transient for failure in failures):
-            later_ns = time.time_ns() + int(_backoff(attempt - 1) * 1e9)
+            later_ns = time.time_ns() + int(backoff(attempt - 1) * 1e9)
             retry_ns = min(retry_ns, later_ns) if retry_ns else later_ns
         return retry_ns
 
@@ -191,11 +238,14 @@ class UploadEngine:
         failures: list[CtxfsError] = []
         for step in (lambda: self._upload_due(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
                      self._finisher.adopt_sealed, self._finisher.compact_index):
+            if self._selection.is_over:
+                break
             try:
                 await step()
             except CtxfsError as error:
                 log.warning('flush: %s', error)
                 failures.append(error)
+                self._selection.note_failure(error)
         return failures
 
     async def _delete(self) -> None:
@@ -241,7 +291,7 @@ class UploadEngine:
 
     async def _upload_due(self, task: SyncTask) -> None:
         """Rounds until nothing is due, or what is due cannot be done now."""
-        while True:
+        while not self._selection.is_over:
             await self._doubt.resolve()
             await self._expand_moved_directories()
             done = blocked = 0
@@ -267,6 +317,11 @@ class UploadEngine:
             if inode is None or inode.nlink == 0 or inode.local:
                 self._journal.forget(row.ino)
             elif not is_index_only(row) and not row.reason & Reason.SUBTREE:
+                turn = self._selection.turn_of(row, inode)
+                if turn is Turn.LATER:
+                    continue
+                if turn is Turn.AS_IT_IS:
+                    self._as_it_is.add(row.ino)
                 try:
                     works.append(self._planner.plan(row, inode))
                 except CtxfsError as error:     # one row that cannot be planned must not stop the others
@@ -279,9 +334,11 @@ class UploadEngine:
         outcomes: list[bool] = []
 
         async def runner() -> None:
-            for work in queue:
+            while not self._selection.is_over and (work := next(queue, None)) is not None:
                 outcomes.append(await self._run_one(work, task))
 
+        while self._selection.is_cautious and not self._selection.is_over and (first := next(queue, None)) is not None:
+            outcomes.append(await self._run_one(first, task))
         async with trio.open_nursery() as nursery:
             for _ in range(min(IN_FLIGHT, len(works))):
                 nursery.start_soon(runner)
@@ -312,6 +369,7 @@ class UploadEngine:
             inode.marked = 0 if inode.marked != Reason.INDEX else inode.marked
         meter.note(inode.size if work.row.reason & Reason.CONTENT else 0)
         task.files_done += 1
+        self._selection.note_success()
         return True
 
     async def _carry_out(self, work: Work, meter: _Meter) -> None:
@@ -319,6 +377,9 @@ class UploadEngine:
             await self._localiser.retire(work)
         elif work.needs_bytes:
             await self._localiser.pin(work)
+        elif work.inode.ino in self._as_it_is and work.inode.content == Content.STAGED:
+            await self._uploader.run_as_it_is(work.inode, meter.note)
+            self._selection.took_as_it_is(work.inode.ino)
         else:
             await self._uploader.run(work, meter.note)
 
@@ -334,7 +395,9 @@ class UploadEngine:
         """It changed under us: plan it again in this flush, but not for ever."""
         ino = work.inode.ino
         self._moves[ino] = self._moves.get(ino, 0) + 1
-        if self._moves[ino] <= MAX_MOVES:
+        if self._moves[ino] == MAX_MOVES:
+            self._as_it_is.add(ino)
+        if self._moves[ino] <= 2 * MAX_MOVES:
             return True
         self._fail(work, CtxfsError('the file keeps being changed while it is uploaded'))
         return False
@@ -342,9 +405,10 @@ class UploadEngine:
     def _fail(self, work: Work, error: Exception) -> None:
         is_transient = isinstance(error, CtxfsError) and error.transient
         # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
-        retry_ns = time.time_ns() + int(_backoff(work.row.attempt) * 1e9) if is_transient else NEVER_NS
+        retry_ns = time.time_ns() + int(backoff(work.row.attempt) * 1e9) if is_transient else NEVER_NS
         message = str(error) or type(error).__name__
         self._journal.fail(work.row, error=message, retry_ns=retry_ns)
+        self._selection.note_failure(error)
         log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
 
     async def _break_cycle(self, work: Work) -> int:
@@ -355,14 +419,15 @@ class UploadEngine:
                 continue
             aside = f'.ctxfs/tmp/{uuid.uuid4().hex}'
             try:
-                done = await self._pool.call(Copy(source=self._prefix + key, key=self._prefix + aside, source_etag=known.etag))
+                done = await self._pool.call(Copy(source=self._prefix + key, key=self._prefix + aside, source_etag=known.etag,
+                                                  size=known.size))
             except NotFound:
                 self._journal.drop_object(key)
                 return 1
             except CtxfsError as error:
                 self._fail(work, error)
                 return 0
-            self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1))
+            self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1, known.lifecycle))
             return 1
         return 0
 

@@ -120,6 +120,10 @@ class Finisher:
                 failures += await self.delete(items)
         return failures
 
+    def has_deletes(self) -> bool:
+        """Whether there is anything to delete or to announce now (looks at DELETE_BATCH tombstones)."""
+        return bool(self._journal.unannounced(1)) or any(not self._is_wanted(known) for known in self._journal.doomed(DELETE_BATCH))
+
     def _is_wanted(self, known: Known) -> bool:
         """A tombstone that must wait: its key is about to be overwritten by another file's upload, an open-unlinked file still reads
         it, or it is the only copy of a clean inode that was not copied yet."""

@@ -1,0 +1,131 @@
+"""Which pending inodes one flush takes: all of them (`Everything`), or those that the clock brings and that are ready (`Ready`).
+
+Owns the quiet rule: a file in the middle of being written waits, but not for ever; then it is taken as it is at one instant. It must not know
+how anything is uploaded, when the next flush is, or the bucket.
+
+    period > 0      in the middle of being written = changed less than min(2 s, period / 2) ago; waits at most five periods after its
+                    first unsent change
+    period = 0      = open for writing (the flush comes on close); waits at most OPEN_SECONDS, which is long for a file that is saved,
+    (on close)      and short for a log that somebody keeps open for days
+
+One flush at a time uses a selection, and one selection serves one flush.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+import trio
+
+from ctxfs.errors import CtxfsError
+from ctxfs.storage.inode import Content, Inode
+from ctxfs.storage.journal import Pending
+
+#: a file that was not changed for so long is quiet, where the period is long enough
+QUIET_SECONDS = 2.0
+#: a file that is never quiet is uploaded as it is after so many periods
+LONGEST_PERIODS = 5
+#: the same where there is no period, because files are uploaded when they are closed
+OPEN_SECONDS = 30.0
+#: transient failures in a row that mean that the store is in trouble, and not one file
+TROUBLE = 3
+
+
+class Turn(Enum):
+    """What becomes of one row in this flush."""
+    NOW = 'now'
+    AS_IT_IS = 'as it is'       # a copy of the staging file at one instant is uploaded; programs go on writing
+    LATER = 'later'
+
+
+class QuietRule:
+    """The rule for one period in seconds; see the module docstring."""
+
+    def __init__(self, period: float) -> None:
+        self._is_on_close = period <= 0
+        self.quiet_seconds = 0.0 if self._is_on_close else min(QUIET_SECONDS, period / 2)
+        self.longest_seconds = OPEN_SECONDS if self._is_on_close else LONGEST_PERIODS * period
+
+    def ready_at(self, inode: Inode) -> float:
+        """When the inode is ready if nothing changes: trio time, in the past where it is ready, infinity while only a close helps."""
+        if inode.content != Content.STAGED:
+            return float('-inf')
+        if self._is_on_close:
+            return float('inf') if inode.writers else float('-inf')
+        return inode.changed_at + self.quiet_seconds
+
+
+class Everything:
+    """An explicit flush: everything at once, again and again until nothing is left. A file that does not hold still is taken as it is,
+    once: what is written to it after that instant came after the flush was asked for."""
+
+    is_over = False
+    is_cautious = False
+
+    def __init__(self) -> None:
+        #: inodes that were uploaded as they were at one instant
+        self.taken: set[int] = set()
+
+    def turn_of(self, row: Pending, inode: Inode) -> Turn:
+        return Turn.LATER if row.ino in self.taken else Turn.NOW
+
+    def took_as_it_is(self, ino: int) -> None:
+        self.taken.add(ino)
+
+    def note_success(self) -> None:
+        """Nothing depends on it here."""
+
+    def note_failure(self, error: Exception) -> None:
+        """Tried again by the flush itself."""
+
+
+class Ready:
+    """A flush that the clock asked for: one pass over the rows that are ready. `may_go_on` is asked between files."""
+
+    def __init__(self, rule: QuietRule, *, period: float, now_ns: int, is_cautious: bool, may_go_on: Callable[[], bool]) -> None:
+        self._rule = rule
+        self._due_ns = now_ns - int(period * 1e9)
+        self._now_ns = now_ns
+        self._may_go_on = may_go_on
+        self._failures = 0
+        self.has_failed = False
+        #: the store failed the last time: one file first, then the others
+        self.is_cautious = is_cautious
+        #: inodes whose time had come and that wait for their writers: until when at most (Unix ns)
+        self.waiting: dict[int, int] = {}
+        self._taken: set[int] = set()
+
+    @property
+    def is_over(self) -> bool:
+        return self._failures >= (1 if self.is_cautious else TROUBLE) or not self._may_go_on()
+
+    def turn_of(self, row: Pending, inode: Inode) -> Turn:
+        if row.ino in self._taken:
+            return Turn.LATER       # it goes on changing: its next instant is its next turn
+        if self._rule.ready_at(inode) <= trio.current_time():
+            self.waiting.pop(row.ino, None)
+            return Turn.NOW
+        until_ns = row.since_ns + int(self._rule.longest_seconds * 1e9)
+        if until_ns <= self._now_ns:
+            self.waiting.pop(row.ino, None)
+            return Turn.AS_IT_IS
+        if row.since_ns <= self._due_ns:
+            self.waiting[row.ino] = until_ns
+        return Turn.LATER
+
+    def took_as_it_is(self, ino: int) -> None:
+        self._taken.add(ino)
+
+    def note_success(self) -> None:
+        self._failures = 0
+        self.is_cautious = False
+
+    def note_failure(self, error: Exception) -> None:
+        """Only what a retry may help says something about the store."""
+        if isinstance(error, CtxfsError) and error.transient:
+            self._failures += 1
+            self.has_failed = True
+
+
+#: what the engine is given
+Selection = Everything | Ready
