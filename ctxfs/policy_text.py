@@ -30,10 +30,10 @@ def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str
     return found
 
 
-def policy_answer(policy: SyncPolicy, *, source: str, file: str | None = None) -> dict[str, Any]:
-    """As JSON, for programs: the keys that the control socket's `policy` has of a mount."""
-    return {'source': source, 'file': file, 'period': _clock(policy.upload_policy, None)[0], 'policy': policy_to_json(policy),
-            'sentences': describe(policy)}
+def policy_answer(policy: SyncPolicy, *, source: str, file: str | None = None, sync_every: float | None = None) -> dict[str, Any]:
+    """As JSON, for programs: of a file, and by the control socket's `policy` of a mount. `period` is seconds, null without a clock."""
+    return {'source': source, 'file': file, 'period': _clock(policy.upload_policy, sync_every)[0], 'policy': policy_to_json(policy),
+            'sentences': describe(policy, sync_every=sync_every)}
 
 
 def _clock(upload: UploadPolicy, sync_every: float | None) -> tuple[float | None, str]:

@@ -5,7 +5,6 @@ Owns the order of their steps: everything that can be refused is refused before 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
           policy_file: str | None, wait_download: bool, **settings: Any) -> int:
     """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers."""
     fuse_options = parse_fuse_options(fuse)
-    wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only)
+    wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     if wait_download and foreground:
         raise UsageError('--wait-download needs a mount in the background; leave out --foreground')
     preflight.check_fuse()
@@ -77,7 +76,6 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
         stack.enter_context(preflight.exclusive(path))
         store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal)
         chosen = chooser.choose(store, context)
-        _check_wait(chosen.policy, wait_download)
         _take_over(invocation, context)
         options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground)
         pid = os.getpid() if foreground else launch.start(options)
@@ -99,13 +97,19 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     fsync: Literal['local', 'remote']
     log_level: Any
     poll_every: float
+    wait_download: bool
     #: of --sync-every
     sync_every: float | None
     #: of config.toml: for policies that upload by themselves and have no period
     default_sync_every: float | None
 
     def checker(self, mountpoint: str) -> policy_choice.Check:
-        return functools.partial(check_for_mount, mountpoint=mountpoint, read_only=self.read_only, fsync=self.fsync, sync_every=self.sync_every)
+        def check(policy: SyncPolicy, *, origin: str) -> None:
+            check_for_mount(policy, origin=origin, mountpoint=mountpoint, read_only=self.read_only, fsync=self.fsync, sync_every=self.sync_every)
+            if self.wait_download and not policy.download_policy.auto_download:
+                raise UsageError(f'{origin}: downloadPolicy.autoDownload: false: --wait-download would wait for nothing; leave it out, '
+                                 'and use ctxfs sync --mode download')
+        return check
 
     def sync_every_for(self, policy: SyncPolicy) -> float | None:
         upload = policy.upload_policy
@@ -113,14 +117,15 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
         return self.default_sync_every if is_open else self.sync_every
 
 
-def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool) -> _Wishes:
+def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool, wait_download: bool) -> _Wishes:
     """Raises UsageError: everything is refused before anything is touched."""
     config = invocation.config
     for size in (settings['cache_size'], config.cache_size):
         if size is not None:
             cache_size_of(size, invocation.paths.state)
     return _Wishes(
-        read_only=read_only, cache_size=settings['cache_size'] or config.cache_size, fsync=settings['fsync'] or config.fsync or 'local',
+        read_only=read_only, wait_download=wait_download, cache_size=settings['cache_size'] or config.cache_size,
+        fsync=settings['fsync'] or config.fsync or 'local',
         log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
         default_sync_every=_of_config(invocation, sync_every_of, config.sync_every),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
@@ -147,12 +152,6 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
         if create and refusal is not None:
             raise refusal from None
         raise
-
-
-def _check_wait(policy: SyncPolicy, wait_download: bool) -> None:
-    if wait_download and not policy.download_policy.auto_download:
-        raise UsageError('--wait-download waits for nothing: downloadPolicy.autoDownload is false; leave it out, '
-                         'and use ctxfs sync --mode download')
 
 
 def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, chosen: policy_choice.Choice,
