@@ -21,6 +21,10 @@ ROOT_PATH = '/'
 RESERVED_DIR = '.ctxfs/'
 
 
+#: the tag, and the user metadata key beside it, that say when an object expires
+LIFECYCLE_NAME = 'ctxfs-lifecycle'
+
+
 class Attrs(msgspec.Struct, frozen=True, kw_only=True):
     """The attributes that travel with a file to other hosts. Times are ns since the epoch; mode includes the type (S_IFMT)."""
     mode: int
@@ -72,10 +76,12 @@ class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the index knows of one path. Valid only for the object version (etag, size); for directories etag is '' and size 0.
 
     `path` is the key relative to the context's prefix (a directory's ends with '/'); `attrs` None is a tombstone: the path was removed.
-    `changed_ns`: when its host made the change; of two records of one path the later one counts."""
+    `changed_ns`: when its host made the change; of two records of one path the later one counts. `lifecycle`: the tag that the object
+    carries, '' when none."""
     path: str
     changed_ns: int
     etag: str = ''
     size: int = 0
     attrs: Attrs | None = None
     link: str = ''
+    lifecycle: str = ''

@@ -57,6 +57,7 @@ from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
 from ctxfs.sync.reconcile import Defaults, Reconciler
 from ctxfs.sync.recovery import recover
+from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.room import DirtyBound
@@ -183,6 +184,8 @@ class Mount:
             nursery.start_soon(self._supervised, self._housekeep)
             nursery.start_soon(self._supervised, self._answers.run)
             nursery.start_soon(self._supervised, self._tidy_cache, pool)
+            if not self._options.read_only:
+                nursery.start_soon(self._supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
             nursery.cancel_scope.cancel()
@@ -254,10 +257,12 @@ class Mount:
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
                                    host=options.host_id)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
+        finisher = Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix)
+        self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
         self._engine = UploadEngine(
             db, journal, pool, planner=planner, doubt=doubt,
-            uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, prefix=prefix),
-            finisher=Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix), gating=self._gating,
+            uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
+            finisher=finisher, gating=self._gating,
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)), conflicts=conflicts,
             remote=self._remote, tasks=self._tasks,
             prefix=prefix, spawn=spawn)
@@ -270,7 +275,7 @@ class Mount:
         self._answers = Answers(
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=Hold(), reads=self._blocks,
-                  known_inodes=self._fs.known_inodes),
+                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._control = self._answers.control
 

@@ -25,6 +25,7 @@ index objects merges as a stream:
     r   rdev of a device node
     x   xattrs: {name: base64}
     h   id of the hard-link group that the file belongs to
+    y   the lifecycle that the object carries as a tag, as "Lifecycle_30Days"
 
 Fields that a reader does not know are ignored. A record whose (e, s) is not the object's current (etag, size) says nothing.
 Names: `<20 digits of created_ns>-<host>-<random>.seg.zst` and `….base.zst`, so that name order is creation order and two hosts, or two
@@ -82,6 +83,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     r: int = 0
     x: dict[str, bytes] | None = None
     h: str = ''
+    y: str = ''
 
 
 _encoder = msgspec.json.Encoder()
@@ -105,9 +107,10 @@ def kind_of(name: str) -> str | None:
 def _to_line(record: IndexRecord) -> _Line:
     attrs = record.attrs
     if attrs is None:
-        return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, h=record.link)
+        return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, h=record.link, y=record.lifecycle)
     return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, m=attrs.mode, u=attrs.uid, g=attrs.gid,
-                 t=(attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns), l=attrs.target, r=attrs.rdev, x=attrs.xattrs, h=record.link)
+                 t=(attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns), l=attrs.target, r=attrs.rdev, x=attrs.xattrs, h=record.link,
+                 y=record.lifecycle)
 
 
 def _to_record(line: _Line) -> IndexRecord:
@@ -116,7 +119,7 @@ def _to_record(line: _Line) -> IndexRecord:
         mtime_ns, atime_ns, ctime_ns = line.t
         attrs = Attrs(mode=line.m, uid=line.u, gid=line.g, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=ctime_ns, target=line.l,
                       rdev=line.r, xattrs=line.x)
-    return IndexRecord(path=line.p, changed_ns=line.n, etag=line.e, size=line.s, attrs=attrs, link=line.h)
+    return IndexRecord(path=line.p, changed_ns=line.n, etag=line.e, size=line.s, attrs=attrs, link=line.h, lifecycle=line.y)
 
 
 def write(file: BinaryIO, header: Header, records: Iterable[IndexRecord]) -> int:

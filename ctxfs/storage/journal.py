@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ctxfs.storage.inode import Inode, Reason
@@ -47,8 +47,9 @@ class Journal:
 
     def __init__(self, db: TreeDB) -> None:
         self._db = db
-        #: +1 for each change that reached the journal: tells cheaply that there is something new
+        #: +1 for each change that reached the journal: tells cheaply that there is something new; and who is told at once
         self.marks = 0
+        self.on_mark: Callable[[], None] | None = None
         #: when the oldest change that is in the journal was made; 0: none is. Early at most, until `recount` says it exactly
         self.oldest_ns = 0
         self.recount()
@@ -64,10 +65,15 @@ class Journal:
             return      # the bucket is not to learn of it
         if not self.oldest_ns:
             self.oldest_ns = time.time_ns()
-        self.marks += 1
+        self._note_mark()
         self._db.execute(_MARK, (inode.ino, reason, time.time_ns()))
         inode.marked |= reason
         inode.is_planned = False
+
+    def _note_mark(self) -> None:
+        self.marks += 1
+        if self.on_mark is not None:
+            self.on_mark()
 
     def due(self, now_ns: int, *, limit: int, after: int = 0) -> list[Pending]:
         """Rows whose retry time has come, by inode number after `after`."""
@@ -168,7 +174,7 @@ class Journal:
         """The content is wanted by nobody any more: its objects become tombstones."""
         cursor = self._db.execute('UPDATE object SET doomed = 1 WHERE ino = ? AND NOT doomed', (ino,))
         if cursor.rowcount:
-            self.marks += 1
+            self._note_mark()
             self.oldest_ns = self.oldest_ns or time.time_ns()
 
     def doomed(self, limit: int, after: str = '') -> list[Known]:

@@ -57,6 +57,9 @@ class ObjectStore(Protocol):
 
     def capabilities(self) -> Capabilities: ...
 
+    def etag_of(self, body: bytes) -> str | None:
+        """An etag that proves that an object holds exactly `body`, in stores whose etags can; another etag proves nothing."""
+
     def check(self) -> None:
         """Answer within 10 s whether the bucket exists and may be listed. Raises RemoteUnavailable (endpoint unreachable), Denied
         (wrong credentials), NotFound (no such bucket); each message is one line that says what to do."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import queue
 import threading
 import time
@@ -70,6 +71,11 @@ class S3Store:
                                         conditional_copy=False, batch_delete=False)
                 self._is_unquoted = self._known.unquoted_etags
             return self._known
+
+    def etag_of(self, body: bytes) -> str | None:
+        """The MD5, which is the etag of an object that came in one piece and is not encrypted with KMS (docs.aws.amazon.com, "Object");
+        other etags never look like one of content that they do not name."""
+        return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
 
     def check(self) -> None:
         """One listing of one key, in a thread: neither a resolver nor a credentials service can be told to hurry."""

@@ -60,7 +60,7 @@ CREATE TABLE object (
 ) WITHOUT ROWID;
 CREATE INDEX object_ino ON object (ino);
 CREATE INDEX object_doomed ON object (key) WHERE doomed;
-CREATE INDEX object_lifecycle ON object (uploaded_ns) WHERE lifecycle <> '';
+CREATE INDEX object_lifecycle ON object (lifecycle, uploaded_ns) WHERE lifecycle <> '';
 
 -- Deleted from the bucket, and other hosts are not told yet: an index tombstone for the key is still to be written.
 CREATE TABLE announce (

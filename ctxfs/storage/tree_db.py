@@ -38,7 +38,7 @@ _MIGRATIONS = {1: '''
     CREATE INDEX inode_local ON inode (mode, size) WHERE local;
     ALTER TABLE object ADD COLUMN lifecycle TEXT NOT NULL DEFAULT '';
     ALTER TABLE object ADD COLUMN uploaded_ns INTEGER NOT NULL DEFAULT 0;
-    CREATE INDEX object_lifecycle ON object (uploaded_ns) WHERE lifecycle <> '';
+    CREATE INDEX object_lifecycle ON object (lifecycle, uploaded_ns) WHERE lifecycle <> '';
     CREATE TABLE announce (key TEXT PRIMARY KEY, deleted_ns INTEGER NOT NULL) WITHOUT ROWID;
     '''}
 

@@ -110,7 +110,7 @@ class ConflictKeeper:
                        Content.CLEAN, 1, attrs_known=0)
         self._db.insert_inode(winner)
         self._db.insert_dentry(parent, name, winner.ino)
-        self._journal.put_object(Known(key, info.etag, info.size, winner.ino, winner.revision, '', 0))
+        self._journal.put_object(Known(key, info.etag, info.size, winner.ino, winner.revision, '', 0, item.lifecycle, info.mtime_ns))
         self._reconciler.describe(winner, item.attrs)
         return winner
 

@@ -52,10 +52,12 @@ class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
     """What became of an upload. At most one flag is set.
 
     `is_skipped`: the content equals the base version, nothing was sent, `etag` is the base's. `is_aborted`: the slot was set before the
-    commit, nothing became visible, `etag` is ''. `is_recovered`: the response was lost or a condition failed, but the object is ours."""
+    commit, nothing became visible, `etag` is ''. `is_recovered`: the response was lost or a condition failed, but the object is ours.
+    `lifecycle`: what the object carries."""
     etag: str
     size: int
     sha256: str
+    lifecycle: str = ''
     is_skipped: bool = False
     is_aborted: bool = False
     is_recovered: bool = False
@@ -69,6 +71,7 @@ class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
 class CopyDone(_Message, frozen=True, kw_only=True, array_like=True):
     etag: str
     size: int
+    lifecycle: str = ''
 
 
 class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
@@ -82,11 +85,13 @@ class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
 
 
 class HeadItem(_Message, frozen=True, kw_only=True, array_like=True):
-    """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others)."""
+    """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others). `lifecycle`: what the object
+    carries; with `wants_tags` only if its tag says so too, where the store has tags."""
     key: str
     info: ObjectInfo | None = None
     attrs: Attrs | None = None
     stamp: Stamp | None = None
+    lifecycle: str = ''
     failure: ItemFailure | None = None
 
 
@@ -169,7 +174,8 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     """Upload the staging file at `path`, which must have `size` bytes and, when given, `mtime_ns` at the start and at the end.
 
     `attrs` become the object's POSIX metadata, `revision` and `link` its stamp (the host is the worker's). Skipped without a request
-    when `base_sha256` equals the content's and `condition.etag` is set. `abort_slot` is asked after the last byte was read.
+    when the content is the one of `condition.etag`, by `base_sha256` or because the etag proves it, unless there is a `lifecycle`: that
+    begins anew with each upload (FOREVER: the version before it had one). `abort_slot` is asked after the last byte was read.
     Raises RemoteChanged, RemoteUnavailable (outcome unknown even after a HEAD), Denied, NotFound (the staging file is gone) …"""
     key: str
     path: str
@@ -181,6 +187,7 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     condition: Condition = ALWAYS
     abort_slot: int = NO_SLOT
     base_sha256: str = ''
+    lifecycle: str = ''
 
 
 class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -192,19 +199,19 @@ class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, t
     link: str = ''
     content_type: str | None = None
     condition: Condition = ALWAYS
+    lifecycle: str = ''
 
 
 class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Server-side copy. Metadata is kept unless `attrs` are given; then the stamp is written anew with `sha256`."""
+    """Server-side copy, metadata and tags included: one request where `source_etag` and `size` are given. `lifecycle`, when given,
+    replaces the source's. `sha256` of the source, where it is known, tells whether a write in doubt arrived."""
     source: str
     key: str
     source_etag: str | None = None
+    size: int | None = None
     condition: Condition = ALWAYS
-    attrs: Attrs | None = None
     sha256: str = ''
-    revision: int = 0
-    link: str = ''
-    content_type: str | None = None
+    lifecycle: str = ''
 
 
 class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -215,6 +222,7 @@ class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=Tr
 class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):
     """Describe keys in parallel, in their order. Bodies of symlinks up to 4,096 bytes are read too."""
     keys: list[str]
+    wants_tags: bool = False
 
 
 class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -287,14 +295,20 @@ class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, ta
     """The store answers and the bucket may be listed; raises what ObjectStore.check raises."""
 
 
+class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """The store removes what carries `lifecycle` after `days` by itself; raises what ObjectStore.ensure_expiry raises."""
+    lifecycle: str
+    days: int
+
+
 AnyOperation = (PutFile | PutBytes | Copy | DeleteMany | Head | ListPages | Fetch | Hydrate | Adopt | ReadIndex
-                | WriteSegment | CompactIndex | TidyCache | Probe | Check)
+                | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry)
 #: what a streaming operation yields before its result
 STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
 RESULTS: dict[type[Any], Any] = {
     PutFile: PutDone, PutBytes: PutDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
     Fetch: FetchDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
-    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone}
+    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone}
 
 
 # --- envelopes -------------------------------------------------------------------------------------------------------------------

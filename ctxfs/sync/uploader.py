@@ -5,24 +5,33 @@ due, in what order, or what a failure means for the schedule.
 
 Crash points: after a PUT and before its transaction the bucket is ahead of the journal; the next attempt's condition then fails, the
 worker recognises our own stamp on the object and reports success (`is_recovered`), so nothing is uploaded twice or taken for a conflict.
+Of a copy made by `run_as_it_is` a crash leaves a file with a suffix in staging, which recovery removes.
 """
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-from ctxfs.errors import NotFound, RemoteChanged
+import trio
+
+from ctxfs.errors import NoSpace, NotFound, RemoteChanged
+from ctxfs.records import Attrs
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.object_store import Condition
+from ctxfs.storage.snapshot import copy_file, copy_of
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.doubt import BY_ETAG, Doubt
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
-from ctxfs.sync.protocol import Copy, Head, PutBytes, PutDone, PutFile
+from ctxfs.sync.protocol import NO_SLOT, Copy, Head, PutBytes, PutDone, PutFile
+from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.attributes import get_attrs
 
 log = logging.getLogger(__name__)
@@ -50,17 +59,36 @@ class SourceLost(Exception):
         self.known = known
 
 
+class NoSpaceToCopy(NoSpace):
+    """Space may become free: tried again."""
+    transient = True
+
+
+class _State(NamedTuple):
+    """What one upload sends: the bytes in `path`, and what belongs to them at that instant (Unix ns)."""
+    path: str
+    revision: int
+    attrs: Attrs
+    link: str
+    taken_ns: int
+
+
+def _state_of(inode: Inode, path: str) -> _State:
+    return _State(path, inode.revision, get_attrs(inode), inode.link_group or '', time.time_ns())
+
+
 class Uploader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, planner: Planner, doubt: Doubt,
-                 prefix: str) -> None:
+                 recycler: Recycler, prefix: str) -> None:
         self._db = db
         self._journal = journal
         self._staging = staging
         self._pool = pool
         self._planner = planner
         self._doubt = doubt
+        self._recycler = recycler
         self._prefix = prefix
 
     async def run(self, work: Work, progress: Callable[[int], None]) -> None:
@@ -99,20 +127,23 @@ class Uploader:
                 return await self._copy(inode, source, key, condition)
             if inode.is_regular:
                 return await self._put_file(inode, key, condition, known, progress)
-            return await self._put_bytes(inode, key, condition)
+            return await self._put_bytes(inode, key, condition, known)
         except RemoteChanged:
             raise TargetConflict(key) from None
 
     async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition) -> PutDone:
+        lifecycle = await self._recycler.lifecycle_for(key, source)
+        if lifecycle == source.lifecycle:
+            lifecycle = ''      # it goes along by itself
         try:
             self._doubt.begin(key, inode, source.sha256 or BY_ETAG + source.etag)
             done = await self._pool.call(Copy(source=self._prefix + source.key, key=self._prefix + key, source_etag=source.etag,
-                                              condition=condition, sha256=source.sha256))
+                                              size=source.size, condition=condition, sha256=source.sha256, lifecycle=lifecycle))
         except NotFound:
             raise SourceLost(source) from None
         except RemoteChanged:
             raise (TargetConflict(key) if await self._is_there(source) else SourceLost(source)) from None
-        return PutDone(etag=done.etag, size=done.size, sha256=source.sha256)
+        return PutDone(etag=done.etag, size=done.size, sha256=source.sha256, lifecycle=done.lifecycle if lifecycle else source.lifecycle)
 
     async def _is_there(self, source: Known) -> bool:
         """Whether the source still is the version we know: then it was the target's condition that failed."""
@@ -123,16 +154,12 @@ class Uploader:
                         progress: Callable[[int], None]) -> PutDone:
         if not inode.has_staging:
             raise NotFound('the object that had its content is gone from the bucket')
-        path = self._staging.path(inode.ino)
+        lifecycle = await self._recycler.lifecycle_for(key, known)
         slot = self._pool.slots.acquire()
         inode.upload = slot
         try:
-            revision = inode.revision
-            self._doubt.begin(key, inode)
-            done = await self._pool.call(PutFile(
-                key=self._prefix + key, path=path, size=os.stat(path).st_size, attrs=get_attrs(inode), revision=revision,
-                link=inode.link_group or '', condition=condition, abort_slot=slot.index,
-                base_sha256=known.sha256 if known is not None else ''), progress=progress if inode.size > 1 << 20 else None)
+            done = await self._send(inode, key, _state_of(inode, self._staging.path(inode.ino)), condition=condition, known=known,
+                                    lifecycle=lifecycle, progress=progress, slot=slot.index)
         finally:
             inode.upload = None
             slot.release()
@@ -141,19 +168,85 @@ class Uploader:
             raise Moved
         return done
 
-    async def _put_bytes(self, inode: Inode, key: str, condition: Condition) -> PutDone:
+    async def _send(self, inode: Inode, key: str, state: _State, *, condition: Condition, known: Known | None, lifecycle: str,
+                    progress: Callable[[int], None], slot: int = NO_SLOT) -> PutDone:
+        self._doubt.begin(key, inode, revision=state.revision)
+        size = os.stat(state.path).st_size
+        return await self._pool.call(PutFile(
+            key=self._prefix + key, path=state.path, size=size, attrs=state.attrs, revision=state.revision, link=state.link,
+            condition=condition, abort_slot=slot, base_sha256=known.sha256 if known is not None else '', lifecycle=lifecycle),
+            progress=progress if size > 1 << 20 else None)
+
+    async def _put_bytes(self, inode: Inode, key: str, condition: Condition, known: Known | None) -> PutDone:
         is_marker = inode.is_dir
+        lifecycle = '' if is_marker else await self._recycler.lifecycle_for(key, known)
         self._doubt.begin(key, inode)
         return await self._pool.call(PutBytes(
             key=self._prefix + key, body=b'' if is_marker else inode.target or b'', attrs=get_attrs(inode), revision=inode.revision,
             link=inode.link_group or '', content_type=DIRECTORY_TYPE if is_marker else None,
-            condition=Condition() if is_marker else condition))
+            condition=Condition() if is_marker else condition, lifecycle=lifecycle))
 
     def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
         """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""
         self._doubt.settle(key)
-        self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1))
+        before = self._journal.known(key) if done.is_skipped else None
+        self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1, done.lifecycle,
+                                       before.uploaded_ns if before is not None else time.time_ns()))
         if inode.nlink and inode.content == Content.STAGED:
             if inode.revision == revision:
                 inode.content, inode.size = Content.SEALED, done.size
             self._db.store_content(inode)
+
+    # --- a file that does not hold still ----------------------------------------------------------------------------------------------
+
+    async def run_as_it_is(self, inode: Inode, progress: Callable[[int], None]) -> None:
+        """Upload a staged file as it is at one instant: writers wait while it is copied, then go on, and the copy is uploaded. What they
+        write stays pending. Raises Moved when its names changed meanwhile, and what `run` raises."""
+        work = self._plan_again(inode)
+        with copy_of(self._staging.path(inode.ino)) as path:
+            state = await self._freeze(inode, path)
+            for number, key in enumerate(work.missing, 1):
+                done = await self._send_frozen(inode, key, state, progress)
+                crash_point('upload-before-record')
+                with self._db.transaction():
+                    self._record(inode, key, state.revision, done)
+                    if number == len(work.missing) and not self._finish(work):
+                        self._journal.sent_as_of(inode.ino, state.taken_ns)
+                crash_point('upload-after-record')
+
+    def _plan_again(self, inode: Inode) -> Work:
+        """The work as of this instant: nothing may lie between the plan and the copy."""
+        row = self._journal.pending_row(inode.ino)
+        if row is None or not inode.nlink or inode.content != Content.STAGED:
+            raise Moved
+        work = self._planner.plan(row, inode)
+        if work.error is not None or work.blocked_by or work.is_retiring or work.needs_bytes or not work.missing:
+            raise Moved
+        return work
+
+    async def _freeze(self, inode: Inode, path: str) -> _State:
+        """Make `path` a copy of the staging file. The kernel copies in a thread: a large file must not hold up the mount, only its writers."""
+        state, ended = _state_of(inode, path), trio.Event()
+        fd = os.open(self._staging.path(inode.ino), os.O_RDONLY | os.O_CLOEXEC)
+        inode.hold = ended
+        try:
+            await trio.to_thread.run_sync(copy_file, fd, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoSpaceToCopy(f'no space to copy a file that is being written: {error.strerror}') from None
+        finally:
+            inode.hold = None
+            ended.set()
+            os.close(fd)
+        return state
+
+    async def _send_frozen(self, inode: Inode, key: str, state: _State, progress: Callable[[int], None]) -> PutDone:
+        condition, known = self._planner.condition(key)
+        lifecycle = await self._recycler.lifecycle_for(key, known)
+        if not inode.nlink or key not in self._db.keys_of(inode):
+            raise Moved     # the name may be another file's by now
+        try:
+            return await self._send(inode, key, state, condition=condition, known=known, lifecycle=lifecycle, progress=progress)
+        except RemoteChanged:
+            raise TargetConflict(key) from None

@@ -23,6 +23,7 @@ HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]]
     protocol.TidyCache: worker_ops_read.tidy_cache,
     protocol.Probe: worker_ops_read.probe,
     protocol.Check: worker_ops_read.check,
+    protocol.EnsureExpiry: worker_ops_put.ensure_expiry,
     protocol.ReadIndex: worker_ops_index.read_index,
     protocol.WriteSegment: worker_ops_index.write_segment,
     protocol.CompactIndex: worker_ops_index.compact_index,

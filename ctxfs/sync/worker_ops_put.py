@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
-from ctxfs.records import Attrs, ObjectInfo, PutResult, Stamp
+from ctxfs.policy import FOREVER
+from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
 from ctxfs.storage.object_store import Aborted
 from ctxfs.sync import protocol
@@ -39,7 +40,8 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
         unchanged = _watch(context, op, file)
         if not unchanged():
             return protocol.PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
-        if op.condition.etag is not None and digest == op.base_sha256:
+        if op.condition.etag is not None and not op.lifecycle and (
+                digest == op.base_sha256 or (body is not None and context.store.etag_of(body) == op.condition.etag)):
             return protocol.PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
         crash_point('worker-put-before-send')
         stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
@@ -79,29 +81,43 @@ def _watch(context: WorkerContext, op: protocol.PutFile, file: BinaryIO) -> Call
 
 def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: bytes | None, file: BinaryIO, unchanged: Callable[[], bool],
           channel: OperationChannel) -> protocol.PutDone:
-    metadata = _metadata(op.attrs, stamp)
+    metadata, tags = _metadata(op.attrs, stamp, op.lifecycle)
     try:
         if op.size <= WHOLE_BYTES:
             assert body is not None, 'unchanged() compared the size'
-            result = context.store.put(op.key, body, metadata=metadata, content_type=op.content_type, condition=op.condition)
+            result = context.store.put(op.key, body, metadata=metadata, content_type=op.content_type, condition=op.condition,
+                                       tags=tags)
             channel.moved(op.size)
         else:
             result = context.store.put_file(op.key, file, op.size, metadata=metadata, content_type=op.content_type,
-                                            condition=op.condition, may_commit=lambda: unchanged() and not channel.is_cancelled,
+                                            condition=op.condition, tags=tags, may_commit=lambda: unchanged() and not channel.is_cancelled,
                                             progress=channel.moved)
     except Aborted:
         return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
     except (RemoteChanged, RemoteUnavailable) as error:
-        result = _recover(context, op.key, stamp.sha256, error)
-        return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, is_recovered=True)
-    return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256)
+        info = _recover(context, op.key, stamp.sha256, error)
+        return protocol.PutDone(etag=info.etag, size=op.size, sha256=stamp.sha256, lifecycle=_lifecycle_of(info), is_recovered=True)
+    return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, lifecycle=_written(op.lifecycle))
 
 
-def _metadata(attrs: Attrs | None, stamp: Stamp) -> dict[str, str]:
-    return posix_meta.encode(attrs, stamp)
+def _metadata(attrs: Attrs | None, stamp: Stamp, lifecycle: str) -> tuple[dict[str, str], dict[str, str] | None]:
+    """(metadata, tags). The lifecycle goes into both: a store's own rules go by the tag, ctxfs by the metadata, which every store keeps."""
+    metadata = posix_meta.encode(attrs, stamp)
+    if _written(lifecycle):
+        metadata[LIFECYCLE_NAME] = lifecycle
+    return metadata, {LIFECYCLE_NAME: lifecycle} if lifecycle else None
 
 
-def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError) -> PutResult:
+def _written(lifecycle: str) -> str:
+    """FOREVER only replaces the tag that was there, which some servers would keep."""
+    return '' if lifecycle == FOREVER else lifecycle
+
+
+def _lifecycle_of(info: ObjectInfo) -> str:
+    return (info.metadata or {}).get(LIFECYCLE_NAME, '')
+
+
+def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError) -> ObjectInfo:
     """The outcome of a write whose answer was lost, or that a condition refused: done after all if the object holds the very content
     (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same). Otherwise, and when the
     store cannot be asked, raises `error`."""
@@ -112,7 +128,7 @@ def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError) -
     except CtxfsError:
         raise error from None
     log.info('the write of %s had arrived although its answer did not', key)
-    return PutResult(etag=info.etag, size=info.size)
+    return info
 
 
 def _holds(context: WorkerContext, info: ObjectInfo, digest: str) -> bool:
@@ -127,26 +143,38 @@ def _holds(context: WorkerContext, info: ObjectInfo, digest: str) -> bool:
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
     digest = hashlib.sha256(op.body).hexdigest()
     stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
-    is_recovered = False
+    metadata, tags = _metadata(op.attrs, stamp, op.lifecycle)
+    is_recovered, lifecycle = False, _written(op.lifecycle)
     try:
-        result = context.store.put(op.key, op.body, metadata=_metadata(op.attrs, stamp), content_type=op.content_type,
-                                   condition=op.condition)
+        etag = context.store.put(op.key, op.body, metadata=metadata, content_type=op.content_type, condition=op.condition, tags=tags).etag
     except (RemoteChanged, RemoteUnavailable) as error:
-        result, is_recovered = _recover(context, op.key, digest, error), True
+        info = _recover(context, op.key, digest, error)
+        etag, lifecycle, is_recovered = info.etag, _lifecycle_of(info), True
     crash_point('worker-put-after-commit')
-    return protocol.PutDone(etag=result.etag, size=len(op.body), sha256=digest, is_recovered=is_recovered)
+    return protocol.PutDone(etag=etag, size=len(op.body), sha256=digest, lifecycle=lifecycle, is_recovered=is_recovered)
 
 
 def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -> protocol.CopyDone:
-    stamp = Stamp(sha256=op.sha256, host=context.host, revision=op.revision, link=op.link)
-    metadata = None if op.attrs is None else _metadata(op.attrs, stamp)
+    lifecycle = _written(op.lifecycle)
     try:
-        result = context.store.copy(op.source, op.key, source_etag=op.source_etag, condition=op.condition, metadata=metadata,
-                                    content_type=op.content_type)
+        metadata, tags = _copied_metadata(context, op) if op.lifecycle else (None, None)
+        result = context.store.copy(op.source, op.key, source_etag=op.source_etag, size=op.size, condition=op.condition, metadata=metadata,
+                                    tags=tags)
+        etag, size = result.etag, result.size
     except (RemoteChanged, RemoteUnavailable) as error:
-        result = _recover(context, op.key, op.sha256 or _source_hash(context, op, error), error)
+        info = _recover(context, op.key, op.sha256 or _source_hash(context, op, error), error)
+        etag, size, lifecycle = info.etag, info.size, _lifecycle_of(info)
     crash_point('worker-copy-after-commit')
-    return protocol.CopyDone(etag=result.etag, size=result.size)
+    return protocol.CopyDone(etag=etag, size=size, lifecycle=lifecycle)
+
+
+def _copied_metadata(context: WorkerContext, op: protocol.Copy) -> tuple[dict[str, str], dict[str, str]]:
+    """The source's metadata with the other lifecycle: whoever wrote the rest, it goes along."""
+    metadata = dict(context.store.head(op.source).metadata or {})
+    metadata.pop(LIFECYCLE_NAME, None)
+    if _written(op.lifecycle):
+        metadata[LIFECYCLE_NAME] = op.lifecycle
+    return metadata, {LIFECYCLE_NAME: op.lifecycle}
 
 
 def _source_hash(context: WorkerContext, op: protocol.Copy, error: CtxfsError) -> str:
@@ -170,3 +198,9 @@ def delete_many(context: WorkerContext, op: protocol.DeleteMany, channel: Operat
         failures.append(protocol.ItemFailure(key=key, name=name, message=message))
     crash_point('worker-delete-after-commit')
     return protocol.DeleteDone(failures=failures)
+
+
+def ensure_expiry(context: WorkerContext, op: protocol.EnsureExpiry, channel: OperationChannel) -> protocol.CheckDone:
+    """One rule of the bucket per lifecycle value, whatever the number of contexts."""
+    context.store.ensure_expiry(f'ctxfs-{op.lifecycle}', tag=(LIFECYCLE_NAME, op.lifecycle), days=op.days)
+    return protocol.CheckDone()

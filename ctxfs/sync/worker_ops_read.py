@@ -15,7 +15,7 @@ from contextlib import suppress
 import msgspec
 
 from ctxfs.errors import Corrupted, CtxfsError
-from ctxfs.records import Attrs, ListPage, ObjectInfo
+from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
 from ctxfs.sync import protocol
@@ -28,17 +28,26 @@ _MAX_TARGET = 4096
 
 
 def head(context: WorkerContext, op: protocol.Head, channel: OperationChannel) -> list[protocol.HeadItem]:
-    return context.run_all(lambda key: _head_one(context, key), op.keys)
+    return context.run_all(lambda key: _head_one(context, key, op.wants_tags), op.keys)
 
 
-def _head_one(context: WorkerContext, key: str) -> protocol.HeadItem:
+def _head_one(context: WorkerContext, key: str, wants_tags: bool) -> protocol.HeadItem:
     try:
         info = context.store.head(key)
         metadata = info.metadata or {}
-        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=posix_meta.decode_stamp(metadata))
+        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=posix_meta.decode_stamp(metadata),
+                                 lifecycle=_lifecycle(context, info, wants_tags))
     except CtxfsError as error:
         name, message = protocol.describe(error)
         return protocol.HeadItem(key=key, failure=protocol.ItemFailure(key=key, name=name, message=message))
+
+
+def _lifecycle(context: WorkerContext, info: ObjectInfo, wants_tags: bool) -> str:
+    """The metadata say it. Who wants to keep an object takes its tag away: that is asked for where it matters."""
+    lifecycle = (info.metadata or {}).get(LIFECYCLE_NAME, '')
+    if lifecycle and wants_tags and context.store.capabilities().tagging:
+        return lifecycle if context.store.tags(info.key).get(LIFECYCLE_NAME) == lifecycle else ''
+    return lifecycle
 
 
 def _attrs(context: WorkerContext, info: ObjectInfo) -> Attrs:

@@ -12,7 +12,7 @@ ATTRS = Attrs(mode=0o120777, uid=1, gid=2, mtime_ns=3, atime_ns=-4, ctime_ns=5, 
 OPERATIONS = [
     protocol.PutFile(key='k', path='/p', size=1, attrs=ATTRS, revision=7, condition=Condition(etag='"e"'), abort_slot=3),
     protocol.PutBytes(key='k/', body=b'', condition=Condition(absent=True)),
-    protocol.Copy(source='a', key='b', attrs=ATTRS),
+    protocol.Copy(source='a', key='b', size=3, lifecycle='Lifecycle_1Day'),
     protocol.DeleteMany(items=[('a', None), ('b', '"e"')]),
     protocol.Head(keys=['a', 'ü\n']),
     protocol.ListPages(prefix='p/', delimiter='/'),
@@ -21,7 +21,8 @@ OPERATIONS = [
     protocol.Adopt(items=[protocol.AdoptItem(path='/p', key='k', etag='e', size=1)]),
     protocol.ReadIndex(prefix='p/', seen=['n']),
     protocol.WriteSegment(prefix='p/', records=[IndexRecord(path='a', changed_ns=1, attrs=ATTRS), IndexRecord(path='b', changed_ns=2)]),
-    protocol.CompactIndex(prefix='p/'), protocol.TidyCache(older_than=1.5), protocol.Probe(), protocol.Check()]
+    protocol.CompactIndex(prefix='p/'), protocol.TidyCache(older_than=1.5), protocol.Probe(), protocol.Check(),
+    protocol.EnsureExpiry(lifecycle='Lifecycle_1Day', days=1)]
 
 
 def test_every_operation_crosses_unchanged_and_has_a_result_type() -> None:

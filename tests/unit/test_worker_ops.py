@@ -208,15 +208,16 @@ def test_an_outcome_that_cannot_be_found_out_stays_unknown(bench: Bench) -> None
 
 
 def test_small_bodies_copies_and_deletes(bench: Bench) -> None:
-    """A marker, a copy with new attributes, a copy whose answer was lost, a conditional batch delete."""
+    """A marker, a copy with another lifecycle, a copy whose answer was lost, a conditional batch delete."""
     marker = worker_ops_put.put_bytes(bench.context, PutBytes(key='d/', body=b'', attrs=ATTRS, condition=Condition(absent=True)), Channel())
     bench.store.after = {'put': lost}
     link = worker_ops_put.put_bytes(bench.context, PutBytes(key='l', body=b'target'), Channel())
     assert link.is_recovered and bench.store.head('l').etag == link.etag and bench.store.head('d/').etag == marker.etag
     source = bench.put(b'content', key='s')
     bench.store.after = {'copy': lost}
-    copied = worker_ops_put.copy(bench.context, Copy(source='s', key='t', source_etag=source.etag, attrs=ATTRS, sha256=source.sha256,
-                                                     revision=9), Channel())
+    copied = worker_ops_put.copy(bench.context, Copy(source='s', key='t', source_etag=source.etag, sha256=source.sha256,
+                                                     lifecycle='Lifecycle_1Day'), Channel())
+    assert copied.lifecycle == 'Lifecycle_1Day'
     assert bench.store.get('t') == b'content' and copied.etag == bench.store.head('t').etag
     bench.store.after = {'copy': lost}
     plain = worker_ops_put.copy(bench.context, Copy(source='s', key='u'), Channel())
