@@ -5,9 +5,11 @@ that of ctxfs.edge.control.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,9 +78,20 @@ class ControlClient:
             answer = json.loads(self._line(deadline))
             if 'method' in answer:      # a notification of a stream that nobody here reads
                 continue
-            if 'error' in answer:
-                raise _as_error(answer['error'])
-            return answer.get('result')
+            return _result(answer)
+
+    def stream(self, method: str, **params: Any) -> Iterator[Any]:
+        """The values of a method that streams, as they come, until its end. Raises as call(); DaemonGone when the mount ends first."""
+        self.send(method, **params)
+        while 'method' in (message := json.loads(self._line(None))):
+            yield message['params']['value']
+        _result(message)
+
+    def close(self) -> None:
+        """From any thread: whoever waits for an answer gets DaemonGone."""
+        with contextlib.suppress(OSError):      # not connected any more
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
     def _line(self, deadline: float | None) -> bytes:
         while b'\n' not in self._buffer:
@@ -94,6 +107,12 @@ class ControlClient:
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b'\n')
         return line
+
+
+def _result(answer: dict[str, Any]) -> Any:
+    if 'error' in answer:
+        raise _as_error(answer['error'])
+    return answer.get('result')
 
 
 def _as_error(error: dict[str, Any]) -> CtxfsError:

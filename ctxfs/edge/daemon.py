@@ -188,6 +188,7 @@ class Mount:
                 nursery.start_soon(self._supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
+            await self._answers.end()
             nursery.cancel_scope.cancel()
         return 0 if result.ok else 1
 

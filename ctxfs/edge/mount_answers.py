@@ -15,6 +15,10 @@ from ctxfs.sync.engine import FlushResult
 from ctxfs.sync.events import EventHub
 
 
+#: a client that does not take its last events keeps the daemon for so long
+END_SECONDS = 1.0
+
+
 class Hold:
     """Whether what begins by itself is held back."""
 
@@ -47,6 +51,10 @@ class Answers:
     async def run(self) -> None:
         with log_published(self._events):
             await self._narrator.run()
+
+    async def end(self) -> None:
+        """The mount is over and its result written: whoever watches gets the last events."""
+        await self._events.end(END_SECONDS)
 
     def close(self) -> None:
         self._tally.close()

@@ -78,8 +78,8 @@ class DaemonControl:
         listener = self._events.subscribe(kinds)
         try:
             yield {**self._events.stamp('watching'), 'contextId': self._report.context_id}
-            while True:
-                yield await listener.next()
+            while (event := await listener.next()) is not None:
+                yield event
         finally:
             self._events.leave(listener)
 
@@ -125,7 +125,6 @@ class DaemonControl:
         was_paused = self._switch.is_paused
         if is_paused != was_paused:
             (self._switch.pause if is_paused else self._switch.resume)()
-            self._events.publish('paused' if is_paused else 'resumed')
         return {'paused': is_paused, 'was': was_paused}
 
     async def shutdown(self) -> dict[str, Any]:

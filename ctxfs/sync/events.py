@@ -48,6 +48,7 @@ class Subscription:
         self.kinds = kinds
         self._events: deque[dict[str, Any]] = deque()
         self._dropped = 0
+        self._is_ended = False
         self._arrived = trio.Event()
 
     def put(self, event: dict[str, Any]) -> None:
@@ -57,9 +58,16 @@ class Subscription:
         self._events.append(event)
         self._arrived.set()
 
-    async def next(self) -> dict[str, Any]:
-        """The oldest event that was not taken yet; waits for one."""
+    def end(self) -> None:
+        """Nothing comes any more."""
+        self._is_ended = True
+        self._arrived.set()
+
+    async def next(self) -> dict[str, Any] | None:
+        """The oldest event that was not taken yet; waits for one. None: all were taken, and nothing comes any more."""
         while not self._events:
+            if self._is_ended:
+                return None
             self._arrived = trio.Event()
             await self._arrived.wait()
         event, dropped, self._dropped = self._events.popleft(), self._dropped, 0
@@ -72,7 +80,9 @@ class EventHub:
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._listeners: set[Subscription] = set()
+        self._is_ended = False
         self._wanted = trio.Event()
+        self._unheard = trio.Event()
 
     def publish(self, kind: str, **data: Any) -> None:
         """Tell all who listen to this kind. Costs next to nothing while nobody does."""
@@ -98,12 +108,24 @@ class EventHub:
         listener = Subscription(wanted)
         self._listeners.add(listener)
         self._wanted.set()
+        self._unheard = trio.Event()
+        if self._is_ended:
+            listener.end()
         return listener
 
     def leave(self, listener: Subscription) -> None:
         self._listeners.discard(listener)
         if not self._listeners:
             self._wanted = trio.Event()
+            self._unheard.set()
+
+    async def end(self, timeout: float) -> None:
+        """Nothing is published any more; return when all listeners have taken what they still had, or after `timeout` seconds."""
+        self._is_ended = True
+        for listener in self._listeners:
+            listener.end()
+        with trio.move_on_after(timeout if self._listeners else 0):
+            await self._unheard.wait()
 
     async def wanted(self) -> None:
         """Return while somebody listens: what is only looked up for events need not be looked up before."""
