@@ -229,7 +229,10 @@ def _white_lists(value: Any, at: At) -> tuple[WhiteList, ...]:
 
 
 def _pattern(text: str, at: At) -> str:
-    """A regular expression as it stands. rules.py compiles it without its first slash, and so does this."""
+    """A regular expression as it stands. rules.py compiles it without its first slash, and so does this; what it is matched against has no
+    slash at its start either."""
+    if re.match(r'\^?\\?/', text.removeprefix('/')):
+        at.refuse('matches nothing, for it is matched against paths without a first slash; write "' + re.sub(r'^[/^\\]+', '', text) + '"', text)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error')      # what a later Python will read in another way is refused, too

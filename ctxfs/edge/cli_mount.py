@@ -70,7 +70,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
     preflight.check_fuse()
     preflight.check_allow_other(fuse_options)
     path = real_mountpoint(mountpoint)
-    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.config_file, check=wishes.checker(path))
+    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.config_file, check=wishes.checker({path, os.path.abspath(mountpoint)}))
     preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preflight.exclusive(path))
@@ -97,18 +97,23 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     fsync: Literal['local', 'remote']
     log_level: Any
     poll_every: float
+    is_poll_given: bool
     wait_download: bool
     #: of --sync-every
     sync_every: float | None
     #: of config.toml: for policies that upload by themselves and have no period
     default_sync_every: float | None
 
-    def checker(self, mountpoint: str) -> policy_choice.Check:
+    def checker(self, mountpoints: set[str]) -> policy_choice.Check:
+        """`mountpoints`: the one, in each spelling that a policy may have it in."""
         def check(policy: SyncPolicy, *, origin: str) -> None:
-            check_for_mount(policy, origin=origin, mountpoint=mountpoint, read_only=self.read_only, fsync=self.fsync, sync_every=self.sync_every)
-            if self.wait_download and not policy.download_policy.auto_download:
-                raise UsageError(f'{origin}: downloadPolicy.autoDownload: false: --wait-download would wait for nothing; leave it out, '
-                                 'and use ctxfs sync --mode download')
+            for mountpoint in mountpoints:
+                check_for_mount(policy, origin=origin, mountpoint=mountpoint, read_only=self.read_only, fsync=self.fsync, sync_every=self.sync_every)
+            if not policy.download_policy.auto_download:
+                for option, is_given in (('--wait-download', self.wait_download), ('--poll-every', self.is_poll_given)):
+                    if is_given:
+                        raise UsageError(f'{origin}: downloadPolicy.autoDownload: false: {option} has no effect on it, for only ctxfs sync '
+                                         f'--mode download looks for remote changes; leave out {option}, or write true')
         return check
 
     def sync_every_for(self, policy: SyncPolicy) -> float | None:
@@ -124,8 +129,8 @@ def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool
         if size is not None:
             cache_size_of(size, invocation.paths.state)
     return _Wishes(
-        read_only=read_only, wait_download=wait_download, cache_size=settings['cache_size'] or config.cache_size,
-        fsync=settings['fsync'] or config.fsync or 'local',
+        read_only=read_only, wait_download=wait_download, is_poll_given=settings['poll_every'] is not None,
+        cache_size=settings['cache_size'] or config.cache_size, fsync=settings['fsync'] or config.fsync or 'local',
         log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
         default_sync_every=_of_config(invocation, sync_every_of, config.sync_every),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None

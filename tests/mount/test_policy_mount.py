@@ -102,7 +102,7 @@ def test_a_manual_policy_of_the_sdk(desk: Desk) -> None:
     assert desk.files_in_bucket() == ['a']
     assert desk.shown()['sentences'][0] == 'only ctxfs sync uploads; on unmount changes stay on this host'
     (desk.at / 'b').write_text('b')
-    assert 'stay on this host' in desk.unmount(status=1)
+    assert 'autoUpload is off' in desk.unmount(status=1)
     assert desk.files_in_bucket() == ['a']
 
 
@@ -159,7 +159,8 @@ def test_the_policy_and_the_clock_of_the_config_file(desk: Desk) -> None:
     ('{"uploadPolicy": {"uploadMode": "Archive"}}', (), 'Archive mode is not available in this version; use uploadMode File'),
     ('{"uploadPolicy": {"autoUpload": false}}', ('--sync-every', '5'), '--sync-every has no effect'),
     ('{"uploadPolicy": {"autoUpload": false}}', ('--fsync', 'remote'), 'use --fsync local'),
-    ('{"downloadPolicy": {"autoDownload": false}}', ('--wait-download',), 'autoDownload: false: --wait-download would wait for nothing'),
+    ('{"downloadPolicy": {"autoDownload": false}}', ('--wait-download',), 'leave out --wait-download, or write true'),
+    ('{"downloadPolicy": {"autoDownload": false}}', ('--poll-every', '5'), 'leave out --poll-every, or write true'),
     ('{}', ('--sync-every', 'now'), '--sync-every now: not a time'),
     ('{}', ('--poll-every', '0'), '--poll-every 0: the least is 1s'),
     ('{}', ('--sync-every', '5', '--read-only'), 'no effect on a read-only mount'),
@@ -171,6 +172,15 @@ def test_a_refused_mount_makes_nothing(desk: Desk, policy: str, options: tuple[s
     assert said in stderr and stderr.count('\n') == 1
     assert desk.site.bucket().keys('') == []
     assert not desk.host.state_dir.exists()
+
+
+def test_a_mount_point_behind_a_symlink_is_known_by_both_names(desk: Desk) -> None:
+    """The policy may have the name that the user typed."""
+    link = desk.work / 'link'
+    link.symlink_to(desk.at)
+    file = desk.file({'bwList': {'whiteLists': [{'path': f'{link}/src'}]}})
+    done = desk.host.cli('mount', 'c', link, '--create', '--policy', file, check=False)
+    assert done.returncode == 2 and 'write "/src"' in done.stderr
 
 
 def test_a_config_policy_that_this_mount_cannot_have_makes_nothing(desk: Desk) -> None:

@@ -132,6 +132,8 @@ REFUSED = [
     (whites({'excludePaths': ['*'], 'isExcludeRegex': True}),
      'bwList.whiteLists[0].excludePaths[0]: "*": not a regular expression: nothing to repeat at position 0; put \\ before a character that stands '
      'for itself'),
+    (whites({'path': '^/src/.*', 'isPathRegex': True}), 'bwList.whiteLists[0].path: "^/src/.*": matches nothing, for it is matched against paths '
+                                                        'without a first slash; write "src/.*"'),
     # contradictions
     ({'uploadPolicy': {'archiveExcludePaths': ['models/']}}, 'uploadPolicy.archiveExcludePaths: ["models/"]: has no effect while '
                                                              'uploadPolicy.uploadMode is "File"; remove one of the two'),
