@@ -33,8 +33,9 @@ from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import control, fuse_adapter, launch, runtime_dir
+from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
-from ctxfs.edge.mount_answers import Answers, Hold
+from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_status import Parts
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.rules import Rules
@@ -61,6 +62,7 @@ from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.room import DirtyBound
+from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
 from ctxfs.sync.uploader import Uploader
 
@@ -181,6 +183,10 @@ class Mount:
             self._attach()
             nursery.start_soon(self._supervised, self._remote.run)
             nursery.start_soon(self._supervised, self._invalidator.run)
+            for task in self._following.tasks():
+                nursery.start_soon(self._supervised, task)
+            if not options.read_only:
+                nursery.start_soon(self._supervised, self._schedule.run)
             nursery.start_soon(self._supervised, self._housekeep)
             nursery.start_soon(self._supervised, self._answers.run)
             nursery.start_soon(self._supervised, self._tidy_cache, pool)
@@ -220,8 +226,8 @@ class Mount:
             left = int(self._engine.pending()['files'])
             return FlushResult(left == 0, 0, 0, f'{left} changes of an earlier mount are not uploaded: this one was read-only' if left else '')
         started = time.monotonic()
-        result = await self._engine.flush(retry_seconds=FINAL_RETRY_SECONDS)
-        log.log(logging.INFO if result.ok else logging.WARNING, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes,
+        result = await self._schedule.write_back(FINAL_RETRY_SECONDS)
+        log.log(logging.INFO if result.ok or self._schedule.is_manual else logging.WARNING, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes,
                 time.monotonic() - started, result.message or 'everything is in the bucket')
         return result
 
@@ -267,15 +273,21 @@ class Mount:
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)), conflicts=conflicts,
             remote=self._remote, tasks=self._tasks,
             prefix=prefix, spawn=spawn)
-        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit)
+        self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
+                                         publish=self._events.publish)
+        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,
+                                schedule=self._schedule)
         self._fs = self._build_file_system(pool, spawn)
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
+        self._following = Following(
+            options, db, journal, pool=pool, invalidator=self._invalidator, cache=self._cache, reconciler=reconciler, remote=self._remote,
+            engine=self._engine, rules=self._rules, regater=self._regater, publish=self._events.publish, prefix=prefix)
         self._answers = Answers(
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
-                  engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=Hold(), reads=self._blocks,
+                  engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks,
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._control = self._answers.control
@@ -287,7 +299,8 @@ class Mount:
                                    refresh=remote.refresh)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)
         return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote,
-                          after_fsync=self._upload_now if self._options.fsync == 'remote' else None)
+                          after_fsync=self._upload_now if self._options.fsync == 'remote' else None,
+                          on_close=lambda inode: self._schedule.wake())
 
     async def _collect_dirty_pages(self) -> None:
         await self._invalidator.write_back(self._fs.written_inos())

@@ -105,8 +105,9 @@ class Journal:
         """Forget waiting times (a mount or an explicit sync tries everything at once)."""
         self._db.execute('UPDATE pending SET retry_ns = 0, attempt = 0 WHERE retry_ns > 0')
 
-    def next_retry_ns(self, before_ns: int = 2**63 - 1) -> int | None:
-        return self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND retry_ns < ?', (before_ns,))[0]
+    def next_retry_ns(self, after_ns: int, before_ns: int) -> int | None:
+        """The first retry time between the two; None: there is none."""
+        return self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > ? AND retry_ns < ?', (after_ns, before_ns))[0]
 
     def sent_as_of(self, ino: int, instant_ns: int) -> None:
         """The bucket has the inode as it was at this instant, and it has changed since: only what came after is pending."""
@@ -159,6 +160,9 @@ class Journal:
         if last is not None:
             sql, args = f'{sql} AND key <= ?', [after, last]
         return [found for row in self._db.rows(sql + ' ORDER BY key', args) if (found := Known(*row)).key.startswith(prefix)]
+
+    def has_objects_between(self, after: str, last: str) -> bool:
+        return self._db.row('SELECT 1 FROM object WHERE key >= ? AND key <= ? LIMIT 1', (after, last)) is not None
 
     def put_object(self, known: Known) -> None:
         self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?)', known)

@@ -122,11 +122,11 @@ class UploadEngine:
     async def flush_ready(self, selection: Ready) -> FlushResult:
         """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for
         what the store does: failed rows have their cause and retry time, and the selection is told."""
+        await self._remote.wait_complete()
         return await self._in_own_task(lambda task: self._flush_ready(task, selection), 'upload', is_needed=self._has_due)
 
     def _has_due(self) -> bool:
-        return self._remote.is_complete and (
-            self._db.row('SELECT 1 FROM pending WHERE retry_ns <= ? LIMIT 1', (time.time_ns(),)) is not None or self._finisher.has_deletes())
+        return bool(self._journal.due(time.time_ns(), limit=1)) or self._finisher.has_deletes()
 
     def pause(self) -> None:
         self.is_paused = True
@@ -215,11 +215,9 @@ class UploadEngine:
     async def _flush_ready(self, task: SyncTask, selection: Ready) -> FlushResult:
         self._begin(selection)
         task.files_total, task.bytes_total, _ = self._journal.summary()
-        failures = await self._one_pass(task)
+        await self._one_pass(task)
         task.files_total, task.bytes_total = task.files_done, task.bytes_done
-        if not (failures or selection.has_failed):
-            return FlushResult(True, task.files_done, task.bytes_done, '')
-        return FlushResult(False, task.files_done, task.bytes_done, str(failures[0]) if failures else self._first_error())
+        return FlushResult(not selection.first_error, task.files_done, task.bytes_done, selection.first_error)
 
     def _first_error(self) -> str:
         failed = self._journal.failed(1)
@@ -245,7 +243,7 @@ class UploadEngine:
             except CtxfsError as error:
                 log.warning('flush: %s', error)
                 failures.append(error)
-                self._selection.note_failure(error)
+                self._selection.note_step_failure(error)
         return failures
 
     async def _delete(self) -> None:

@@ -4,7 +4,9 @@ Owns the arithmetic and the waiting. It must not know what an upload is: it asks
 """
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 
@@ -13,21 +15,37 @@ from ctxfs.storage.block_cache import MIN_LIMIT
 from ctxfs.storage.staging import Staging
 from ctxfs.sync.engine import FlushResult
 
+log = logging.getLogger(__name__)
+
 #: how long a writer waits for uploads to make room before ENOSPC
 WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
+class Schedule(Protocol):
+    """Whether anything is uploaded without being asked for."""
+
+    @property
+    def is_manual(self) -> bool: ...
+
+    @property
+    def is_paused(self) -> bool: ...
+
+
 class DirtyBound:
-    """core's Room. `flush` uploads what is pending; `set_cache_limit` bounds the clean blocks."""
+    """core's Room. `flush` uploads what is pending; `set_cache_limit` bounds the clean blocks; `schedule` says whether uploads may begin
+    without being asked for."""
 
     def __init__(self, staging: Staging, *, limit: int, flush: Callable[[], Awaitable[FlushResult]],
-                 set_cache_limit: Callable[[int], None]) -> None:
+                 set_cache_limit: Callable[[int], None], schedule: Schedule) -> None:
         self._staging = staging
         self._limit = limit
         self._flush = flush
         self._set_cache_limit = set_cache_limit
+        self._schedule = schedule
         self._told = limit
+        #: why writers were refused last, '' while there is room
+        self.refusal = ''
         self._flushing: trio.Event | None = None
 
     def has_room(self, size: int, own: int) -> bool:
@@ -36,14 +54,26 @@ class DirtyBound:
         return others <= 0 or others + size <= self._limit
 
     async def make_room(self, size: int, own: int) -> None:
-        """See core.ports.Room. When everything was uploaded there is nothing more to wait for."""
+        """See core.ports.Room. When everything was uploaded there is nothing more to wait for. Where only the user uploads, nobody waits;
+        while uploads are paused, for their end."""
+        if self._schedule.is_manual:
+            raise self._refuse('autoUpload is off: run ctxfs sync')
         with trio.move_on_after(WAIT_SECONDS):
             while not self.has_room(size, own):
-                if await self._flush_once():
+                if not self._schedule.is_paused and await self._flush_once():
                     return
                 await trio.sleep(_POLL_SECONDS)
             return
-        raise NoSpace(f'{self._staging.used} bytes wait for their upload and --cache-size allows {self._limit}')
+        raise self._refuse('uploads are paused: run ctxfs resume' if self._schedule.is_paused else
+                           f'they could not be uploaded within {WAIT_SECONDS:g} s')
+
+    def _refuse(self, cause: str) -> NoSpace:
+        """Programs see ENOSPC; the cause is logged once, and kept for whoever asks."""
+        message = f'no space to write: {self._staging.used} bytes wait for their upload, and --cache-size allows {self._limit}; {cause}'
+        if not self.refusal:
+            log.warning('%s', message)
+        self.refusal = message
+        return NoSpace(message)
 
     async def _flush_once(self) -> bool:
         """One flush for all writers that wait; whether it uploaded everything."""
@@ -59,6 +89,8 @@ class DirtyBound:
 
     def adjust_cache(self) -> None:
         """Give the block cache what the dirty bytes leave, when that changed by much."""
+        if self.refusal and self._staging.used < self._limit:
+            self.refusal = ''
         allowed = max(MIN_LIMIT, self._limit - self._staging.used)
         if abs(allowed - self._told) > self._limit // 50 or allowed == MIN_LIMIT != self._told:
             self._told = allowed

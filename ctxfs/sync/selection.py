@@ -78,6 +78,9 @@ class Everything:
     def note_failure(self, error: Exception) -> None:
         """Tried again by the flush itself."""
 
+    def note_step_failure(self, error: Exception) -> None:
+        """The same."""
+
 
 class Ready:
     """A flush that the clock asked for: one pass over the rows that are ready. `may_go_on` is asked between files."""
@@ -88,7 +91,9 @@ class Ready:
         self._now_ns = now_ns
         self._may_go_on = may_go_on
         self._failures = 0
+        #: the store is in trouble: what was not done is not to be tried at once
         self.has_failed = False
+        self.first_error = ''
         #: the store failed the last time: one file first, then the others
         self.is_cautious = is_cautious
         #: inodes whose time had come and that wait for their writers: until when at most (Unix ns)
@@ -115,6 +120,7 @@ class Ready:
 
     def took_as_it_is(self, ino: int) -> None:
         self._taken.add(ino)
+        self.waiting[ino] = self._now_ns + int(self._rule.longest_seconds * 1e9)
 
     def note_success(self) -> None:
         self._failures = 0
@@ -122,9 +128,15 @@ class Ready:
 
     def note_failure(self, error: Exception) -> None:
         """Only what a retry may help says something about the store."""
+        self.first_error = self.first_error or str(error) or type(error).__name__
         if isinstance(error, CtxfsError) and error.transient:
             self._failures += 1
             self.has_failed = True
+
+    def note_step_failure(self, error: Exception) -> None:
+        """What is no file's (an index segment, a batch of deletes) has no retry time of its own."""
+        self.note_failure(error)
+        self.has_failed = True
 
 
 #: what the engine is given
