@@ -24,7 +24,8 @@ from ctxfs.errors import UsageError
 from ctxfs.policy import BWList, DownloadPolicy, MappingPolicy, RecyclePolicy, SyncPolicy, UploadPolicy, WhiteList
 from ctxfs.policy_check import check_available, check_for_mount
 from ctxfs.policy_parse import MAX_BYTES, parse_policy, policy_to_bytes, policy_to_json, read_policy_file, reload_policy
-from ctxfs.policy_text import json_schema
+from ctxfs.policy_text import describe, json_schema
+from ctxfs.rules import Rules
 from tests.sdk import load_source, old_release
 
 SDK = load_source(Path(str(importlib.metadata.distribution('wuying-agentbay-sdk').locate_file('agentbay/_common/params/context_sync.py'))))
@@ -187,6 +188,31 @@ def test_whole_exclusion_by_a_regular_expression_is_refused() -> None:
     for text in ('.*', '^.*$', '/.*', '.+', ''):
         assert 'excludes all of' in refusal(json.dumps(whites({'path': '/src', 'excludePaths': [text], 'isExcludeRegex': True})))
     assert parse(whites({'path': '/src', 'excludePaths': ['(?!keep).*'], 'isExcludeRegex': True}))
+
+
+KEYS = [*TOP.split(', '), 'autoUpload', 'uploadStrategy', 'uploadMode', 'archiveExcludePaths', 'period', 'autoDownload', 'lifecycle', 'paths',
+        'whiteLists', 'path', 'excludePaths', 'isPathRegex', 'isExcludeRegex', 'syncLocalFile', 'extract']
+words = st.sampled_from(['File', '/src', '5m', 'Lifecycle_1Day', 'a.*'])
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | words
+trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4), max_leaves=12)
+
+
+@given(trees | st.fixed_dictionaries({}, optional={
+    'uploadPolicy': st.fixed_dictionaries({'period': leaves}),
+    'recyclePolicy': st.fixed_dictionaries({'lifecycle': st.sampled_from(['Lifecycle_1Day', 'x']), 'paths': st.lists(leaves, max_size=2)}),
+    'bwList': st.fixed_dictionaries({'whiteLists': st.lists(st.fixed_dictionaries(
+        {'path': st.text(max_size=8), 'isPathRegex': st.booleans()}, optional={'excludePaths': st.lists(leaves, max_size=2)}), max_size=2)})}))
+def test_anything_is_either_a_policy_or_refused_in_one_line(value: object) -> None:
+    """No other error, no line broken; what passes can be carried out, described, sent to the daemon and written down again."""
+    try:
+        policy = parse_policy(json.dumps(value), origin='policy.json')
+    except UsageError as error:
+        assert str(error).startswith('policy.json: ') and str(error).isprintable()
+        return
+    Rules(policy).gate.decide('src/a')
+    assert all(describe(policy)) and parse_policy(policy_to_bytes(policy), origin='x') == policy
+    assert SCHEMA.is_valid(policy_to_json(policy))
+    assert msgspec.json.decode(msgspec.json.encode(policy), type=SyncPolicy) == policy
 
 
 # --- what is read ------------------------------------------------------------------------------------------------------------------
