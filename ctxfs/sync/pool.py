@@ -1,7 +1,7 @@
 """The pool of transfer workers: the daemon's way to have bytes moved without its interpreter touching them.
 
-Owns the worker processes (started, watched, started again with backoff), which request is with which worker, and who goes next when all
-are busy. It must not know what an upload means, what to retry, or any store: it passes typed operations and gives back typed results.
+Owns the worker processes (started, watched, started again with backoff) and which request is with which worker (who goes next when all are
+busy is admission.py's). It must not know what an upload means, what to retry, or any store: it passes typed operations and gives back typed results.
 
 Usage, from a task of the main thread (see WorkerProcess for why)::
 
@@ -17,7 +17,6 @@ many uploads run at once follows from what they take (pacing.py).
 """
 from __future__ import annotations
 
-import enum
 import itertools
 import logging
 import os
@@ -32,9 +31,10 @@ import trio
 from ctxfs import errors
 from ctxfs.sync import crash_points, protocol
 from ctxfs.sync.abort_slots import AbortSlots
+from ctxfs.sync.admission import Gate
+from ctxfs.sync.admission import Priority as Priority
 from ctxfs.sync.meters import TransferMeter
-from ctxfs.sync.pacing import Pace
-from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WorkerOptions
+from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WarmDone, WorkerOptions
 from ctxfs.sync.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -48,12 +48,6 @@ _END_SECONDS = 5.0
 _BACKOFF_SECONDS = (0.05, 10.0)
 #: a worker that lived this long was healthy: its end is not counted against the next one
 _HEALTHY_SECONDS = 30.0
-
-
-class Priority(enum.Enum):
-    """Who waits: a program on the mount (a read, a listing, a lookup), or nobody in particular (uploads, read-ahead, the index)."""
-    INTERACTIVE = 0
-    BACKGROUND = 1
 
 
 class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,85 +84,6 @@ class _Pending:
             raise self.error
         assert self.reply is not None
         return protocol.decode_result(self.operation, self.reply)
-
-
-class _Waiter:
-    __slots__ = ('error', 'event', 'worker')
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-        self.worker: WorkerProcess | None = None
-        self.error: Exception | None = None
-
-
-class _Gate:
-    """Admission: hands a free place at a worker to the next request, interactive ones first, each kind in order of arrival."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        # A quarter stays free of background work. One thread alone cannot be shared out, so there a reader waits for one transfer.
-        self.pace = Pace(threads - max(1, threads // 4))
-        self._queues: dict[Priority, deque[_Waiter]] = {Priority.INTERACTIVE: deque(), Priority.BACKGROUND: deque()}
-        self.workers: list[WorkerProcess] = []
-
-    async def enter(self, priority: Priority) -> WorkerProcess:
-        """A place at a live worker. Raises what `fail_waiting` was given. Cancelled: nothing is held."""
-        if not self._queues[priority]:
-            worker = self._take(priority)
-            if worker is not None:
-                return worker
-        waiter = _Waiter()
-        self._queues[priority].append(waiter)
-        try:
-            await waiter.event.wait()
-        except trio.Cancelled:
-            self._withdraw(waiter, priority)
-            raise
-        if waiter.error is not None:
-            raise waiter.error
-        assert waiter.worker is not None
-        return waiter.worker
-
-    def _withdraw(self, waiter: _Waiter, priority: Priority) -> None:
-        if waiter.worker is not None:
-            self.leave(waiter.worker, priority)
-        elif waiter.error is None:
-            self._queues[priority].remove(waiter)
-
-    def _take(self, priority: Priority) -> WorkerProcess | None:
-        """The least loaded worker that may take one more of this kind, with the place counted as taken."""
-        free = [worker for worker in self.workers if worker.load < self._threads
-                and (priority is Priority.INTERACTIVE or worker.background < self.pace.limit)]
-        if not free:
-            return None
-        worker = min(free, key=lambda candidate: candidate.load)
-        worker.load += 1
-        worker.background += priority is Priority.BACKGROUND
-        return worker
-
-    def leave(self, worker: WorkerProcess, priority: Priority) -> None:
-        worker.load -= 1
-        worker.background -= priority is Priority.BACKGROUND
-        self.dispatch()
-
-    def dispatch(self) -> None:
-        """Give what is free to those who wait. A place is handed over, not announced, so that nobody can slip in between."""
-        for priority, queue in self._queues.items():
-            while queue and (worker := self._take(priority)) is not None:
-                waiter = queue.popleft()
-                waiter.worker = worker
-                waiter.event.set()
-
-    def fail_waiting(self, error: Exception) -> None:
-        """No worker can be had: whoever waits gets `error` instead of waiting for ever."""
-        for queue in self._queues.values():
-            while queue:
-                waiter = queue.popleft()
-                waiter.error = type(error)(str(error))
-                waiter.event.set()
-
-    def waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
 
 
 class Stream(Generic[R]):
@@ -210,7 +125,7 @@ class TransferPool:
         self._options = options
         self._count = workers
         self._keep_fds = tuple(keep_fds)
-        self._gate = _Gate(options.threads)
+        self._gate = Gate(options.threads)
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._calls = 0
@@ -239,6 +154,8 @@ class TransferPool:
         self.meter.ended(operation, result, noted=pending.moved)
         if isinstance(operation, PutFile) and isinstance(result, PutDone) and result.is_sent:
             self._gate.pace.took(trio.current_time() - pending.began_at, result.size)
+        elif isinstance(result, WarmDone) and result.requests:
+            self._gate.bulk_pace.took(result.seconds / result.requests, result.fetched // result.requests)
         return result
 
     @asynccontextmanager
@@ -249,6 +166,11 @@ class TransferPool:
             yield Stream(self._pending[request_id], request_id)
         finally:
             self._abandon(request_id)
+
+    @property
+    def cache_limit(self) -> int:
+        """Bytes that the block cache may have now."""
+        return self._options.cache_limit
 
     def set_cache_limit(self, cache_bytes: int) -> None:
         """Bound the block cache in bytes, in all workers, from now on."""

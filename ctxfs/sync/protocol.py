@@ -1,7 +1,7 @@
 """What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
 
-Owns every message that crosses the pipe, the framing (4 bytes length, big-endian, then msgpack) and the way an error travels (class name
-and message). It must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
+Owns every message that crosses the pipe, as msgpack in the frames of frames.py, and the way an error travels (class name and message). It
+must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
 
 One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
 `Credit` for each one it consumed), any number of `Progress`, and then exactly one `Reply` or `Failed`, in any order among requests.
@@ -9,7 +9,6 @@ File contents never cross the pipe: paths and keys do. Both ends are one install
 """
 from __future__ import annotations
 
-import struct
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -17,14 +16,12 @@ import msgspec
 from ctxfs import errors
 from ctxfs.records import Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
 from ctxfs.storage.object_store import ALWAYS, Condition
+from ctxfs.sync.frames import LENGTH
 
 R = TypeVar('R')
 
 #: a slot number that no upload has: the operation cannot be aborted
 NO_SLOT = -1
-#: the largest frame either side accepts; a longer one means that the stream is out of step
-MAX_FRAME = 64 << 20
-_LENGTH = struct.Struct('>I')
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
@@ -100,6 +97,19 @@ class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
     start: int
     stop: int
     fetched: int
+
+
+class WarmDone(_Message, frozen=True, kw_only=True, array_like=True):
+    """The first `done` items were dealt with: those numbered in `skipped` did not fit into the budget, `failures` cannot be had (by another
+    version in the bucket, among others), all others are in the cache. `cause`: why it stopped before the end; None when it was cancelled.
+    `seconds` were spent in `requests`."""
+    done: int
+    fetched: int
+    requests: int
+    seconds: float
+    skipped: list[int] = []
+    failures: list[ItemFailure] = []
+    cause: ItemFailure | None = None
 
 
 class HydrateDone(_Message, frozen=True, kw_only=True, array_like=True):
@@ -242,6 +252,23 @@ class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, ta
     count: int = 1
 
 
+class WarmItem(_Message, frozen=True, kw_only=True, array_like=True):
+    """Blocks [start, start + count) of one version; `count` 0: to its end."""
+    key: str
+    etag: str
+    size: int
+    start: int = 0
+    count: int = 0
+
+
+class Warm(Operation[WarmDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Bring what is missing of many files into the block cache, one after the other, while other operations of the worker go first. At most
+    `budget` bytes: what an item is missing, or all of it with `counts_cached` (then what is there already is noted as used, too)."""
+    items: list[WarmItem]
+    budget: int
+    counts_cached: bool = False
+
+
 class Hydrate(Operation[HydrateDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Make the whole version `etag` a plain file at `path` (written beside it, then renamed: it is there whole or not at all)."""
     key: str
@@ -301,13 +328,13 @@ class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=T
     days: int
 
 
-AnyOperation = (PutFile | PutBytes | Copy | DeleteMany | Head | ListPages | Fetch | Hydrate | Adopt | ReadIndex
+AnyOperation = (PutFile | PutBytes | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
                 | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry)
 #: what a streaming operation yields before its result
 STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
 RESULTS: dict[type[Any], Any] = {
     PutFile: PutDone, PutBytes: PutDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
-    Fetch: FetchDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
+    Fetch: FetchDone, Warm: WarmDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
     CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone}
 
 
@@ -381,9 +408,9 @@ _part_decoders = {kind: msgspec.msgpack.Decoder(part).decode for kind, part in S
 
 def frame(message: _Message) -> bytes:
     """The message as it goes over the pipe, length included."""
-    buffer = bytearray(4)
-    _encoder.encode_into(message, buffer, 4)
-    _LENGTH.pack_into(buffer, 0, len(buffer) - 4)
+    buffer = bytearray(LENGTH.size)
+    _encoder.encode_into(message, buffer, LENGTH.size)
+    LENGTH.pack_into(buffer, 0, len(buffer) - LENGTH.size)
     return bytes(buffer)
 
 
@@ -399,29 +426,6 @@ def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
 
 def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
     return _part_decoders[type(operation)](value)
-
-
-class FrameReader:
-    """Cuts a byte stream into frames: `feed` what arrived, then take the whole frames."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The bodies of the frames that are complete now. Raises Corrupted on an impossible length."""
-        buffer = self._buffer
-        buffer += data
-        bodies, start = [], 0
-        while len(buffer) - start >= 4:
-            length, = _LENGTH.unpack_from(buffer, start)
-            if length > MAX_FRAME:
-                raise errors.Corrupted(f'a frame of {length} bytes on the worker pipe')
-            if len(buffer) - start - 4 < length:
-                break
-            bodies.append(bytes(buffer[start + 4:start + 4 + length]))
-            start += 4 + length
-        del buffer[:start]
-        return bodies
 
 
 def describe(error: BaseException) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from typing import Any
 from ctxfs import errors
 from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
+from ctxfs.sync.frames import FrameReader
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Limit, Part, Progress, Ready, Reply, Request, Start
 
 log = logging.getLogger('ctxfs.sync.worker')
@@ -41,7 +42,7 @@ class Pipe:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._lock = threading.Lock()
-        self._frames = protocol.FrameReader()
+        self._frames = FrameReader()
 
     def send(self, message: Any) -> None:
         data = protocol.frame(message)
@@ -157,7 +158,8 @@ class Worker:
         try:
             if channel.is_cancelled:
                 raise Abandoned
-            result = self._handlers[type(request.operation)](self._context, request.operation, channel)
+            with self._context.attend(request.operation):
+                result = self._handlers[type(request.operation)](self._context, request.operation, channel)
             return Reply(id=request.id, value=protocol.raw(result))
         except Exception as error:
             name, message = protocol.describe(translate(error))

@@ -6,14 +6,16 @@ the pipe or the daemon: an operation gets its request, this context, and a chann
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.abort_slots import AbortFlags
-from ctxfs.sync.protocol import WorkerOptions
+from ctxfs.sync.protocol import Operation, Warm, WorkerOptions
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,31 @@ class OperationChannel(Protocol):
     def moved(self, count: int) -> None: ...
 
 
+class Attended:
+    """How many operations are under way that somebody waits for; `with` it counts one more."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._is_quiet = threading.Event()
+        self._is_quiet.set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._count += 1
+            self._is_quiet.clear()
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._is_quiet.set()
+
+    def make_way(self, seconds: float) -> None:
+        """Wait until there is none, that long at most."""
+        self._is_quiet.wait(seconds)
+
+
 class WorkerContext:
     """Raises what `open_store` raises, and OSError when there is no cache directory to be had."""
 
@@ -42,6 +69,7 @@ class WorkerContext:
         self.options = options
         self.host = options.host
         self.flags = flags
+        self.attended = Attended()
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
         self.cache = BlockCache(options.cache_dir, options.cache_limit)
         self.store = open_store(options.store_url, capabilities=options.capabilities, **options.store_options)
@@ -57,6 +85,10 @@ class WorkerContext:
             wait(futures)
             raise next(error for future in done if not future.cancelled() and (error := future.exception()))
         return [future.result() for future in futures]
+
+    def attend(self, operation: Operation[Any]) -> AbstractContextManager[None]:
+        """Around an operation: those that nobody waits for make way for the others."""
+        return nullcontext() if isinstance(operation, Warm) else self.attended
 
     def set_cache_limit(self, cache_bytes: int) -> None:
         """In a helper's thread: evicting may take long, and the caller reads the pipe."""

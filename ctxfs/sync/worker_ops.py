@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ctxfs.sync import protocol, worker_ops_index, worker_ops_put, worker_ops_read
+from ctxfs.sync import protocol, worker_ops_index, worker_ops_put, worker_ops_read, worker_ops_warm
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]] = {
@@ -18,6 +18,7 @@ HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]]
     protocol.Head: worker_ops_read.head,
     protocol.ListPages: worker_ops_read.list_pages,
     protocol.Fetch: worker_ops_read.fetch,
+    protocol.Warm: worker_ops_warm.warm,
     protocol.Hydrate: worker_ops_read.hydrate,
     protocol.Adopt: worker_ops_read.adopt,
     protocol.TidyCache: worker_ops_read.tidy_cache,

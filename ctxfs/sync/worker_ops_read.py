@@ -80,21 +80,21 @@ def list_pages(context: WorkerContext, op: protocol.ListPages, channel: Operatio
 # --- content ---------------------------------------------------------------------------------------------------------------------
 
 def fetch(context: WorkerContext, op: protocol.Fetch, channel: OperationChannel) -> protocol.FetchDone:
-    stop = min(op.start + op.count, _block_count(op.size))
+    stop = min(op.start + op.count, block_count(op.size))
     absent = context.cache.missing(op.key, op.etag, range(op.start, stop))
-    runs = list(_runs(absent))
+    runs = list(runs_of(absent))
     if len(runs) == 1:
-        fetched = _fetch_run(context, op, runs[0])
+        fetched = fetch_run(context, op, runs[0])
     else:
-        fetched = sum(context.run_all(lambda run: _fetch_run(context, op, run), runs))
+        fetched = sum(context.run_all(lambda run: fetch_run(context, op, run), runs))
     return protocol.FetchDone(start=op.start, stop=stop, fetched=fetched)
 
 
-def _block_count(size: int) -> int:
+def block_count(size: int) -> int:
     return -(-size // BLOCK_SIZE)
 
 
-def _runs(blocks: list[int]) -> Iterator[range]:
+def runs_of(blocks: list[int]) -> Iterator[range]:
     """Consecutive blocks together, RUN_BLOCKS at most."""
     start = 0
     for index in range(1, len(blocks) + 1):
@@ -103,7 +103,7 @@ def _runs(blocks: list[int]) -> Iterator[range]:
             start = index
 
 
-def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate, run: range) -> bytes:
+def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate | protocol.WarmItem, run: range) -> bytes:
     start, stop = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, op.size)
     data = context.store.get(op.key, start, stop, if_match=op.etag)
     if len(data) != stop - start:
@@ -111,7 +111,8 @@ def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate, run:
     return data
 
 
-def _fetch_run(context: WorkerContext, op: protocol.Fetch, run: range) -> int:
+def fetch_run(context: WorkerContext, op: protocol.Fetch | protocol.WarmItem, run: range) -> int:
+    """One ranged GET into the cache; how many bytes came."""
     data = _get_run(context, op, run)
     crash_point('worker-fetch-before-store')
     context.cache.store(op.key, op.etag, run.start, data)
@@ -140,7 +141,7 @@ def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChan
 
 
 def _fill(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel, fd: int) -> int:
-    runs = _runs(list(range(_block_count(op.size))))
+    runs = runs_of(list(range(block_count(op.size))))
     return sum(context.run_all(lambda run: _fill_run(context, op, channel, fd, run), runs))
 
 
@@ -149,7 +150,7 @@ def _fill_run(context: WorkerContext, op: protocol.Hydrate, channel: OperationCh
         raise CtxfsError('nobody waited for it any more')
     absent = [block for block in run if not _copy_cached(context, op, fd, block)]
     fetched = 0
-    for part in _runs(absent):
+    for part in runs_of(absent):
         data = _get_run(context, op, part)
         _write_at(fd, data, part.start * BLOCK_SIZE)
         fetched += len(data)

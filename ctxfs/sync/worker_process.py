@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from ctxfs.sync.protocol import FrameReader
+from ctxfs.sync.frames import FrameReader
 
 _RECEIVE_BYTES = 256 << 10
 #: a child that was sent SIGKILL is gone within this, or is stuck in the kernel where nobody can help
@@ -23,12 +23,14 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class WorkerProcess:
-    """A started child. `load` and `background` count the requests it is working on; they belong to the pool."""
+    """A started child. `load` counts the requests it is working on, of these `background` and `bulk` by their priority; they belong to the
+    pool's gate."""
 
     def __init__(self, *, slots_fd: int, keep_fds: Sequence[int] = (), without: Sequence[str] = ()) -> None:
         """Start the child, in this environment `without` some variables. To be called from the main thread: PR_SET_PDEATHSIG fires when the *thread* that forked ends."""
         self.load = 0
         self.background = 0
+        self.bulk = 0
         self.is_ready = False
         self._outgoing = bytearray()
         self._has_outgoing = trio.Event()

@@ -6,7 +6,7 @@ import pytest
 from ctxfs import errors
 from ctxfs.records import Attrs, IndexRecord
 from ctxfs.storage.object_store import Condition
-from ctxfs.sync import protocol
+from ctxfs.sync import frames, protocol
 
 ATTRS = Attrs(mode=0o120777, uid=1, gid=2, mtime_ns=3, atime_ns=-4, ctime_ns=5, target=b'\xff/x', xattrs={'user.a': b'\0\xff'})
 OPERATIONS = [
@@ -17,6 +17,7 @@ OPERATIONS = [
     protocol.Head(keys=['a', 'ü\n']),
     protocol.ListPages(prefix='p/', delimiter='/'),
     protocol.Fetch(key='k', etag='e', size=9),
+    protocol.Warm(items=[protocol.WarmItem(key='k', etag='e', size=9, start=1, count=2)], budget=3, counts_cached=True),
     protocol.Hydrate(key='k', etag='e', size=9, path='/p'),
     protocol.Adopt(items=[protocol.AdoptItem(path='/p', key='k', etag='e', size=1)]),
     protocol.ReadIndex(prefix='p/', seen=['n']),
@@ -38,7 +39,7 @@ def test_frames_are_cut_wherever_the_stream_is_torn() -> None:
     messages = [protocol.Credit(id=number) for number in range(300)]
     stream = b''.join(map(protocol.frame, messages))
     for step in (1, 3, 7, len(stream)):
-        reader = protocol.FrameReader()
+        reader = frames.FrameReader()
         bodies = [body for at in range(0, len(stream), step) for body in reader.feed(stream[at:at + step])]
         assert [protocol.decode_to_worker(body) for body in bodies] == messages
 
@@ -46,7 +47,7 @@ def test_frames_are_cut_wherever_the_stream_is_torn() -> None:
 def test_an_impossible_length_is_refused_before_it_is_buffered() -> None:
     """Four bytes that announce more than MAX_FRAME end the stream."""
     with pytest.raises(errors.Corrupted):
-        protocol.FrameReader().feed((protocol.MAX_FRAME + 1).to_bytes(4, 'big'))
+        frames.FrameReader().feed((frames.MAX_FRAME + 1).to_bytes(4, 'big'))
 
 
 @pytest.mark.parametrize('kind', [errors.NotFound, errors.RemoteChanged, errors.RemoteUnavailable, errors.Denied, errors.NoSpace])

@@ -1,0 +1,94 @@
+"""The operation that fills the block cache ahead of its readers.
+
+Owns the order inside one request: item by item, what is missing only, within the budget, after everything that somebody waits for. It must
+not know why these files, nor when it is tried again.
+"""
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from ctxfs.errors import CtxfsError, NoSpace
+from ctxfs.storage.block_cache import BLOCK_SIZE
+from ctxfs.sync import protocol
+from ctxfs.sync.protocol import ItemFailure, Warm, WarmDone, WarmItem
+from ctxfs.sync.worker_context import OperationChannel, WorkerContext
+from ctxfs.sync.worker_ops_read import block_count, fetch_run, runs_of
+
+#: how long one request at most makes way for other operations: it goes on, slowly, beside an upload that takes hours
+MAKE_WAY_SECONDS = 0.1
+
+
+def warm(context: WorkerContext, op: Warm, channel: OperationChannel) -> WarmDone:
+    filling = _Filling(context, op, channel)
+    filling.run()
+    if op.counts_cached:
+        with suppress(CtxfsError):      # then they are evicted somewhat earlier
+            context.cache.flush_touches()
+    return filling.result()
+
+
+class _Filling:
+    """One request while it runs."""
+
+    def __init__(self, context: WorkerContext, op: Warm, channel: OperationChannel) -> None:
+        self._context = context
+        self._op = op
+        self._channel = channel
+        self._left = op.budget
+        self._done = 0
+        self._fetched = 0
+        self._requests = 0
+        self._seconds = 0.0
+        self._skipped: list[int] = []
+        self._failures: list[ItemFailure] = []
+        self._cause: ItemFailure | None = None
+
+    def result(self) -> WarmDone:
+        return WarmDone(done=self._done, fetched=self._fetched, requests=self._requests, seconds=self._seconds, skipped=self._skipped,
+                        failures=self._failures, cause=self._cause)
+
+    def run(self) -> None:
+        for number, item in enumerate(self._op.items):
+            try:
+                if not self._take(number, item):
+                    return      # cancelled
+            except CtxfsError as error:
+                failure = _failure(item, error)
+                if error.transient or isinstance(error, NoSpace):
+                    self._cause = failure       # it would be the same for all that follow
+                    return
+                self._failures.append(failure)
+            self._done += 1
+
+    def _take(self, number: int, item: WarmItem) -> bool:
+        """Have one item in the cache, or skip it. False: nobody waits any more."""
+        stop = min(item.start + item.count, block_count(item.size)) if item.count else block_count(item.size)
+        absent = self._context.cache.missing(item.key, item.etag, range(item.start, stop))
+        runs = list(runs_of(absent))
+        cost = sum(bytes_of(item, run) for run in ([range(item.start, stop)] if self._op.counts_cached else runs))
+        if cost > self._left:
+            self._skipped.append(number)
+            return True
+        self._left -= cost
+        for run in runs:
+            self._context.attended.make_way(MAKE_WAY_SECONDS)
+            if self._channel.is_cancelled:
+                return False
+            began = time.monotonic()
+            self._requests += 1
+            try:
+                self._fetched += fetch_run(self._context, item, run)
+            finally:
+                self._seconds += time.monotonic() - began
+        return True
+
+
+def bytes_of(item: WarmItem, run: range) -> int:
+    """What these blocks of the version hold."""
+    return min(run.stop * BLOCK_SIZE, item.size) - run.start * BLOCK_SIZE
+
+
+def _failure(item: WarmItem, error: CtxfsError) -> ItemFailure:
+    name, message = protocol.describe(error)
+    return ItemFailure(key=item.key, name=name, message=message)
