@@ -79,7 +79,8 @@ class Recycler:
         wanted = self._rules.lifecycle_of(key)
         if not wanted:
             return FOREVER if before is not None and before.lifecycle else ''
-        await self._prepare(wanted)
+        if wanted not in self._reasons:     # else no checkpoint: nothing moves between an upload's plan and its start
+            await self._prepare(wanted)
         return wanted
 
     async def _prepare(self, lifecycle: str) -> None:
