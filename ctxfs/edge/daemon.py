@@ -211,6 +211,7 @@ class Mount:
             nursery.start_soon(self._announce, ready)
             await fuse_adapter.serve_requests()
         self._control.unmounted()
+        self._following.poller.end()
         self._invalidator.is_known, self._invalidator.take_absence = lambda ino: False, lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()

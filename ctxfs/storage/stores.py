@@ -34,6 +34,12 @@ def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/
                    addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities)
 
 
+def directory_of(url: str) -> str | None:
+    """The directory that a `file://` store's objects lie in, by their keys; None for another store. Raises UsageError for a wrong URL."""
+    scheme, _, path, _ = _parse(url)
+    return path if scheme == 'file' else None
+
+
 def _parse(url: str) -> tuple[str, str, str, dict[str, str]]:
     try:
         parts = urlsplit(url)

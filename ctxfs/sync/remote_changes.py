@@ -64,9 +64,17 @@ class RemoteChanges:
         """Take over what others changed, as far as one cheap look shows that there is something."""
         if self.listed_objects <= PAGE:
             await self._look_at_page()
-        elif await self._index.read():
+        else:
+            await self.read_new_segments()
+
+    async def read_new_segments(self) -> None:
+        """What new index objects name is brought up to date; one request when there are none."""
+        if await self._index.read():
             await self._settle_hints()
             self.finish()
+        else:
+            with self._db.transaction():
+                self._index.finish()        # what has nothing new in it need not be opened again
 
     async def _look_at_page(self) -> None:
         page = await self._first_page()
@@ -87,6 +95,10 @@ class RemoteChanges:
             async for page in pages:
                 return page
         return ListPage(objects=[], prefixes=[], next_token=None)
+
+    async def read_index(self) -> None:
+        """What new index objects say is applied with what is listed next."""
+        await self._index.read()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
                        priority: Priority = Priority.BACKGROUND) -> str | None:
@@ -157,8 +169,9 @@ class RemoteChanges:
         """Look at single objects, 64 at a time, and apply what there is."""
         wanted = list(dict.fromkeys(keys))
         for start in range(0, len(wanted), HEADS):
-            items = await self._pool.call(Head(keys=[self._prefix + key for key in wanted[start:start + HEADS]]))
-            found = {key: None if item.info is None else self.relative(item.info) for key, item in zip(wanted[start:start + HEADS], items, strict=True)}
+            part = wanted[start:start + HEADS]
+            items = await self._pool.call(Head(keys=[self._prefix + key for key in part]))
+            found = {key: None if item.info is None else self.relative(item.info) for key, item in zip(part, items, strict=True)}
             for item in items:
                 if item.failure is not None and item.failure.name != 'NotFound':
                     raise item.failure.error()

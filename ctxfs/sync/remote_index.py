@@ -85,8 +85,9 @@ class RemoteIndex:
     def finish(self) -> None:
         """All hints were applied; call it in a transaction. Names that vanished from the bucket are forgotten with the next reading."""
         self._journal.drop_hints()
-        if self._found:
-            self._names, self._found = self._found, set()
+        found, self._found = self._found, set()
+        if found and found != self._names:
+            self._names = found
             self._store_names()
 
     def _store_names(self) -> None:

@@ -46,6 +46,9 @@ class RemoteTreeLoader:
         self._prefix = prefix
         self.is_complete = False
         self.error: CtxfsError | None = None
+        #: looks for changes since, and when the last one came to its end (Unix seconds); poller.py counts
+        self.polls = 0
+        self.last_poll = 0.0
         self.index = RemoteIndex(db, journal, pool, prefix=prefix)
         self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
         self._complete = trio.Event()
