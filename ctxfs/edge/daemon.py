@@ -160,7 +160,7 @@ class Mount:
         self._invalidator = fuse_adapter.KernelInvalidator()
         self._events = EventHub()
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
-        self._answers: Answers | None = None
+        self._to_close = contextlib.ExitStack()
         self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
@@ -246,8 +246,7 @@ class Mount:
         with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
             self._db.set_meta('ended_cleanly', 1)
             self._db.checkpoint(is_last=True)
-        if self._answers is not None:
-            self._answers.close()
+        self._to_close.close()
         self._db.close()
         self._cache.close()
 
@@ -291,6 +290,7 @@ class Mount:
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks,
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
+        self._to_close.callback(self._answers.close)
         self._control = self._answers.control
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:

@@ -19,22 +19,6 @@ from ctxfs.sync.events import EventHub
 END_SECONDS = 1.0
 
 
-class Hold:
-    """Whether what begins by itself is held back."""
-
-    def __init__(self) -> None:
-        self.is_paused = False
-
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
-
-    def next_at(self) -> float:
-        return 0.0
-
-
 class Answers:
     """`control` answers, `run` is a background task; `close` when no task runs any more, before the tree database is closed."""
 

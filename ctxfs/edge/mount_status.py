@@ -16,7 +16,6 @@ from ctxfs import __version__
 from ctxfs.config import MountOptions
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.tally_json import pending_of, tally_to_dict
-from ctxfs.policy import DEFAULT_PERIOD
 from ctxfs.policy_text import policy_answer
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BlockCache
@@ -38,6 +37,13 @@ class Schedule(Protocol):
 
     @property
     def is_paused(self) -> bool: ...
+
+    #: seconds from a change to its upload, 0 on close; None: by no clock
+    @property
+    def period(self) -> float | None: ...
+
+    @property
+    def is_manual(self) -> bool: ...
 
     def pause(self) -> None: ...
 
@@ -115,7 +121,7 @@ class StatusReport:
 
     def _policy_line(self) -> dict[str, Any]:
         policy, options = self._parts.rules.policy, self._parts.options
-        return {'source': options.policy_source, 'period': period_of(options, self._parts.rules),
+        return {'source': options.policy_source, 'period': self._parts.schedule.period,
                 'autoUpload': policy.upload_policy.auto_upload, 'autoDownload': policy.download_policy.auto_download,
                 'whiteLists': 0 if self._parts.rules.gate.is_everything else len(policy.bw_list.white_lists)}
 
@@ -161,14 +167,7 @@ class StatusReport:
         """See edge.control.MountControl."""
         options, policy = self._parts.options, self._parts.rules.policy
         return {**policy_answer(policy, source=options.policy_source, sync_every=options.sync_every), 'file': options.policy_file,
-                'period': period_of(options, self._parts.rules)}
-
-
-def period_of(options: MountOptions, rules: Rules) -> float | None:
-    """Seconds from a change to its upload, 0 for as soon as a file is closed; None: never by a clock."""
-    upload = rules.policy.upload_policy
-    period = options.sync_every if options.sync_every is not None else DEFAULT_PERIOD if upload.period is None else upload.period
-    return None if period < 0 or not upload.auto_upload else period
+                'period': self._parts.schedule.period}
 
 
 def printable(key: str) -> str:
