@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import leftovers
+from tests.crash.watch import eventually
 from tests.model.hosts import IS_DOUBLE
 from tests.mount.sites import MountingSite, site_maker
 from tests.sdk import load_source
@@ -149,6 +150,20 @@ def test_the_policy_and_the_clock_of_the_config_file(desk: Desk) -> None:
     desk.mount('--policy', desk.file({'uploadPolicy': {'period': 9}}), env=env)
     assert desk.shown()['period'] == 540.0
     desk.unmount()
+
+
+def test_an_edited_policy_file_counts_at_once_or_is_refused(desk: Desk) -> None:
+    """For the mount that was made with it; the context keeps the policy that it had."""
+    file = desk.file({'uploadPolicy': {'period': '7m'}})
+    desk.mount('--policy', file)
+    desk.file({'uploadPolicy': {'period': '8m'}, 'deletePolicy': {'syncLocalFile': False}})
+    eventually('the new policy', lambda: desk.shown()['period'] == 480.0)
+    desk.file({'uploadPolicy': {'uploadMode': 'Archive'}})
+    log = Path(desk.host.status(desk.at)['stateDir'], 'ctxfs.log')
+    eventually('the refusal', lambda: 'the changed policy is refused, the old one stays' in log.read_text())
+    assert desk.shown()['policy']['deletePolicy'] == {'syncLocalFile': False}
+    desk.unmount()
+    assert desk.stored()['uploadPolicy']['period'] == '7m'
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------------------------
