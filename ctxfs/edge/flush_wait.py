@@ -5,13 +5,14 @@ not print: progress goes to the callable it was given.
 """
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from ctxfs.edge.client import ControlClient
+from ctxfs.edge.client import ControlClient, NoAnswer
 from ctxfs.edge.runtime_dir import Mount, MountResult, Pending, reread, wait_for_end
 from ctxfs.errors import CtxfsError
 
@@ -36,6 +37,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
 def wait_for(mount: Mount, *, timeout: float | None, report: Report = lambda mount, pending: None) -> Outcome:
     """Until nothing is pending: a daemon that serves a mount has uploaded everything, one that flushes has ended. At most `timeout`
     seconds. Never raises for what the mount does."""
+    with contextlib.closing(_Asker()) as asker:
+        return _wait_for(mount, timeout, report, asker)
+
+
+def _wait_for(mount: Mount, timeout: float | None, report: Report, asker: _Asker) -> Outcome:
     deadline = None if timeout is None else time.monotonic() + timeout
     pending = Pending()
     while True:
@@ -54,10 +60,43 @@ def wait_for(mount: Mount, *, timeout: float | None, report: Report = lambda mou
         if found is not None:
             pending, is_flushing = found
             report(mount, pending)
-            if not pending.files and not is_flushing:
-                return outcome(mount, ok=True, pending=pending, message='everything is in the bucket')
+            if not is_flushing:
+                if not pending.files:
+                    return outcome(mount, ok=True, pending=pending, message='everything is in the bucket')
+                failure = asker.failure_of(mount)
+                if failure:
+                    return outcome(mount, ok=False, pending=pending, message=failure)
         if deadline is not None and time.monotonic() >= deadline:
             return outcome(mount, ok=False, pending=pending, message=f'still {describe(pending)} pending after {round(timeout or 0, 1):g} s')
+
+
+class _Asker:
+    """Has a mount that serves upload now what it would upload later, and knows why it could not."""
+
+    def __init__(self) -> None:
+        self._client: ControlClient | None = None
+        self._mount: Mount | None = None
+
+    def failure_of(self, mount: Mount) -> str:
+        """Asks at the first call for a mount, and again when the daemon's answer came and something new is pending."""
+        try:
+            if self._client is None or self._mount != mount:
+                self.close()
+                self._client, self._mount = ControlClient(mount.socket), mount
+                self._client.send('wait')
+            answer = self._client.receive(0)
+        except NoAnswer:
+            return ''
+        except CtxfsError:      # gone, or it does not know how: the process and its result tell
+            self.close()
+            return ''
+        self.close()
+        return '' if answer['ok'] else str(answer['message'])
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
 
 def ask_pending(mount: Mount) -> tuple[Pending, bool] | None:

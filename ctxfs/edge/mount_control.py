@@ -100,15 +100,23 @@ class DaemonControl:
         return _answer(await run())
 
     async def wait(self, timeout: float | None = None, what: Literal['upload', 'download'] = 'upload') -> dict[str, Any]:
-        """While mounted: upload what is pending now and wait for it; afterwards: wait for the final write-back."""
+        """While mounted: upload what is pending now and wait for it, unless the policy leaves that to `sync`; afterwards: wait for the final
+        write-back."""
         if timeout is not None and not timeout >= 0:
             raise InvalidArgument('timeout must be 0 or more seconds')
         ok, message = False, f'not done within {timeout:g} s' if timeout is not None else ''
         with trio.move_on_after(1e9 if timeout is None else timeout):
-            answer = await self.sync() if what == 'upload' else _answer(await self._wait_download())
+            answer = await self._uploaded() if what == 'upload' else _answer(await self._wait_download())
             ok, message = answer['ok'], answer['message']
         pending = self._engine.pending()
         return {'ok': ok, 'pending': {'files': pending['files'], 'bytes': pending['bytes']}, 'message': message}
+
+    async def _uploaded(self) -> dict[str, Any]:
+        if not (self._is_mounted and self._switch.is_manual):
+            return await self.sync()
+        files = int(self._engine.pending()['files'])
+        message = f'autoUpload is off: {files} {"change is" if files == 1 else "changes are"} uploaded by ctxfs sync only' if files else ''
+        return {'ok': not files, 'message': message}
 
     async def _final(self) -> dict[str, Any]:
         await self.finished.wait()

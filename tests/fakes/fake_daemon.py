@@ -86,7 +86,9 @@ class Control:
         return {'ok': failure is None, 'files': 1, 'bytes': 2, 'message': failure or '', 'asked': [path, mode, wait]}
 
     async def wait(self, timeout: float | None = None, what: str = 'upload') -> dict[str, Any]:
-        return {'ok': not self.pending.files, 'pending': {}, 'message': ''}
+        while self.pending.files:
+            await trio.sleep(0.01)
+        return {'ok': True, 'pending': {}, 'message': ''}
 
     async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
         return {'contextStatusData': self.behaviour.get('tasks', [])}
