@@ -40,13 +40,27 @@ class LivePolicy:
             return
         if policy == self._rules.policy:
             return
-        await self._alone(lambda: self._apply(policy))
-        log.info('the changed policy is applied')
-        self._tell('policy-applied')
+        try:
+            await self._alone(lambda: self._apply(policy))
+        except CtxfsError as error:
+            log.warning('the changed policy cannot be applied now, the old one stays: %s', error)
+            self._tell('policy-refused', message=str(error))
+        else:
+            log.info('the changed policy is applied')
+            self._tell('policy-applied')
         await self._look()
 
     async def _apply(self, policy: SyncPolicy) -> None:
+        before = self._rules.policy
         self._rules.replace(policy)
+        try:
+            await self._agree()
+        except CtxfsError:      # a moved file's bytes could not be had from the store
+            self._rules.replace(before)
+            await self._agree()
+            raise
+
+    async def _agree(self) -> None:
         if self._regater.is_due:
             found = await self._regater.run()
             log.info('other white lists: %d objects are not synced any more, %d files and directories changed sides', found.objects,
