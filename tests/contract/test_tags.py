@@ -88,3 +88,12 @@ def test_expiry_is_either_there_or_refused(store: ObjectStore) -> None:
         assert not store.capabilities().lifecycle
         return
     store.ensure_expiry('ctxfs-Lifecycle_30Days', tag=('ctxfs-lifecycle', 'Lifecycle_30Days'), days=30)
+
+
+def test_an_etag_proves_content_or_nothing(store: ObjectStore) -> None:
+    """Where `etag_of` says the etag of an object, the object holds just that; it never says the etag of other content."""
+    for body, other in ((b'body', b'bodY'), (b'', b'x')):
+        etag = store.put('a', body).etag
+        assert store.etag_of(other) != etag
+        if store.etag_of(body) == etag:
+            assert store.get('a', if_match=etag) == body
