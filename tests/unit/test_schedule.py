@@ -1,0 +1,508 @@
+"""When uploads begin by themselves, and what one takes: the clock passes virtually, everything else is real but the kernel."""
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from ctxfs.errors import NoSpace, RemoteUnavailable
+from ctxfs.policy import ONLY_ON_UNMOUNT, SyncPolicy, UploadPolicy
+from ctxfs.records import ROOT_INO
+from ctxfs.storage.inode import Content
+from ctxfs.storage.snapshot import SUFFIX, copy_file
+from ctxfs.sync import room, uploader
+from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, WriteSegment
+from ctxfs.sync.schedule import LOOK_SECONDS
+from ctxfs.sync.selection import LONGEST_PERIODS, OPEN_SECONDS, QUIET_SECONDS
+from tests.unit.rig import Disk, virtual_time
+
+MANUAL = SyncPolicy(upload_policy=UploadPolicy(auto_upload=False))
+Scenario = Callable[[Disk], Awaitable[None]]
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    """play(scenario, sync_every=…, policy=…): run it on a disk, in virtual time."""
+    def run(scenario: Scenario, *, threads: bool = False, **options: Any) -> None:
+        async def main() -> None:
+            disk = Disk(tmp_path, **options)
+            try:
+                async with disk.running():
+                    await scenario(disk)
+            finally:
+                disk.close()
+
+        with virtual_time(monkeypatch, threads=threads) as clock:
+            trio.run(main, clock=clock)
+    return run
+
+
+async def until(condition: Callable[[], bool], *, within: float) -> float:
+    """How long it took until the condition held, in virtual seconds; fails after `within`."""
+    began = trio.current_time()
+    while not condition():
+        assert trio.current_time() - began <= within, f'not within {within} s'
+        await trio.sleep(0.01)
+    return trio.current_time() - began
+
+
+# --- by the clock -------------------------------------------------------------------------------------------------------------------
+
+def test_a_change_is_uploaded_a_period_after_it_was_made(play: Play) -> None:
+    """Not before, and a second change meanwhile does not put it off."""
+    async def scenario(disk: Disk) -> None:
+        inode = await disk.save(b'f', b'one')
+        await trio.sleep(50)
+        await disk.rewrite(inode, b'two')
+        took = await until(lambda: disk.body('f') is not None, within=20)
+        assert 60 - LOOK_SECONDS <= 50 + took <= 60 + LOOK_SECONDS
+        assert disk.body('f') == b'two' and disk.count(PutFile) == 1
+    play(scenario)
+
+
+def test_the_policys_period_counts_unless_the_mount_has_its_own(play: Play) -> None:
+    """A policy that is replaced on the live mount counts at once."""
+    async def scenario(disk: Disk) -> None:
+        assert disk.schedule.period == 300
+        await disk.save(b'f', b'x')
+        await trio.sleep(60)
+        assert not disk.asked
+        disk.rules.replace(SyncPolicy(upload_policy=UploadPolicy(period=5)))
+        await until(lambda: disk.body('f') == b'x', within=LOOK_SECONDS + 0.5)
+    play(scenario, policy=SyncPolicy(upload_policy=UploadPolicy(period=300)))
+
+
+def test_the_next_upload_is_told(play: Play) -> None:
+    """Unix seconds; 0 where nothing is due, and where nothing begins by itself."""
+    async def scenario(disk: Disk) -> None:
+        assert disk.schedule.next_at() == 0
+        await disk.save(b'f', b'x')
+        assert abs(disk.schedule.next_at() - (time.time() + 30)) < LOOK_SECONDS + 0.1
+        disk.schedule.pause()
+        assert disk.schedule.next_at() == 0
+        disk.schedule.resume()
+        await until(lambda: disk.body('f') is not None, within=31)
+        await trio.sleep(1)
+        assert disk.schedule.next_at() == 0
+    play(scenario, sync_every=30)
+
+
+def test_nothing_to_do_costs_nothing(play: Play) -> None:
+    """An idle hour: no request, no task."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        await trio.sleep(70)
+        disk.asked.clear()
+        tasks = len(disk.tasks.to_list())
+        await trio.sleep(3600)
+        assert not disk.asked and len(disk.tasks.to_list()) == tasks
+        assert (await disk.engine.flush()).ok and not disk.asked
+    play(scenario)
+
+
+def test_an_editors_save_is_one_put(play: Play) -> None:
+    """A file written beside and renamed over the old one, again and again between two flushes."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'old')
+        await disk.engine.flush()
+        disk.asked.clear()
+        for number in range(3):
+            await disk.save(b'.f.tmp', b'new %d' % number)
+            await disk.rename(b'.f.tmp', b'f')
+        await trio.sleep(70)
+        assert disk.body('f') == b'new 2' and disk.keys() == ['f']
+        assert (disk.count(PutFile), disk.count(Copy, DeleteMany), disk.count(WriteSegment)) == (1, 0, 1)
+    play(scenario)
+
+
+def test_what_came_and_went_is_no_request_of_its_own(play: Play) -> None:
+    """A file created and deleted between two flushes, and one written with what the bucket has already."""
+    async def scenario(disk: Disk) -> None:
+        inode = await disk.save(b'same', b'content')
+        await disk.engine.flush()
+        disk.asked.clear()
+        await disk.save(b'lock', b'x')
+        await disk.fs.unlink(ROOT_INO, b'lock')
+        await disk.rewrite(inode, b'content')
+        versions = disk.workers.context.store.head('contexts/c/same')
+        await trio.sleep(70)
+        assert disk.keys() == ['same'] and disk.count(Copy, DeleteMany) == 0
+        assert disk.workers.context.store.head('contexts/c/same') == versions       # the worker compared, and sent nothing
+        assert disk.journal.summary()[0] == 0
+    play(scenario)
+
+
+# --- files in the middle of being written -------------------------------------------------------------------------------------------
+
+def test_a_file_that_is_being_written_waits_until_it_is_quiet(play: Play) -> None:
+    """The others go; it follows as soon as it is quiet, not a period later."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'done', b'x')
+        fh, _ = await disk.open_new(b'growing')
+        for number in range(64):
+            await disk.fs.write(fh, number, b'.')
+            await trio.sleep(1)
+        assert disk.keys() == ['done']
+        took = await until(lambda: disk.body('growing') is not None, within=10)
+        assert QUIET_SECONDS - 1 <= took <= QUIET_SECONDS + LOOK_SECONDS and disk.body('growing') == b'.' * 64
+        await disk.fs.release(fh)
+    play(scenario)
+
+
+def test_a_file_that_is_never_quiet_is_uploaded_as_it_is_every_five_periods(play: Play) -> None:
+    """Whole states, no abort, and what is written after the instant stays pending until its own turn."""
+    seen: dict[bytes, float] = {}
+
+    async def look(disk: Disk) -> None:
+        while True:
+            if (body := disk.body('log')) is not None:
+                seen.setdefault(body, trio.current_time())
+            await trio.sleep(0.5)
+
+    async def scenario(disk: Disk) -> None:
+        disk.spawn(look, disk)
+        began = trio.current_time()
+        fh, inode = await disk.open_new(b'log')
+        for number in range(1000):
+            await disk.fs.write(fh, 0, b'%04d' % number * 100)
+            await trio.sleep(0.4)
+        times = [at - began for at in seen.values()]
+        gaps = [b - a for a, b in zip([0.0, *times], times)]
+        longest = LONGEST_PERIODS * 10 + 2 * LOOK_SECONDS
+        assert len(times) >= 7 and max(gaps) <= longest, gaps
+        assert all(body == body[:4] * 100 for body in seen)
+        row = disk.journal.pending_row(inode.ino)
+        assert row is not None and inode.content == Content.STAGED and not row.error
+        assert time.time_ns() - row.since_ns <= longest * 1e9
+        await disk.fs.release(fh)
+        assert (await disk.engine.flush()).ok and disk.body('log') == b'0999' * 100
+        assert not list(disk.staging.root.rglob('*' + SUFFIX))
+    play(scenario, sync_every=10)
+
+
+def test_a_busy_log_does_not_take_the_others_along_early(play: Play) -> None:
+    """While a file waits for its writers, the others keep their period."""
+    async def scenario(disk: Disk) -> None:
+        fh, _ = await disk.open_new(b'log')
+        for number in range(1200):
+            await disk.fs.write(fh, number, b'.')
+            await disk.save(b'f%d' % number, b'x')
+            await trio.sleep(0.25)
+        flushes = disk.tasks.ended
+        # 10 s after the oldest file that was not quiet yet at the flush before; and the log's own turns
+        assert flushes <= 300 / (10 - QUIET_SECONDS) + 2 * 300 / 50 + 2, flushes
+        await disk.fs.release(fh)
+    play(scenario, sync_every=10)
+
+
+def test_writers_wait_while_the_copy_is_made_and_it_has_nothing_of_theirs(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is the state at one instant however long it takes; other files can be written meanwhile."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow_copy(fd: int, path: str) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        copy_file(fd, path)
+
+    async def scenario(disk: Disk) -> None:
+        monkeypatch.setattr(uploader, 'copy_file', slow_copy)
+        fh, inode = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'before')
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.engine._uploader.run_as_it_is, inode, lambda done: None)
+            await until(begun.is_set, within=10)
+            nursery.start_soon(disk.fs.write, fh, 0, b'after!')
+            await disk.save(b'other', b'x')
+            await trio.sleep(1)
+            assert Path(disk.staging.path(inode.ino)).read_bytes() == b'before'
+            go_on.set()
+        assert disk.body('f') == b'before' and Path(disk.staging.path(inode.ino)).read_bytes() == b'after!'
+        assert inode.content == Content.STAGED and disk.journal.pending_row(inode.ino) is not None
+        await disk.fs.release(fh)
+        assert (await disk.engine.flush()).ok and disk.body('f') == b'after!'
+    play(scenario, threads=True)
+
+
+def test_an_unchanged_file_that_was_uploaded_as_it_is_is_clean(play: Play) -> None:
+    """Nobody wrote since the instant: nothing is pending, and nothing is sent again."""
+    async def scenario(disk: Disk) -> None:
+        fh, inode = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'x')
+        await disk.engine._uploader.run_as_it_is(inode, lambda done: None)
+        assert inode.content == Content.SEALED
+        await disk.fs.release(fh)
+        disk.asked.clear()
+        assert (await disk.engine.flush()).ok and disk.count(PutFile) == 0 and inode.content == Content.CLEAN
+    play(scenario)
+
+
+def test_an_explicit_flush_does_not_chase_a_file_for_ever(play: Play) -> None:
+    """Each attempt is disturbed: then it goes up as it was at one instant, and the flush has done what it was asked for."""
+    async def scenario(disk: Disk) -> None:
+        fh, inode = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'0')
+
+        async def disturb(operation: Operation[Any]) -> None:
+            if isinstance(operation, PutFile):
+                await disk.fs.write(fh, 0, b'%d' % disk.count(PutFile))
+
+        disk.before = disturb
+        result = await disk.engine.flush()
+        assert result.ok and not result.message
+        assert disk.body('f') is not None and inode.content == Content.STAGED and disk.journal.summary()[0] == 1
+        disk.before = None
+        await disk.fs.release(fh)
+        assert (await disk.engine.flush()).ok and disk.journal.summary()[0] == 0
+        assert disk.body('f') == Path(disk.directory / 'bucket/contexts/c/f').read_bytes()
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_hard_links_of_a_busy_file_go_up_together(play: Play) -> None:
+    """Both names get the state of the same instant."""
+    async def scenario(disk: Disk) -> None:
+        fh, inode = await disk.open_new(b'a')
+        await disk.fs.link(inode.ino, ROOT_INO, b'b')
+        await disk.fs.write(fh, 0, b'one')
+        await disk.engine._uploader.run_as_it_is(inode, lambda done: None)
+        assert disk.body('a') == disk.body('b') == b'one'
+        await disk.fs.write(fh, 0, b'two')
+        await disk.fs.release(fh)
+        assert (await disk.engine.flush()).ok and disk.body('a') == disk.body('b') == b'two'
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_a_name_that_a_busy_file_took_over_keeps_its_content_until_then(play: Play) -> None:
+    """A clean file moved away and its old name is being written: the copy is made, the old object is neither deleted nor overwritten early."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'a', b'first')
+        await disk.engine.flush()
+        disk.asked.clear()
+        await disk.rename(b'a', b'b')
+        fh, _ = await disk.open_new(b'a')
+        for number in range(30):
+            await disk.fs.write(fh, number, b'.')
+            await trio.sleep(0.5)
+            assert disk.body('a') == b'first'
+        assert disk.body('b') == b'first' and disk.count(DeleteMany) == 0
+        await disk.fs.release(fh)
+        await until(lambda: disk.body('a') == b'.' * 30, within=15)
+        assert disk.body('b') == b'first' and (disk.count(Copy), disk.count(DeleteMany)) == (1, 0)
+    play(scenario, sync_every=10)
+
+
+# --- on close -----------------------------------------------------------------------------------------------------------------------
+
+def test_on_close_means_at_once_and_not_before(play: Play) -> None:
+    """An open file waits; its close uploads it; so do a rename and an unlink."""
+    async def scenario(disk: Disk) -> None:
+        fh, _ = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'x')
+        await trio.sleep(5)
+        assert disk.keys() == []
+        await disk.fs.release(fh)
+        assert await until(lambda: disk.body('f') == b'x', within=1) <= 0.3
+        await disk.rename(b'f', b'g')
+        assert await until(lambda: disk.keys() == ['g'], within=1) <= 0.3
+        await disk.fs.unlink(ROOT_INO, b'g')
+        assert await until(lambda: disk.keys() == [], within=1) <= 0.3
+    play(scenario, sync_every=0)
+
+
+def test_on_close_a_save_is_one_put(play: Play) -> None:
+    """The rename comes a moment after the close: it is coalesced with it."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'old')
+        await trio.sleep(1)
+        disk.asked.clear()
+        await disk.save(b'.f.tmp', b'new')
+        await trio.sleep(0.01)
+        await disk.rename(b'.f.tmp', b'f')
+        await until(lambda: disk.body('f') == b'new', within=1)
+        await trio.sleep(1)
+        assert disk.keys() == ['f'] and (disk.count(PutFile), disk.count(Copy, DeleteMany)) == (1, 0)
+    play(scenario, sync_every=0)
+
+
+def test_on_close_a_file_that_stays_open_goes_up_as_it_is(play: Play) -> None:
+    """Somebody keeps a log open for days."""
+    async def scenario(disk: Disk) -> None:
+        fh, _ = await disk.open_new(b'log')
+        await disk.fs.write(fh, 0, b'one')
+        assert OPEN_SECONDS - 1 <= await until(lambda: disk.body('log') == b'one', within=40) <= OPEN_SECONDS + 2
+        await disk.fs.write(fh, 0, b'two')
+        assert OPEN_SECONDS - 1 <= await until(lambda: disk.body('log') == b'two', within=80) <= 2 * OPEN_SECONDS + 2
+        assert disk.count(PutFile) <= 3
+        await disk.fs.release(fh)
+    play(scenario, sync_every=0)
+
+
+# --- not by itself ------------------------------------------------------------------------------------------------------------------
+
+def test_only_on_unmount_there_is_no_clock(play: Play) -> None:
+    """Nothing for hours; the unmount uploads everything."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        await trio.sleep(4 * 3600)
+        assert not disk.asked and disk.schedule.next_at() == 0
+        assert (await disk.schedule.write_back(60)).ok and disk.body('f') == b'x'
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_manual_means_that_an_unmount_leaves_the_changes_here_and_says_so(play: Play) -> None:
+    """Not even then is anything sent; a sync sends it, and then the unmount is in order."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        await trio.sleep(3600)
+        left = disk.journal.summary()[0]
+        result = await disk.schedule.write_back(60)
+        assert (result.ok, result.files) == (False, 0) and not disk.asked
+        assert result.message == f'autoUpload is off: {left} changes stay on this host; ctxfs mount it again and run ctxfs sync'
+        assert (await disk.engine.flush()).ok and disk.body('f') == b'x'
+        assert await disk.schedule.write_back(60) == (True, 0, 0, '')
+    play(scenario, policy=MANUAL)
+
+
+def test_manual_becomes_automatic_with_another_policy(play: Play) -> None:
+    """What was pending for longer than the period goes at once."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        await trio.sleep(3600)
+        disk.rules.replace(SyncPolicy())
+        await until(lambda: disk.body('f') == b'x', within=2 * LOOK_SECONDS)
+    play(scenario, policy=MANUAL)
+
+
+def test_pause_holds_and_resume_goes_on(play: Play) -> None:
+    """An explicit flush still uploads."""
+    async def scenario(disk: Disk) -> None:
+        disk.schedule.pause()
+        inode = await disk.save(b'f', b'x')
+        await trio.sleep(600)
+        assert not disk.asked and disk.schedule.is_paused
+        assert (await disk.engine.flush()).ok and disk.body('f') == b'x'
+        await disk.rewrite(inode, b'y')
+        await trio.sleep(600)
+        assert disk.body('f') == b'x'
+        disk.schedule.resume()
+        assert await until(lambda: disk.body('f') == b'y', within=5) <= 0.5
+    play(scenario)
+
+
+def test_pause_stops_a_flush_between_files(play: Play) -> None:
+    """What is under way ends; the rest waits, whole, for the resume."""
+    async def scenario(disk: Disk) -> None:
+        for number in range(200):
+            await disk.save(b'f%d' % number, b'x')
+
+        async def pause(operation: Operation[Any]) -> None:
+            disk.schedule.pause()
+
+        disk.before = pause
+        await trio.sleep(120)
+        sent = disk.count(PutFile)
+        assert 1 <= sent <= 32 and disk.count(WriteSegment, DeleteMany) == 0
+        disk.before = None
+        disk.schedule.resume()
+        await until(lambda: disk.journal.summary()[0] == 0, within=5)
+        assert len(disk.keys()) == 200 and disk.count(PutFile) == 200
+    play(scenario)
+
+
+# --- trouble ------------------------------------------------------------------------------------------------------------------------
+
+def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """An hour without the store, 200 files pending: one try each 20 seconds, and then everything."""
+    async def scenario(disk: Disk) -> None:
+        for number in range(200):
+            await disk.save(b'f%d' % number, b'x')
+        disk.failure = RemoteUnavailable('the store is away')
+        await trio.sleep(3660)
+        assert 150 <= len(disk.asked) <= 3600 / 20 + 60, len(disk.asked)
+        assert disk.tasks.running == [] and disk.journal.failed(1)[0][0].error == 'the store is away'
+        disk.failure = None
+        await until(lambda: disk.journal.summary()[0] == 0, within=60)
+        assert len(disk.keys()) == 200
+    play(scenario)
+
+
+def test_a_file_that_fails_for_good_does_not_keep_the_clock_busy(play: Play) -> None:
+    """It waits for a sync, or for its next change."""
+    async def scenario(disk: Disk) -> None:
+        inode = await disk.save(b'f', b'x')
+
+        async def refuse(operation: Operation[Any]) -> None:
+            if isinstance(operation, PutFile):
+                raise NoSpace('the quota is used up')
+
+        disk.before = refuse
+        await trio.sleep(70)
+        tried, tasks = len(disk.asked), disk.tasks.ended
+        await trio.sleep(3600)
+        assert disk.count(PutFile) == 1 and (len(disk.asked), disk.tasks.ended) == (tried, tasks)
+        assert disk.journal.failed(1)[0][0].error == 'the quota is used up'
+        disk.before = None
+        disk.fs.store_attrs(inode)
+        await until(lambda: disk.body('f') == b'x', within=62)
+    play(scenario)
+
+
+def test_a_clock_that_is_set_back_does_not_put_uploads_off(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall clock goes back by a day: still a period from when the change was seen."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        await trio.sleep(5)
+        before = disk.schedule._clock
+        disk.schedule._clock = lambda: before() - 86400 * 10**9
+        await until(lambda: disk.body('f') is not None, within=60)
+    play(scenario)
+
+
+def test_changes_of_an_earlier_mount_go_at_once(play: Play) -> None:
+    """They are older than any period."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        disk.db.execute('UPDATE pending SET since_ns = since_ns - 1000000000 * 3600')
+        disk.journal.recount()
+        disk.schedule._oldest_ns = disk.journal.oldest_ns
+        await until(lambda: disk.body('f') == b'x', within=LOOK_SECONDS + 3)
+    play(scenario)
+
+
+# --- the bound on dirty bytes -------------------------------------------------------------------------------------------------------
+
+def fill(disk: Disk) -> Awaitable[object]:
+    """One more file than the bound allows."""
+    async def run() -> None:
+        await disk.save(b'one', b'x' * (900 << 10))
+        await disk.save(b'two', b'x' * (900 << 10))
+    return run()
+
+
+def test_at_the_bound_a_manual_mount_refuses_at_once(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """ENOSPC with the cause in the log, no waiting, no upload."""
+    async def scenario(disk: Disk) -> None:
+        began = trio.current_time()
+        with pytest.raises(NoSpace, match='autoUpload is off: run ctxfs sync'):
+            await fill(disk)
+        assert trio.current_time() - began < 1 and not disk.asked
+        assert 'autoUpload is off' in disk.room.refusal and 'autoUpload is off' in caplog.text
+    play(scenario, policy=MANUAL)
+
+
+def test_at_the_bound_a_paused_mount_waits_for_the_resume(play: Play) -> None:
+    """And refuses when it does not come."""
+    async def scenario(disk: Disk) -> None:
+        disk.schedule.pause()
+        began = trio.current_time()
+        with pytest.raises(NoSpace, match='uploads are paused'):
+            await fill(disk)
+        assert trio.current_time() - began >= room.WAIT_SECONDS and not disk.asked
+        disk.schedule.resume()
+        await disk.save(b'three', b'x' * (900 << 10))
+    play(scenario)
