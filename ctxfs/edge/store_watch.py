@@ -69,7 +69,7 @@ class StoreWatch:
         if self._remote.index.has_unread(index):
             await look.read_new_segments()
         elif keys or directories:
-            look.finish()
+            await look.finish()
 
     def _key(self, path: bytes) -> str | None:
         """The key relative to the context; None for what is no object's place."""

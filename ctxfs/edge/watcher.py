@@ -159,15 +159,15 @@ class Watcher:
         """In a thread: set the watches that are not set, or whose directory is another one by now."""
         for watch in self._watches:
             identity = _identity(watch.directory)
+            is_new, watch.is_new = watch.is_new, False
             if identity == watch.identity:
                 continue
             if watch.observed is not None:
                 observer.unschedule(watch.observed)
                 watch.observed = None
             watch.identity = identity if identity is not None and self._schedule(observer, watch) else None
-            if not watch.is_new:
+            if not is_new:
                 watch.note_all()        # what changed while nobody watched
-            watch.is_new = False
 
     def _schedule(self, observer: BaseObserver, watch: _Watch) -> bool:
         try:

@@ -213,6 +213,9 @@ class Journal:
     def unmountable(self, limit: int) -> list[tuple[str, str]]:
         return self._db.rows('SELECT key, reason FROM unmountable ORDER BY key LIMIT ?', (limit,))
 
+    def is_unmountable(self, key: str) -> bool:
+        return self._db.row('SELECT 1 FROM unmountable WHERE key = ?', (key,)) is not None
+
     def unmountable_between(self, after: str, last: str | None) -> list[str]:
         sql, args = 'SELECT key FROM unmountable WHERE key > ?', [after]
         if last is not None:

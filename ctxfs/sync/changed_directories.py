@@ -41,18 +41,22 @@ class ChangedDirectories:
                 self._db.store_times(inode)
                 self._invalidator.attrs(ino)
 
-    def remove_empty(self) -> None:
+    def remove_empty(self) -> list[str]:
+        """Returns the keys (as of files) that stand for something else from now on."""
+        freed: list[str] = []
         with self._db.transaction():
             while self._lost:
-                self._remove_if_empty(self._lost.pop())
+                self._remove_if_empty(self._lost.pop(), freed)
             self.touch()
+        return freed
 
-    def _remove_if_empty(self, ino: int) -> None:
+    def _remove_if_empty(self, ino: int, freed: list[str]) -> None:
         inode = self._db.inodes_of([ino]).get(ino)
         if inode is None or ino == ROOT_INO or not inode.nlink or self._db.has_children(ino):
             return
         if self._journal.objects_of(ino) or self._journal.pending_row(ino) is not None:
             return
+        freed.append(self._db.dir_key(ino)[:-1])
         parent, name = self._db.names_of(ino)[0]
         self._db.delete_dentry(parent, name)
         self._db.forget_dir_keys()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import stat
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -58,6 +58,8 @@ class Reconciler:
         self.directories = ChangedDirectories(db, journal, invalidator)
         #: names so far: 'created', 'changed', 'removed'
         self.counts: Counter[str] = Counter()
+        #: called with the inode of a file that has content in the bucket which was not known before, within the transaction
+        self.on_content: Callable[[int], None] = lambda ino: None
 
     def is_synced(self, key: str) -> bool:
         return self._gating.is_open or self._gating.rules.gate.is_synced(key)
@@ -147,6 +149,7 @@ class Reconciler:
         self._invalidator.appeared(parent, name)
         self.directories.gained(parent)
         self.counts['created'] += 1
+        self.on_content(inode.ino)
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -293,6 +296,7 @@ class Reconciler:
         self._gating.settle(fresh)
         inode.remote_version += 1
         self.counts['changed'] += 1
+        self.on_content(fresh.ino)
         return fresh
 
     def _rebind(self, inode: Inode, at: tuple[int, bytes], other: Inode, known: Known) -> Inode:
@@ -413,9 +417,11 @@ class Reconciler:
         self._invalidator.entry(parent, name, inode.ino if inode.nlink == 0 else 0)
         self.directories.gained(parent)
 
-    def remove_empty_directories(self) -> None:
-        """Directories that only existed by what was in them, and lost it; to be called when all that is known was applied."""
-        self.directories.remove_empty()
+    def remove_empty_directories(self) -> list[str]:
+        """Directories that only existed by what was in them, and lost it; to be called when all that is known was applied. Returns keys of
+        objects that had no place because of them: they are to be applied again."""
+        freed = self.directories.remove_empty()
+        return [key for key in freed if self._journal.is_unmountable(key)]
 
     # --- small ------------------------------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class RemoteChanges:
         """What new index objects name is brought up to date; one request when there are none."""
         if await self._index.read():
             await self._settle_hints()
-            self.finish()
+            await self.finish()
         else:
             with self._db.transaction():
                 self._index.finish()        # what has nothing new in it need not be opened again
@@ -81,13 +81,13 @@ class RemoteChanges:
         if page.next_token is not None:
             await self._index.read()
             await self.list_all()
-            self.finish()
+            await self.finish()
         elif (digest := _digest(page.objects)) != self._digest:
             if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
                 await self._index.read()
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
             await self._settle_hints()      # written after the page was listed
-            self.finish()
+            await self.finish()
             self._digest, self.listed_objects = digest, len(page.objects)
 
     async def _first_page(self) -> ListPage:
@@ -126,12 +126,12 @@ class RemoteChanges:
             await self._settle_hints()
         else:
             await self.list_all(priority=Priority.INTERACTIVE)
-        self.finish()
+        await self.finish()
 
     async def list_below(self, directory: str) -> None:
         """One directory and what is below it, by a listing."""
         await self._list_below(directory.rstrip('/') + '/')
-        self.finish()
+        await self.finish()
 
     async def _list_below(self, key: str) -> None:
         """INVARIANT: what is applied as one stretch was listed as one: no key outside the prefix is taken for missing."""
@@ -177,7 +177,9 @@ class RemoteChanges:
                     raise item.failure.error()
             infos = [info for info in found.values() if info is not None]
             await self._let_grow(infos)
-            self._reconciler.apply_directory(infos, [])
+            with self._db.transaction():
+                self._journal.drop_unmountable(part)        # until it is found so again
+                self._reconciler.apply_directory(infos, [])
             self._drop_gone([key for key, info in found.items() if info is None])
             self._describe(found.keys(), items)
 
@@ -186,7 +188,6 @@ class RemoteChanges:
             for key in keys:
                 if (known := self._journal.known(key)) is not None:
                     self._reconciler.object_gone(known)
-                self._journal.drop_unmountable((key,))
 
     def _describe(self, keys: Iterable[str], items: Iterable[HeadItem]) -> None:
         """The HEAD told attributes too: nobody need ask for them once more."""
@@ -228,14 +229,16 @@ class RemoteChanges:
             return False
         return bool(hint[0]) or (not is_tombstone(hint) and self._db.resolve(path) is None)
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """After everything else: attributes of directories, directories that lost what they existed by, and the index counts as read."""
         after: str | None = ''
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
-        self._reconciler.remove_empty_directories()
+        freed = self._reconciler.remove_empty_directories()
         with self._db.transaction():
             self._index.finish()
+        if freed:
+            await self.examine(freed)
 
 
 def _digest(objects: Iterable[ObjectInfo]) -> bytes:

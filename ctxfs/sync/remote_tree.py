@@ -68,6 +68,7 @@ class RemoteTreeLoader:
             await self._until_it_works(self.index.read)
             self._index_read.set()
             await self._until_it_works(lambda: self.changes.list_all(priority=Priority.INTERACTIVE))
+            await self._until_it_works(self.changes.finish)
             nursery.cancel_scope.cancel()
         self._finish()
 
@@ -90,7 +91,6 @@ class RemoteTreeLoader:
             delay = min(longest, delay * 2)
 
     def _finish(self) -> None:
-        self.changes.finish()
         self._reconciler.directories.is_live = True
         self.is_complete = True
         self._listed.clear()

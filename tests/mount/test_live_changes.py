@@ -171,15 +171,17 @@ def test_a_longer_object_with_another_beginning_is_another_file(live: Live) -> N
         assert (at / 'f').read_bytes() == b'y' + b'x' * 5000
 
 
-def test_without_automatic_download_changes_wait_for_a_download(live: Live, tmp_path: Path) -> None:
-    """downloadPolicy.autoDownload false: what others put appears by `ctxfs sync --mode download`, and not before."""
+def test_without_automatic_download_changes_wait_for_a_download(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """downloadPolicy.autoDownload false: what others put appears by `ctxfs sync --mode download`, and not before, also where it is seen at
+    once otherwise."""
+    live = Live('file', site_maker('file', request)(tmp_path))
     policy = tmp_path / 'policy.json'
     policy.write_text('{"downloadPolicy": {"autoDownload": false}}')
-    at = live.mount('--policy', str(policy))
+    live.host.mount('c', live.at, options=('--policy', str(policy)))
+    live.wait_listed()
     live.put('new', b'1')
-    polls = live.host.status(at)['remote']['lastPoll']
-    time.sleep(2.5)     # nothing may happen: there is no event to wait for
-    assert not (at / 'new').exists()
-    assert live.host.status(at)['remote']['lastPoll'] == polls
-    live.host.cli('sync', str(at), '--mode', 'download')
-    assert (at / 'new').read_bytes() == b'1'
+    time.sleep(2.5)     # nothing is to happen: there is no event to wait for
+    assert not (live.at / 'new').exists()
+    live.host.cli('sync', str(live.at), '--mode', 'download')
+    assert (live.at / 'new').read_bytes() == b'1'
+    live.host.unmount(live.at)
