@@ -53,15 +53,17 @@ class ReadAhead:
 
 
 class BlockReader:
-    """See the module docstring. `spawn(function, *args)` starts a background task of the daemon."""
+    """See the module docstring. `spawn(function, *args)` starts a background task of the daemon; `on_miss(ino)` is called when a reader had
+    to wait for a block, once it is here."""
 
     def __init__(self, cache: Cache, remote: RemoteContent, *, block_size: int, spawn: Callable[..., None],
-                 refresh: Callable[[Inode], Awaitable[None]]) -> None:
+                 refresh: Callable[[Inode], Awaitable[None]], on_miss: Callable[[int], None] = lambda ino: None) -> None:
         self._cache = cache
         self._remote = remote
         self._block_size = block_size
         self._spawn = spawn
         self.refresh = refresh
+        self._on_miss = on_miss
         self._open: OrderedDict[tuple[str, str, int], CachedRange] = OrderedDict()
         self._fetching: dict[tuple[str, str, int], _Fetch] = {}
         #: pieces of blocks that were read: at hand, or fetched first
@@ -87,6 +89,8 @@ class BlockReader:
         for attempt in range(FETCH_ATTEMPTS):
             cached = self._range(source, block)
             if cached is not None:
+                if attempt:
+                    self._on_miss(source.ino)
                 self.hits += not attempt
                 return os.pread(cached.fd, min(size, cached.length - within), cached.offset + within)
             self.misses += not attempt

@@ -49,6 +49,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
+from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import EventHub
 from ctxfs.sync.finishing import Finisher
@@ -65,6 +66,7 @@ from ctxfs.sync.room import DirtyBound
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
 from ctxfs.sync.uploader import Uploader
+from ctxfs.sync.warmup import Warmup
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +189,7 @@ class Mount:
                 nursery.start_soon(self._supervised, task)
             if not options.read_only:
                 nursery.start_soon(self._supervised, self._schedule.run)
+            nursery.start_soon(self._supervised, self._warmup.run)
             nursery.start_soon(self._supervised, self._housekeep)
             nursery.start_soon(self._supervised, self._answers.run)
             nursery.start_soon(self._supervised, self._tidy_cache, pool)
@@ -212,6 +215,7 @@ class Mount:
             await fuse_adapter.serve_requests()
         self._control.unmounted()
         self._following.poller.end()
+        self._warmup.end()
         self._invalidator.is_known, self._invalidator.take_absence = lambda ino: False, lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()
@@ -277,6 +281,9 @@ class Mount:
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,
                                 schedule=self._schedule)
+        self._warmup = Warmup(db, pool, self._cache, prefix=prefix, rules=self._rules, tasks=self._tasks, remote=self._remote,
+                              is_paused=lambda: self._engine.is_paused)
+        reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
@@ -287,7 +294,8 @@ class Mount:
             engine=self._engine, rules=self._rules, regater=self._regater, publish=self._events.publish, prefix=prefix)
         self._answers = Answers(
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
-                  engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks,
+                  engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
+                  downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
@@ -297,7 +305,7 @@ class Mount:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
         content = RemoteContentLoader(pool, prefix=self._prefix)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
-                                   refresh=remote.refresh)
+                                   refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)
         return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote,
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None,

@@ -11,7 +11,6 @@ from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.edge.mount_events import Narrator, log_published
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Parts, StatusReport
-from ctxfs.sync.engine import FlushResult
 from ctxfs.sync.events import EventHub
 
 
@@ -23,14 +22,14 @@ class Answers:
     """`control` answers, `run` is a background task; `close` when no task runs any more, before the tree database is closed."""
 
     def __init__(self, parts: Parts, *, events: EventHub, request_unmount: Callable[[], None],
-                 collect_dirty_pages: Callable[[], Awaitable[None]],
-                 wait_download: Callable[[], Awaitable[FlushResult]] | None = None) -> None:
+                 collect_dirty_pages: Callable[[], Awaitable[None]]) -> None:
         self._events = events
         self._tally = LiveTally(parts.db, parts.journal, parts.tasks)
         self._narrator = Narrator(events, self._tally, parts.tasks)
         self.control = DaemonControl(
             StatusReport(parts, self._tally), Explainer(parts), engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
-            request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, wait_download=wait_download or parts.engine.download)
+            request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, download=parts.downloads.download,
+            wait_download=parts.warmup.wait_idle)
 
     async def run(self) -> None:
         with log_published(self._events):

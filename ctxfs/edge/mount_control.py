@@ -5,14 +5,16 @@ answer is made (mount_status.py, mount_explain.py) or an upload done (sync).
 """
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import trio
 
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Schedule, StatusReport
-from ctxfs.errors import InvalidArgument
+from ctxfs.errors import CtxfsError, InvalidArgument
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import EventHub
 from ctxfs.sync.tasks import TaskLog
@@ -26,7 +28,7 @@ class DaemonControl:
 
     def __init__(self, report: StatusReport, explainer: Explainer, *, engine: UploadEngine, tasks: TaskLog, events: EventHub, switch: Schedule,
                  request_unmount: Callable[[], None], collect_dirty_pages: Callable[[], Awaitable[None]],
-                 wait_download: Callable[[], Awaitable[FlushResult]]) -> None:
+                 download: Callable[[Sequence[bytes]], Awaitable[FlushResult]], wait_download: Callable[[], Awaitable[FlushResult]]) -> None:
         self._report = report
         self._explainer = explainer
         self._engine = engine
@@ -35,6 +37,7 @@ class DaemonControl:
         self._switch = switch
         self._request_unmount = request_unmount
         self._collect_dirty_pages = collect_dirty_pages
+        self._download = download
         self._wait_download = wait_download
         #: set when the final write-back ended, with its result
         self.finished = trio.Event()
@@ -86,16 +89,16 @@ class DaemonControl:
     # --- orders -----------------------------------------------------------------------------------------------------------------------
 
     async def sync(self, path: str | None = None, mode: Literal['upload', 'download'] = 'upload', wait: bool = True) -> dict[str, Any]:
-        """Everything pending is uploaded, `path` or not: more than asked for, never less."""
+        """Everything pending is uploaded, `path` or not: more than asked for, never less. A download is of what is at and below `path`."""
         if not self._is_mounted:
             return await self._final()
-        run = self._engine.flush if mode == 'upload' else self._engine.download
+        run = self._engine.flush if mode == 'upload' else partial(self._download, self._explainer.names_of(path or ''))
         with trio.move_on_after(PAGES_SECONDS) as pages:
             await self._collect_dirty_pages()
         if pages.cancelled_caught:
             return {'ok': False, 'files': 0, 'bytes': 0, 'message': f'the kernel did not write its pages of open files within {PAGES_SECONDS:g} s'}
         if not wait:
-            self._engine.spawn(run)
+            self._engine.spawn(_unheard, run)
             return {'ok': True, 'files': 0, 'bytes': 0, 'message': 'scheduled'}
         return _answer(await run())
 
@@ -142,6 +145,12 @@ class DaemonControl:
 
 def _answer(result: FlushResult) -> dict[str, Any]:
     return {'ok': result.ok, 'files': result.files, 'bytes': result.bytes, 'message': result.message}
+
+
+async def _unheard(run: Callable[[], Awaitable[FlushResult]]) -> None:
+    """Nobody waits for it: the task says how it ended."""
+    with suppress(CtxfsError):
+        await run()
 
 
 def _is_at(place: str, path: str | None) -> bool:

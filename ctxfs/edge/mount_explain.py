@@ -30,7 +30,7 @@ class Explainer:
 
     async def explain(self, path: str) -> dict[str, Any]:
         """See edge.control.MountControl. Raises InvalidArgument, NameTooLong, and what the store says while the tree is not known yet."""
-        names = self._names(path)
+        names = self.names_of(path)
         inode = await self._find(names)
         # a directory's own marker object ends with a slash; the rules do not ask
         key = path_to_key(names, is_dir=inode is not None and inode.is_dir)
@@ -45,7 +45,7 @@ class Explainer:
                 'keys': [printable(each) for each in self._parts.db.keys_of(inode)] if inode is not None and inode.nlink else [],
                 'conflict': self._conflict(inode)}
 
-    def _names(self, path: str) -> list[bytes]:
+    def names_of(self, path: str) -> list[bytes]:
         """The components below the root. `path` is relative to it or below the mount point, which nothing else can be mistaken for."""
         mountpoint = self._parts.options.mountpoint
         if path == mountpoint or path.startswith(mountpoint.rstrip('/') + '/'):

@@ -23,10 +23,12 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tally import LISTED, Tally
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import UploadEngine
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.tasks import TaskLog
+from ctxfs.sync.warmup import Warmup
 
 #: the size of the block cache is looked up at most so often
 CACHE_SECONDS = 1.0
@@ -73,6 +75,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     tasks: TaskLog
     schedule: Schedule
     reads: ReadCounts
+    warmup: Warmup
+    downloads: Downloads
     known_inodes: Callable[[], int]
     recycle: Callable[[], dict[str, Any]]
 
@@ -154,6 +158,7 @@ class StatusReport:
             'uptime': round(trio.current_time() - self._started, 3), 'workers': msgspec.to_builtins(parts.pool.statistics()),
             **parts.pool.meter.to_dict(), 'rates': parts.pool.meter.rates(),
             'cache': {**self._cache(), 'hits': parts.reads.hits, 'misses': parts.reads.misses},
+            'warmup': parts.warmup.progress(),
             'inodes': {'known': parts.known_inodes(), 'objects': parts.remote.listed_objects},
             'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
             'tasks': self._task_counts(), 'polls': getattr(parts.remote, 'polls', 0)}
