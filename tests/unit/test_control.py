@@ -7,7 +7,9 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -15,7 +17,9 @@ import trio.testing
 
 from ctxfs.edge import control
 from ctxfs.edge.client import ControlClient, DaemonGone, NoAnswer
-from ctxfs.errors import CtxfsError, NotFound
+from ctxfs.errors import CtxfsError, InvalidArgument, NotFound
+from ctxfs.sync import events
+from ctxfs.sync.events import EventHub
 
 
 class Methods:
@@ -25,6 +29,7 @@ class Methods:
         self.gate = trio.Event()
         self.cancelled = trio.Event()
         self.running = 0
+        self.events = EventHub()
 
     async def echo(self, a, b=2):
         await trio.lowlevel.checkpoint()
@@ -57,8 +62,21 @@ class Methods:
         for i in range(to):
             yield i
 
+    async def typed(self, mode: Literal['a', 'b'] = 'a', number: float | None = None, names: list[str] | None = None) -> list[Any]:
+        return [mode, number, names]
+
+    async def watch(self, kinds: list[str] | None = None) -> AsyncIterator[dict[str, Any]]:
+        listener = self.events.subscribe(kinds)
+        try:
+            yield {'kind': 'watching'}
+            while (event := await listener.next()) is not None:
+                yield event
+        finally:
+            self.events.leave(listener)
+
     def mapping(self):
-        return {name: getattr(self, name) for name in ('echo', 'missing', 'bug', 'unprintable', 'big', 'slow', 'count')}
+        return {name: getattr(self, name)
+                for name in ('echo', 'missing', 'bug', 'unprintable', 'big', 'slow', 'count', 'typed', 'watch')}
 
 
 @asynccontextmanager
@@ -127,6 +145,18 @@ def test_protocol_errors(tmp, line, code):
         async with served(tmp / 's'), await connect(tmp / 's') as stream:
             assert (await ask(stream, line))['error']['code'] == code
             assert (await ask(stream, request('echo', [3])))['result'] == [3, 2]
+    in_trio(test)
+
+
+@pytest.mark.parametrize('params, said', [({'mode': 'c'}, 'mode'), ({'mode': None}, 'mode'), ({'number': '1'}, 'number'),
+                                          ({'names': 'x'}, 'names'), ({'names': [1]}, 'names'), (['a', []], 'number')])
+def test_parameters_of_another_type_are_refused(tmp, params, said):
+    """By the protocol's error, naming the parameter, before the method sees them."""
+    async def test():
+        async with served(tmp / 's'), await connect(tmp / 's') as stream:
+            error = (await ask(stream, request('typed', params)))['error']
+            assert error['code'] == control.INVALID_PARAMS and said in error['message']
+            assert (await ask(stream, request('typed', {'number': 1, 'names': ['x']})))['result'] == ['a', 1, ['x']]
     in_trio(test)
 
 
@@ -263,6 +293,106 @@ def test_one_client_cannot_take_the_loop(tmp):
             for _ in range(100):
                 await ask(stream, request('echo', [1]))
             assert trio.current_time() - start > (100 - 2 * control.MAX_IN_FLIGHT) * control.REQUEST_INTERVAL
+    in_trio(test)
+
+
+async def publish_until(hub: EventHub, is_over, size: int) -> None:
+    """Events with `size` bytes, far more than any client takes."""
+    number = 0
+    while not is_over():
+        for _ in range(100):
+            number += 1
+            hub.publish('error', message='x' * size, logger=str(number))
+        await trio.sleep(0.5)
+
+
+def test_a_stalled_watcher_is_dropped(tmp):
+    """Its memory is bounded while it stalls, it is gone after a bounded time, and another watcher hears everything."""
+    async def test():
+        async with served(tmp / 's') as methods, await connect(tmp / 's') as stalled, await connect(tmp / 's') as other:
+            for stream in (stalled, other):
+                await stream.send_all(json.dumps(request('watch')).encode() + b'\n')
+            assert (await read_line(other))['params']['value'] == {'kind': 'watching'}
+            while len(methods.events._listeners) < 2:
+                await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                lines: list[bytes] = []
+                nursery.start_soon(drain, other, lines)
+                start = trio.current_time()
+                await publish_until(methods.events, lambda: len(methods.events._listeners) < 2, 4096)
+                assert trio.current_time() - start < 3 * control.SEND_TIMEOUT
+                assert all(len(listener._events) <= events.QUEUE_EVENTS for listener in methods.events._listeners)
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+            numbers = [int(json.loads(line)['params']['value']['logger']) for line in b''.join(lines).split(b'\n')[:-1]]
+            assert numbers == sorted(numbers) and len(numbers) > events.QUEUE_EVENTS
+    in_trio(test, clock=jumping_clock())
+
+
+async def drain(stream, into: list[bytes]) -> None:
+    while data := await stream.receive_some(1 << 20):
+        into.append(data)
+
+
+def test_a_slow_watcher_is_told_what_it_missed(tmp):
+    """The events that it gets and those that it is told of are all that there were."""
+    async def test():
+        async with served(tmp / 's') as methods, await connect(tmp / 's') as stream:
+            await stream.send_all(json.dumps(request('watch', {'kinds': ['error']})).encode() + b'\n')
+            assert (await read_line(stream))['params']['value'] == {'kind': 'watching'}
+            published = 3000
+            for number in range(published):
+                methods.events.publish('error', message='x' * 4096, logger=str(number))
+            await methods.events.end(0)
+            lines: list[bytes] = []
+            while b'"result"' not in b''.join(lines[-2:]):
+                lines.append(await stream.receive_some(1 << 20))
+        *found, end = [json.loads(line) for line in b''.join(lines).split(b'\n') if line]
+        values = [line['params']['value'] for line in found]
+        assert len(values) + sum(value.get('dropped', 0) for value in values) == published
+        assert len(values) < published and values[-1]['logger'] == str(published - 1)
+        assert end == {'jsonrpc': '2.0', 'id': 1, 'result': None}
+    in_trio(test)
+
+
+def test_a_flood_of_watches_is_bounded(tmp):
+    """One client runs at most its slots of them, and the hub has a bound of its own; questions of others are answered."""
+    async def test():
+        async with served(tmp / 's') as methods, await connect(tmp / 's') as flood, await connect(tmp / 's') as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flood.send_all, (json.dumps(request('watch')).encode() + b'\n') * 10_000)
+                nursery.start_soon(drain, flood, [])
+                while len(methods.events._listeners) < control.MAX_IN_FLIGHT:
+                    await trio.sleep(0.001)
+                for _ in range(20):
+                    methods.events.publish('paused')
+                    assert (await ask(other, request('echo', [1])))['result'] == [1, 2]
+                assert len(methods.events._listeners) == control.MAX_IN_FLIGHT
+                nursery.cancel_scope.cancel()
+            await flood.aclose()
+            with trio.fail_after(2 * control.GRACE):
+                while methods.events._listeners:
+                    await trio.sleep(0.01)
+    in_trio(test)
+
+
+def test_the_sync_client_reads_a_stream(tmp):
+    """Its values, its end, its errors, and the end of the daemon in between."""
+    async def test():
+        async with served(tmp / 's') as methods:
+            def values() -> list[Any]:
+                with ControlClient(tmp / 's') as client:
+                    assert client.call('echo', a=1) == [1, 2]
+                    assert list(client.stream('count', to=3)) == [0, 1, 2]
+                    with pytest.raises(InvalidArgument):
+                        next(client.stream('watch', kinds=['nothing']))
+                    stream = client.stream('watch')
+                    found = [next(stream)]
+                    trio.from_thread.run_sync(methods.events.publish, 'paused')
+                    found.append(next(stream))
+                    trio.from_thread.run(methods.events.end, 0)
+                    return [event['kind'] for event in (*found, *stream)]
+            assert await trio.to_thread.run_sync(values) == ['watching', 'paused']
     in_trio(test)
 
 
