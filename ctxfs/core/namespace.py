@@ -139,7 +139,7 @@ class Namespace:
         directory.mtime_ns = directory.ctime_ns = time.time_ns()
         directory.nlink += links
         self._db.store_times(directory)
-        self._journal.mark(directory, Reason.ATTRS)
+        self._journal.touch(directory)
 
     def _drop_staging(self, inode: Inode) -> None:
         if inode.staging_fd >= 0:
@@ -182,6 +182,7 @@ class Namespace:
             self._db.delete_dentry(parent.ino, name)
             self._drop_link(inode)
             self._touch(parent)
+            self._mark_if_emptied(parent)
         return inode
 
     async def rmdir(self, parent_ino: int, name: bytes) -> Inode:
@@ -194,6 +195,7 @@ class Namespace:
             self._drop_link(inode)
             self._touch(parent, links=-1)
             self._db.forget_dir_keys()
+            self._mark_if_emptied(parent)
         return inode
 
     def _check_removable(self, directory: Inode) -> None:
@@ -281,6 +283,11 @@ class Namespace:
             self._touch(parent, -links)
             self._touch(new_parent, links if target is None else 0)
             self._mark_moved(inode, old_key)
+            self._mark_if_emptied(parent)
+
+    def _mark_if_emptied(self, directory: Inode) -> None:
+        if self._gating.needs_marker(directory):
+            self._journal.mark(directory, Reason.NAMES)
 
     def _exchange(self, one: tuple[Inode, bytes, Inode], two: tuple[Inode, bytes, Inode]) -> None:
         (parent, name, inode), (new_parent, new_name, target) = one, two

@@ -59,6 +59,13 @@ class Gating:
         """Whether its bytes must stay on this host although the bucket has them."""
         return not self.is_open and any(not self.is_synced(parent, name) for parent, name in self._db.names_of(inode.ino))
 
+    def needs_marker(self, directory: Inode) -> bool:
+        """Whether nothing in the bucket says any more that there is this directory."""
+        if directory.local or directory.ino == ROOT_INO or not directory.nlink or self._db.has_synced_child(directory.ino):
+            return False
+        marker = self._journal.known(self._db.dir_key(directory.ino))
+        return marker is None or bool(marker.doomed)
+
     # --- changes ------------------------------------------------------------------------------------------------------------------
 
     def place(self, inode: Inode, parent: int, name: bytes) -> None:

@@ -56,7 +56,7 @@ class Inode:
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group', 'local',
                  'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'growth', 'staging_fd', 'remote_version',
-                 'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', '__weakref__')
+                 'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', 'is_touched', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
                  ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
@@ -81,6 +81,8 @@ class Inode:
         # --- runtime only ---
         #: Reason bits known to be in this inode's pending row, so that setting them again needs no statement
         self.marked = 0
+        #: its row in `touched` is known to be there
+        self.is_touched = False
         #: work was planned from the pending row as it is: the next change must reach the row (its seq), which clears this
         self.is_planned = False
         #: the upload that reads the staging file now

@@ -75,6 +75,19 @@ class Journal:
         if self.on_mark is not None:
             self.on_mark()
 
+    def touch(self, directory: Inode) -> None:
+        """The directory's times changed with its entries: other hosts learn of it with whatever they are told next."""
+        if not directory.is_touched and not directory.local:
+            self._db.execute('INSERT OR IGNORE INTO touched VALUES (?)', (directory.ino,))
+            directory.is_touched = True
+
+    def touched(self, limit: int) -> list[int]:
+        return [row[0] for row in self._db.rows('SELECT ino FROM touched LIMIT ?', (limit,))]
+
+    def told(self, inos: Iterable[int]) -> None:
+        """Other hosts know the times of these directories."""
+        self._db.many('DELETE FROM touched WHERE ino = ?', ((ino,) for ino in inos))
+
     def due(self, now_ns: int, *, limit: int, after: int = 0) -> list[Pending]:
         """Rows whose retry time has come, by inode number after `after`."""
         return [Pending(*row) for row in self._db.rows(

@@ -80,6 +80,12 @@ CREATE TABLE pending (
     error      TEXT NOT NULL                -- why the last attempt failed, '' if it did not
 );
 
+-- Directories whose times changed because entries came or went. By itself that is no reason for a request: a row goes along with the next
+-- index segment that is written for another reason, so a file that was made and removed in between costs none.
+CREATE TABLE touched (
+    ino INTEGER PRIMARY KEY
+);
+
 -- Objects of the context that no file system can show, with the reason; never touched by ctxfs.
 CREATE TABLE unmountable (
     key    TEXT PRIMARY KEY,

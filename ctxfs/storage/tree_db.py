@@ -40,6 +40,7 @@ _MIGRATIONS = {1: '''
     ALTER TABLE object ADD COLUMN uploaded_ns INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX object_lifecycle ON object (lifecycle, uploaded_ns) WHERE lifecycle <> '';
     CREATE TABLE announce (key TEXT PRIMARY KEY, deleted_ns INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE touched (ino INTEGER PRIMARY KEY);
     '''}
 
 
@@ -185,7 +186,7 @@ class TreeDB:
         self._dir_keys.clear()
         for inode in list(self._live.values()):
             row = self.row(_SELECT_INODE, (inode.ino,))
-            inode.marked = 0
+            inode.marked, inode.is_touched = 0, False
             if row is None:
                 self._live.pop(inode.ino, None)
                 continue
@@ -337,6 +338,9 @@ class TreeDB:
 
     def has_children(self, parent: int) -> bool:
         return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1', (parent,)) is not None
+
+    def has_synced_child(self, parent: int) -> bool:
+        return self.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND NOT i.local LIMIT 1', (parent,)) is not None
 
     def names_of(self, ino: int) -> list[tuple[int, bytes]]:
         """Every (parent, name) of an inode."""

@@ -77,7 +77,12 @@ class Finisher:
     async def _write_segment(self, records: list[IndexRecord]) -> None:
         if not records:
             return
+        touched = self._db.inodes_of(inos := self._journal.touched(SEGMENT_RECORDS))
+        for inode in touched.values():
+            inode.is_touched = False
+        records = records + [record for inode in touched.values() for record in self._records_of(inode)]
         done = await self._pool.call(WriteSegment(prefix=self._prefix, records=records))
+        self._journal.told(ino for ino in inos if ino not in touched or not touched[ino].is_touched)
         self.segments_written += 1
         self._remote.index.note_written(done.name, records)
         crash_point('index-after-segment')

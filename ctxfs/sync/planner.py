@@ -75,11 +75,8 @@ class Planner:
         """A directory needs a marker only while nothing in the bucket is below it."""
         key = self._db.dir_key(inode.ino)
         objects = [known.key for known in self._journal.objects_of(inode.ino)]
-        is_needed = bool(key) and key not in objects and not self._has_uploadable_child(inode)
+        is_needed = bool(key) and key not in objects and not self._db.has_synced_child(inode.ino)
         return [key] if is_needed else [], [other for other in objects if other != key]
-
-    def _has_uploadable_child(self, inode: Inode) -> bool:
-        return self._db.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND NOT i.local LIMIT 1', (inode.ino,)) is not None
 
     def _is_too_long(self, key: str) -> bool:
         return self._prefix_size + len(key.encode()) > KEY_MAX
