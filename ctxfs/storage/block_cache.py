@@ -25,7 +25,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,7 +227,7 @@ class BlockCache:
                 self._to_touch.add(entry)
         return name
 
-    def missing(self, key: str, etag: str, blocks: range) -> list[int]:
+    def missing(self, key: str, etag: str, blocks: Iterable[int]) -> list[int]:
         """Those of `blocks` that cannot be read from here now."""
         absent = []
         for block in blocks:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.abort_slots import AbortFlags
+from ctxfs.sync.flights import Flights
 from ctxfs.sync.protocol import Operation, Warm, WorkerOptions
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class WorkerContext:
         self.host = options.host
         self.flags = flags
         self.attended = Attended()
+        self.flights = Flights()
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
         self.cache = BlockCache(options.cache_dir, options.cache_limit)
         self.store = open_store(options.store_url, capabilities=options.capabilities, **options.store_options)

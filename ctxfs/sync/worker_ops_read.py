@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -94,7 +94,7 @@ def block_count(size: int) -> int:
     return -(-size // BLOCK_SIZE)
 
 
-def runs_of(blocks: list[int]) -> Iterator[range]:
+def runs_of(blocks: Sequence[int]) -> Iterator[range]:
     """Consecutive blocks together, RUN_BLOCKS at most."""
     start = 0
     for index in range(1, len(blocks) + 1):
@@ -112,7 +112,13 @@ def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate | pro
 
 
 def fetch_run(context: WorkerContext, op: protocol.Fetch | protocol.WarmItem, run: range) -> int:
-    """One ranged GET into the cache; how many bytes came."""
+    """What is missing of these blocks into the cache, by one ranged GET unless another operation fetches some of them already; how many
+    bytes came."""
+    return context.flights.fetch(op.key, op.etag, run, missing=lambda blocks: context.cache.missing(op.key, op.etag, blocks),
+                                 get=lambda blocks: sum(_get_into_cache(context, op, part) for part in runs_of(blocks)))
+
+
+def _get_into_cache(context: WorkerContext, op: protocol.Fetch | protocol.WarmItem, run: range) -> int:
     data = _get_run(context, op, run)
     crash_point('worker-fetch-before-store')
     context.cache.store(op.key, op.etag, run.start, data)

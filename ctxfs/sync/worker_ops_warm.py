@@ -76,10 +76,10 @@ class _Filling:
             if self._channel.is_cancelled:
                 return False
             began = time.monotonic()
-            self._requests += 1
-            try:
-                self._fetched += fetch_run(self._context, item, run)
-            finally:
+            came = fetch_run(self._context, item, run)
+            if came:        # else a reader had asked for the same meanwhile
+                self._requests += 1
+                self._fetched += came
                 self._seconds += time.monotonic() - began
         return True
 
