@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, get_type_hints
 
 import msgspec
@@ -106,14 +106,14 @@ def methods_of(control: MountControl) -> dict[str, Method]:
     return {name: getattr(control, name) for name in METHODS}
 
 
-async def serve(path: str, methods: Mapping[str, Method], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Serve until cancelled; started once clients can connect. A socket left by a dead daemon is replaced, ours is removed at the end.
-    The caller makes sure that only one daemon serves `path` (it holds the state directory's lock)."""
-    server = _Server(methods)
+async def serve(path: str, methods: Mapping[str, Method], *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve until cancelled; started (with a Server) once clients can connect. A socket left by a dead daemon is replaced, ours is removed
+    at the end. The caller makes sure that only one daemon serves `path` (it holds the state directory's lock)."""
+    server = Server(methods)
     listener = _listen(path)
     try:
         async with trio.open_nursery() as nursery:
-            task_status.started()
+            task_status.started(server)
             while True:
                 try:
                     connection, _ = await listener.accept()
@@ -147,12 +147,32 @@ def _listen(path: str) -> trio.socket.SocketType:
         raise
 
 
-class _Server:
+class Server:
     """The clients of one socket."""
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self._methods = methods
         self._clients = 0
+        self._requests = 0
+        self._idle = trio.Event()
+
+    async def drain(self, timeout: float) -> None:
+        """Return when every request that was read is answered, or after `timeout` seconds: before a daemon ends, so that what it
+        answers last arrives."""
+        with trio.move_on_after(timeout):
+            while self._requests:
+                await self._idle.wait()
+
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[None]:
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+                self._idle = trio.Event()
 
     async def client(self, connection: trio.socket.SocketType) -> None:
         """One client's whole life; never raises anything but Cancelled."""
@@ -166,7 +186,7 @@ class _Server:
                     return
             self._clients += 1
             try:
-                await _Client(stream, self._methods).run()
+                await _Client(stream, self._methods, self._request).run()
             finally:
                 self._clients -= 1
 
@@ -187,9 +207,11 @@ def _peer_uid(connection: trio.socket.SocketType) -> int:
 class _Client:
     """One connection: a reader that takes lines as long as there are free slots, and a task for each request."""
 
-    def __init__(self, stream: trio.SocketStream, methods: Mapping[str, Method]) -> None:
+    def __init__(self, stream: trio.SocketStream, methods: Mapping[str, Method],
+                 request: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
         self._stream = stream
         self._methods = methods
+        self._request = request
         self._slots = trio.Semaphore(MAX_IN_FLIGHT)
         self._sending = trio.Lock()
         self._paid_until = 0.0
@@ -248,9 +270,10 @@ class _Client:
 
     async def _answer(self, line: bytes) -> None:
         try:
-            reply = await self._handle(line)
-            if reply is not None:
-                await self._send(reply)
+            with self._request():
+                reply = await self._handle(line)
+                if reply is not None:
+                    await self._send(reply)
         finally:
             self._slots.release()
 

@@ -63,6 +63,7 @@ from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.room import DirtyBound
+from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
 from ctxfs.sync.uploader import Uploader
@@ -179,7 +180,7 @@ class Mount:
             log_level=logging.getLogger().level)
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
             self._build(pool, nursery)
-            await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
+            server = await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
             self._attach()
@@ -197,7 +198,7 @@ class Mount:
                 nursery.start_soon(self._supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
-            await self._answers.end()
+            await self._answers.end(server)
             nursery.cancel_scope.cancel()
         return 0 if result.ok else 1
 
@@ -270,13 +271,11 @@ class Mount:
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
         finisher = Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
-        self._engine = UploadEngine(
-            db, journal, pool, planner=planner, doubt=doubt,
+        rounds = Rounds(
+            db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
             uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
-            finisher=finisher, gating=self._gating,
-            localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)), conflicts=conflicts,
-            remote=self._remote, tasks=self._tasks,
-            prefix=prefix, spawn=spawn)
+            localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
+        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from ctxfs.edge.control import Server
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.edge.mount_events import Narrator, log_published
@@ -35,9 +36,10 @@ class Answers:
         with log_published(self._events):
             await self._narrator.run()
 
-    async def end(self) -> None:
-        """The mount is over and its result written: whoever watches gets the last events."""
+    async def end(self, server: Server) -> None:
+        """The mount is over and its result written: whoever watches gets the last events, whoever asked his answer."""
         await self._events.end(END_SECONDS)
+        await server.drain(END_SECONDS)
 
     def close(self) -> None:
         self._tally.close()

@@ -243,6 +243,28 @@ def test_what_a_vanished_client_asked_for_is_cancelled(tmp):
     in_trio(test, clock=jumping_clock())
 
 
+def test_draining_waits_for_answers_and_not_for_ever(tmp):
+    """What is under way is answered before a daemon ends; what takes too long is not waited for."""
+    async def test():
+        methods = Methods()
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(control.serve, str(tmp / 's'), methods.mapping())
+            await server.drain(1000)        # nothing is under way
+            async with await connect(tmp / 's') as stream:
+                await stream.send_all(json.dumps(request('slow')).encode() + b'\n')
+                while not methods.running:
+                    await trio.lowlevel.checkpoint()
+                start = trio.current_time()
+                await server.drain(5)
+                assert trio.current_time() - start == pytest.approx(5, abs=1)
+                methods.gate.set()
+                await server.drain(1000)
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    assert (await read_line(stream))['result'] == 'done'
+    in_trio(test, clock=jumping_clock())
+
+
 def test_an_endless_line_ends_its_client_only(tmp):
     """Memory for one request is bounded."""
     async def test():
