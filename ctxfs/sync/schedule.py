@@ -24,8 +24,9 @@ from ctxfs.policy import DEFAULT_PERIOD, ONLY_ON_UNMOUNT
 from ctxfs.rules import Rules
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync.engine import NEVER_NS, FlushResult, UploadEngine, backoff
+from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import Publish, unheard
+from ctxfs.sync.rounds import NEVER_NS, backoff
 from ctxfs.sync.selection import QuietRule, Ready
 
 log = logging.getLogger(__name__)

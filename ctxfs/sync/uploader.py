@@ -26,13 +26,13 @@ from ctxfs.storage.object_store import Condition
 from ctxfs.storage.snapshot import copy_file, copy_of
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.doubt import BY_ETAG, Doubt
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import NO_SLOT, Copy, Head, PutBytes, PutDone, PutFile
 from ctxfs.sync.recycle import Recycler
-from ctxfs.sync.attributes import get_attrs
 
 log = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from ctxfs.sync.planner import Planner
 from ctxfs.sync.protocol import Adopt, Operation
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.room import DirtyBound
+from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
 from ctxfs.sync.uploader import Uploader
@@ -82,11 +83,10 @@ class Disk(Host):
         planner = Planner(db, journal, gating=self.gating, prefix=PREFIX)
         recycler = Recycler(db, journal, pool, rules=self.rules, reconciler=self.reconciler, finisher=self.finisher, prefix=PREFIX)
         self.tasks = TaskLog(context_id='c', path='/')
-        self.engine = UploadEngine(
-            db, journal, pool, planner=planner, doubt=doubt, gating=self.gating, finisher=self.finisher, conflicts=self.conflicts,
-            uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=recycler, prefix=PREFIX),
-            localiser=Localiser(db, journal, self.gating, stage=lambda inode: self.fs.contents.stage(inode)),
-            remote=self.remote, tasks=self.tasks, prefix=PREFIX, spawn=self.spawn)
+        self.uploader = Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=recycler, prefix=PREFIX)
+        rounds = Rounds(db, journal, pool, planner=planner, doubt=doubt, gating=self.gating, conflicts=self.conflicts, uploader=self.uploader,
+                        localiser=Localiser(db, journal, self.gating, stage=lambda inode: self.fs.contents.stage(inode)), prefix=PREFIX)
+        self.engine = UploadEngine(db, journal, rounds=rounds, finisher=self.finisher, remote=self.remote, tasks=self.tasks, spawn=self.spawn)
         self.schedule = UploadScheduler(self.engine, db, journal, rules=self.rules, sync_every=sync_every, clock=lambda: time.time_ns())
         self.room = DirtyBound(staging, limit=1 << 20, flush=self.engine.flush, set_cache_limit=lambda limit: None, schedule=self.schedule)
         content = RemoteContentLoader(pool, prefix=PREFIX)

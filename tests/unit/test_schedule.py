@@ -215,7 +215,7 @@ def test_writers_wait_while_the_copy_is_made_and_it_has_nothing_of_theirs(play: 
         fh, inode = await disk.open_new(b'f')
         await disk.fs.write(fh, 0, b'before')
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(disk.engine._uploader.run_as_it_is, inode, lambda done: None)
+            nursery.start_soon(disk.uploader.run_as_it_is, inode, lambda done: None)
             await until(begun.is_set, within=10)
             nursery.start_soon(disk.fs.write, fh, 0, b'after!')
             await disk.save(b'other', b'x')
@@ -234,7 +234,7 @@ def test_an_unchanged_file_that_was_uploaded_as_it_is_is_clean(play: Play) -> No
     async def scenario(disk: Disk) -> None:
         fh, inode = await disk.open_new(b'f')
         await disk.fs.write(fh, 0, b'x')
-        await disk.engine._uploader.run_as_it_is(inode, lambda done: None)
+        await disk.uploader.run_as_it_is(inode, lambda done: None)
         assert inode.content == Content.SEALED
         await disk.fs.release(fh)
         disk.asked.clear()
@@ -269,7 +269,7 @@ def test_hard_links_of_a_busy_file_go_up_together(play: Play) -> None:
         fh, inode = await disk.open_new(b'a')
         await disk.fs.link(inode.ino, ROOT_INO, b'b')
         await disk.fs.write(fh, 0, b'one')
-        await disk.engine._uploader.run_as_it_is(inode, lambda done: None)
+        await disk.uploader.run_as_it_is(inode, lambda done: None)
         assert disk.body('a') == disk.body('b') == b'one'
         await disk.fs.write(fh, 0, b'two')
         await disk.fs.release(fh)
