@@ -63,7 +63,7 @@ class StoreWatch:
             elif self._is_news(path, key):
                 keys.add(key)
         index = {key for key in keys if key.startswith(INDEX_DIR)}
-        await look.examine(sorted(keys - index))
+        await look.examine_also(keys - index)
         for key in sorted(directories):
             await look.list_below(key)
         if self._remote.index.has_unread(index):

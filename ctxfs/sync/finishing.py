@@ -159,7 +159,9 @@ class Finisher:
                 if failure is None and not known.key.startswith(RESERVED_DIR):
                     self._journal.announce((known.key,), began_ns)
                 if failure is None or failure.name in ('RemoteChanged', 'NotFound'):
-                    # changed by another host since: it is theirs, and the next listing shows it again
+                    # changed by another host since: it is theirs, and the next look shows it again
+                    if failure is not None:
+                        self._remote.look_again_at(known.key)
                     self._db.execute('DELETE FROM object WHERE key = ? AND etag = ?', (known.key, known.etag))
                 else:
                     error = failure.error()

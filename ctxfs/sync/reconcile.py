@@ -32,6 +32,7 @@ from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.changed_directories import ChangedDirectories
+from ctxfs.sync.obstructed import Obstructed
 from ctxfs.sync.ports import Invalidator
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
@@ -58,6 +59,7 @@ class Reconciler:
         self.directories = ChangedDirectories(db, journal, invalidator)
         #: names so far: 'created', 'changed', 'removed'
         self.counts: Counter[str] = Counter()
+        self.obstructed = Obstructed()
         #: called with the inode of a file that has content in the bucket which was not known before, within the transaction
         self.on_content: Callable[[int], None] = lambda ino: None
 
@@ -112,6 +114,8 @@ class Reconciler:
             self._add_file(info, hint)
         elif self._may_follow(inode):
             self.replace_content(inode, known, info, hint)
+        else:
+            self.obstructed.add(info.key)
 
     def _may_follow(self, inode: Inode) -> bool:
         """Nothing of it is only here. (SEALED: uploaded, the staging file is but a copy.)"""
@@ -130,6 +134,7 @@ class Reconciler:
         parent = self._directory(directory + slash, info)
         if parent is None:
             self._journal.note_unmountable(info.key, 'a file stands where it needs a directory')
+            self.obstructed.add(info.key)
             return
         at = component_to_name(name)
         existing = self._db.lookup(parent, at)
@@ -137,7 +142,8 @@ class Reconciler:
             self._insert_file(parent, at, info, hint)
         elif self._db.inode(existing).is_dir:
             self._journal.note_unmountable(info.key, 'a directory has the same name')
-        # else: a local file that was never uploaded; its upload is conditional on there being none
+        else:       # a local file that was never uploaded; its upload is conditional on there being none
+            self.obstructed.add(info.key)
 
     def _insert_file(self, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
         record = self._valid(info, hint)

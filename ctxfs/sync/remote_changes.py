@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import trio
 
+from ctxfs.errors import CtxfsError
 from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import Unmountable, key_to_path
@@ -62,10 +63,17 @@ class RemoteChanges:
 
     async def look(self) -> None:
         """Take over what others changed, as far as one cheap look shows that there is something."""
-        if self.listed_objects <= PAGE:
-            await self._look_at_page()
-        else:
+        if self.listed_objects > PAGE:
+            await self.examine_also(())
             await self.read_new_segments()
+            return
+        if again := self._reconciler.obstructed.take():
+            self._digest = b''
+        try:
+            await self._look_at_page()
+        except CtxfsError:
+            self._reconciler.obstructed.add(*again)
+            raise
 
     async def read_new_segments(self) -> None:
         """What new index objects name is brought up to date; one request when there are none."""
@@ -164,6 +172,15 @@ class RemoteChanges:
             known = self._journal.known(info.key)
             if known is not None and known.etag != info.etag and (inode := self._db.live_inode(known.ino)) is not None:
                 await self.growth.follow(inode, known, info)
+
+    async def examine_also(self, keys: Iterable[str]) -> None:
+        """Look at these, and at what could not be shown before."""
+        again = self._reconciler.obstructed.take()
+        try:
+            await self.examine(sorted(again.union(keys)))
+        except CtxfsError:
+            self._reconciler.obstructed.add(*again)
+            raise
 
     async def examine(self, keys: Iterable[str]) -> None:
         """Look at single objects, 64 at a time, and apply what there is."""

@@ -108,6 +108,10 @@ class RemoteTreeLoader:
         await self._complete.wait()
         await self.changes.reload(prefix)
 
+    def look_again_at(self, key: str) -> None:
+        """The next look for changes includes this key."""
+        self._reconciler.obstructed.add(key)
+
     async def wait_complete(self) -> None:
         await self._complete.wait()
 

@@ -185,3 +185,32 @@ def test_without_automatic_download_changes_wait_for_a_download(request: pytest.
     live.host.cli('sync', str(live.at), '--mode', 'download')
     assert (live.at / 'new').read_bytes() == b'1'
     live.host.unmount(live.at)
+
+
+def test_what_a_local_file_hid_appears_when_that_is_removed(live: Live) -> None:
+    """A new local file has a name that somebody's object has, too: it stays as long as it is there, then the object is seen."""
+    at = live.mount('--sync-every', 'unmount')
+    (at / 'f').write_bytes(b'local and new')
+    live.put('f', b'of the bucket')
+    live.put('marker', b'.')
+    eventually('the other object', (at / 'marker').exists)
+    assert (at / 'f').read_bytes() == b'local and new'
+    (at / 'f').unlink()
+    live.put('marker', b'..')
+    eventually('the object', (at / 'f').exists)
+    assert (at / 'f').read_bytes() == b'of the bucket'
+
+
+def test_a_removal_does_not_win_over_a_newer_object(live: Live) -> None:
+    """A file is removed here while somebody overwrites its object: that is not deleted, and is seen again."""
+    live.put('f', b'old')
+    at = live.mount('--sync-every', 'unmount')
+    assert (at / 'f').read_bytes() == b'old'
+    live.host.cli('pause', str(at))
+    (at / 'f').unlink()
+    live.put('f', b'newer')
+    live.host.cli('sync', str(at))
+    live.host.cli('resume', str(at))
+    eventually('the newer one', (at / 'f').exists)
+    assert (at / 'f').read_bytes() == b'newer'
+    assert live.bucket.body(live.prefix + 'f') == b'newer'
