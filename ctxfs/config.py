@@ -65,6 +65,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     allow_other: bool = False
     xattrs: bool = False
     kernel_options: tuple[str, ...] = ()
+    #: the prefix in the context that the mount's root stands for (mappingPolicy), '' or `a/b/`
+    below: str = ''
     #: what counts for this mount, and where it comes from: 'default', 'config', 'context', or the path of --policy
     policy: SyncPolicy = SyncPolicy()
     policy_source: str = 'default'
@@ -184,19 +186,20 @@ def private_dir(path: Path) -> Path:
     return path
 
 
-def context_slug(store_url: str, context_id: str) -> str:
-    """The name of the directories of one (store, context): readable, and unique by a hash of what identifies the two."""
+def context_slug(store_url: str, context_id: str, below: str = '') -> str:
+    """The name of the directories of one (store, context, prefix in it): readable, and unique by a hash of what identifies them."""
     readable = re.sub(r'[^A-Za-z0-9._-]', '_', context_id).lstrip('.')[:60]
-    digest = hashlib.sha256(f'{store_identity(store_url)}\0{context_id}'.encode('utf-8', 'surrogateescape')).hexdigest()
+    what = '\0'.join(filter(None, (store_identity(store_url), context_id, below)))
+    digest = hashlib.sha256(what.encode('utf-8', 'surrogateescape')).hexdigest()
     return f'{readable}-{digest[:16]}'
 
 
-def state_dir_of(paths: Paths, store_url: str, context_id: str) -> Path:
-    return paths.state / context_slug(store_url, context_id)
+def state_dir_of(paths: Paths, store_url: str, context_id: str, below: str = '') -> Path:
+    return paths.state / context_slug(store_url, context_id, below)
 
 
-def cache_dir_of(paths: Paths, store_url: str, context_id: str) -> Path:
-    slug = context_slug(store_url, context_id)
+def cache_dir_of(paths: Paths, store_url: str, context_id: str, below: str = '') -> Path:
+    slug = context_slug(store_url, context_id, below)
     return paths.state / slug / 'cache' if paths.cache is None else paths.cache / slug
 
 

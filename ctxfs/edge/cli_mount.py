@@ -32,9 +32,10 @@ from ctxfs.edge.download_wait import wait_for_download
 from ctxfs.edge.mount_table import mount_at, real_mountpoint
 from ctxfs.edge.progress import Progress
 from ctxfs.edge.runtime_dir import find_mounts, runtime_dir_of
-from ctxfs.errors import CtxfsError, Exists, NotFound, UsageError
+from ctxfs.errors import CtxfsError, Exists, InvalidArgument, NotFound, UsageError
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
+from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 
@@ -76,7 +77,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
         stack.enter_context(preflight.exclusive(path))
         store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal)
         chosen = chooser.choose(store, context)
-        _take_over(invocation, context)
+        _take_over(invocation, context, _below(chosen.policy))
         options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground)
         pid = os.getpid() if foreground else launch.start(options)
         _note_use(store, context)
@@ -107,6 +108,10 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     def checker(self, mountpoints: set[str]) -> policy_choice.Check:
         """`mountpoints`: the one, in each spelling that a policy may have it in."""
         def check(policy: SyncPolicy, *, origin: str) -> None:
+            try:
+                _below(policy)
+            except InvalidArgument as e:
+                raise UsageError(f'{origin}: mappingPolicy.path: {e}') from None
             for mountpoint in mountpoints:
                 check_for_mount(policy, origin=origin, mountpoint=mountpoint, read_only=self.read_only, fsync=self.fsync, sync_every=self.sync_every)
             if not policy.download_policy.auto_download:
@@ -162,7 +167,8 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
 def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, chosen: policy_choice.Choice,
              wishes: _Wishes, foreground: bool) -> MountOptions:
     paths, url = invocation.paths, invocation.store_url
-    state_dir, cache_dir = state_dir_of(paths, url, context.id), cache_dir_of(paths, url, context.id)
+    below = _below(chosen.policy)
+    state_dir, cache_dir = state_dir_of(paths, url, context.id, below), cache_dir_of(paths, url, context.id, below)
     private_dir(state_dir), private_dir(cache_dir), private_dir(paths.runtime)
     runtime_dir = runtime_dir_of(paths.runtime, path, context.id, state_dir)
     return MountOptions(
@@ -171,14 +177,19 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         cache_size=cache_size_of(wishes.cache_size, cache_dir), read_only=wishes.read_only, foreground=foreground, fsync=wishes.fsync,
         uid=os.getuid() if fuse.uid is None else fuse.uid, gid=os.getgid() if fuse.gid is None else fuse.gid,
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
-        kernel_options=fuse.kernel_options, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
+        kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, log_level=wishes.log_level)
 
 
-def _take_over(invocation: Invocation, context: ContextRecord) -> None:
+def _below(policy: SyncPolicy) -> str:
+    """Raises InvalidArgument."""
+    return mapped_prefix(policy.mapping_policy.path) if policy.mapping_policy is not None else ''
+
+
+def _take_over(invocation: Invocation, context: ContextRecord, below: str) -> None:
     """Refuse a context that is mounted with this state already; let one that still uploads after its unmount finish first, so that
     `fusermount3 -u A; ctxfs mount CTX B` shows at B what was at A. What it cannot upload the new mount goes on with."""
-    state_dir = state_dir_of(invocation.paths, invocation.store_url, context.id)
+    state_dir = state_dir_of(invocation.paths, invocation.store_url, context.id, below)
     running = preflight.running_mount(invocation.paths.runtime, context.id, state_dir)
     preflight.check_not_running(running)
     preflight.free_dead_mount_of(invocation.paths.runtime, state_dir)

@@ -9,12 +9,13 @@ a name that itself looks like such an escape gets its U+201B doubled. So every k
 """
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
 import msgspec
 
-from ctxfs.errors import NameTooLong
+from ctxfs.errors import InvalidArgument, NameTooLong
 from ctxfs.records import RESERVED_DIR
 
 #: bytes of UTF-8 in a key: OSS allows 1,023 (S3 1,024), so the smaller one holds everywhere
@@ -110,6 +111,21 @@ def _why_not(component: str) -> str | None:
     if size > NAME_MAX:
         return f'it has a name of {size} bytes, and a file name has at most {NAME_MAX}'
     return None
+
+
+def mapped_prefix(path: str) -> str:
+    """The key prefix, relative to the context, of a mappingPolicy's path: where a session on any system had the directory that a mount's
+    root now stands for. `/home/wuying/x` is `home/wuying/x/`, `c:\\Users\\A` is `c:/Users/A/`; '' is the context's root.
+
+    Raises InvalidArgument for a path that no key can have.
+    """
+    is_windows = re.match(r'[A-Za-z]:\\|\\\\', path) is not None
+    names = [name for name in (path.replace('\\', '/') if is_windows else path).split('/') if name]
+    for name in names:
+        reason = _why_not(name)
+        if reason or name == RESERVED_DIR.rstrip('/'):
+            raise InvalidArgument(f'{path!r} cannot be a path in a context: {reason or "the name is reserved for ctxfs itself"}')
+    return ''.join(f'{name_to_component(os.fsencode(name))}/' for name in names)
 
 
 def path_to_key(path: Sequence[bytes], *, is_dir: bool = False, prefix: str = '') -> str:
