@@ -216,7 +216,7 @@ def test_writers_wait_while_the_copy_is_made_and_it_has_nothing_of_theirs(play: 
         await disk.fs.write(fh, 0, b'before')
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.uploader.run_as_it_is, inode, lambda done: None)
-            await until(begun.is_set, within=10)
+            assert await trio.to_thread.run_sync(begun.wait, 30)
             nursery.start_soon(disk.fs.write, fh, 0, b'after!')
             await disk.save(b'other', b'x')
             await trio.sleep(1)
@@ -357,6 +357,7 @@ def test_only_on_unmount_there_is_no_clock(play: Play) -> None:
 def test_manual_means_that_an_unmount_leaves_the_changes_here_and_says_so(play: Play) -> None:
     """Not even then is anything sent; a sync sends it, and then the unmount is in order."""
     async def scenario(disk: Disk) -> None:
+        await disk.save(b'e', b'x')
         await disk.save(b'f', b'x')
         await trio.sleep(3600)
         left = disk.journal.summary()[0]
