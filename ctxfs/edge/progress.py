@@ -1,18 +1,65 @@
 """Progress on stderr: a bar on a terminal, now and then a line elsewhere, nothing at all for work that is soon done.
 
-Owns how progress looks. It must not know what is waited for: it is told how much is left.
+Owns how progress looks: what is left, how fast it goes, how long it takes. It must not know what is waited for: it is told how much is left.
 """
 from __future__ import annotations
 
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from ctxfs.edge.cli_common import human_bytes, human_files
+from ctxfs.edge.cli_common import human_bytes, human_files, human_seconds
 from ctxfs.edge.runtime_dir import Mount, Pending
+from ctxfs.edge.status_text import eta
 
 LINE_SECONDS = 5.0
+#: seconds over which the rate is taken
+RATE_SECONDS = 5.0
+
+
+class Course:
+    """One mount's way from the most that was left to nothing. `clock`: seconds, monotonic."""
+
+    def __init__(self, first: Pending, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._most = first
+        self._seen: deque[tuple[float, int]] = deque([(self._began, first.bytes)])
+        self.left = first
+
+    def note(self, left: Pending) -> None:
+        self.left = left
+        self._most = Pending(files=max(self._most.files, left.files), bytes=max(self._most.bytes, left.bytes))
+        now = self._clock()
+        self._seen.append((now, left.bytes))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= RATE_SECONDS:
+            self._seen.popleft()
+
+    @property
+    def done(self) -> float:
+        """Half by files, half by bytes: many small files and a few big ones both move the bar."""
+        parts = [1 - left / most for left, most in ((self.left.files, self._most.files), (self.left.bytes, self._most.bytes)) if most]
+        return sum(parts) / len(parts) if parts else 1.0
+
+    def rate(self) -> float:
+        """Bytes a second; what was added meanwhile does not count against it."""
+        pairs = list(self._seen)
+        moved = sum(max(0, before - after) for (_, before), (_, after) in zip(pairs, pairs[1:], strict=False))
+        return moved / max(1e-9, pairs[-1][0] - pairs[0][0])
+
+    def text(self) -> str:
+        """`4 files, 1.0 MiB left, 1.2 MiB/s, 12 s`."""
+        parts = [human_files(self.left.files), f'{human_bytes(self.left.bytes)} left']
+        rate = self.rate()
+        if rate >= 1:
+            parts.append(f'{human_bytes(rate)}/s')
+        seconds = eta(self.done, self._clock() - self._began)
+        if seconds is not None:
+            parts.append(human_seconds(seconds))
+        return ', '.join(parts)
 
 
 class Progress:
@@ -24,7 +71,7 @@ class Progress:
         self._last_line_at = time.monotonic()
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        self._most: dict[str, Pending] = {}
+        self._courses: dict[str, Course] = {}
 
     def __enter__(self) -> Progress:
         return self
@@ -36,28 +83,28 @@ class Progress:
     def update(self, mount: Mount, pending: Pending) -> None:
         if self._quiet or not pending.files:
             return
+        # one context may be mounted at several places, with several state directories
+        course = self._courses.setdefault(mount.record.state_dir, Course(pending))
+        course.note(pending)
         if self._is_terminal:
-            self._update_bar(mount.record.context_name, pending)
+            self._update_bar(mount, course)
         elif time.monotonic() - self._last_line_at >= LINE_SECONDS:
             self._last_line_at = time.monotonic()
-            print(f'{mount.record.context_name}: {human_files(pending.files)} ({human_bytes(pending.bytes)}) left', file=sys.stderr)
+            print(f'{mount.record.context_name}: {course.text()}', file=sys.stderr)
 
-    def _update_bar(self, name: str, pending: Pending) -> None:
+    def _update_bar(self, mount: Mount, course: Course) -> None:
         if self._bar is None:
             self._bar = _new_bar()
             self._bar.start()
-        most = self._most.get(name, pending)
-        self._most[name] = most = Pending(files=max(most.files, pending.files), bytes=max(most.bytes, pending.bytes))
-        if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=1.0, left='')
-        # half by files, half by bytes: many small files and a few big ones both move the bar
-        left = (pending.files / most.files + (pending.bytes / most.bytes if most.bytes else 0)) / (2 if most.bytes else 1)
-        self._bar.update(self._tasks[name], completed=1.0 - left, left=f'{human_files(pending.files)}, {human_bytes(pending.bytes)} left')
+        place = mount.record.state_dir
+        if place not in self._tasks:
+            self._tasks[place] = self._bar.add_task(mount.record.context_name, total=1.0, left='')
+        self._bar.update(self._tasks[place], completed=course.done, left=course.text())
 
 
 def _new_bar() -> Any:
     from rich.console import Console  # 60 ms of import that only a terminal needs
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
     name, left = TextColumn('{task.description}', markup=False), TextColumn('{task.fields[left]}', markup=False)
-    return RichProgress(name, BarColumn(), left, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    return RichProgress(name, BarColumn(), left, console=Console(stderr=True), transient=True)

@@ -2,15 +2,20 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from ctxfs.edge import cli, cli_common, progress
-from ctxfs.edge.progress import Progress
+from ctxfs.edge import cli, cli_common, cli_watch, progress
+from ctxfs.edge.progress import Course, Progress
 from ctxfs.edge.runtime_dir import Mount, MountRecord, Pending
+from ctxfs.edge.screen import Screen
+from ctxfs.edge.status_text import render
 
 MOUNT = Mount(path=Path('/r'), record=MountRecord(context_id='i', context_name='[proj]', mountpoint='/m', store='s3://b', state_dir='/s',
                                                   log_file='/l', pid=1, pid_start=1, boot_id='', started_at=0))
@@ -48,13 +53,90 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert '[proj]' in terminal.getvalue() and '1 file, 1.0 MiB left' in terminal.getvalue()
 
 
+def test_progress_has_rate_and_time_left():
+    """Of the last seconds; what is added meanwhile neither counts as done nor makes the rate negative."""
+    now = [100.0]
+    course = Course(Pending(files=10, bytes=10 << 20), lambda: now[0])
+    for left in range(9, 4, -1):
+        now[0] += 1
+        course.note(Pending(files=left, bytes=left << 20))
+    assert course.done == pytest.approx(0.5) and course.text() == '5 files, 5.0 MiB left, 1.0 MiB/s, 5 s'
+    now[0] += 1
+    course.note(Pending(files=20, bytes=20 << 20))
+    assert course.done == 0 and 0 < course.rate() <= 1 << 20
+    now[0] += 60
+    course.note(Pending(files=20, bytes=20 << 20))
+    now[0] += 10
+    course.note(Pending(files=20, bytes=20 << 20))
+    assert course.rate() == 0 and course.text() == '20 files, 20 MiB left'
+
+
+def test_a_screen_is_left_as_it_was(monkeypatch, capsys):
+    """Cut to its size while it shows, whole and on the ordinary screen afterwards, also after an interrupt."""
+    monkeypatch.setattr(shutil, 'get_terminal_size', lambda: os.terminal_size((10, 4)))
+    with pytest.raises(KeyboardInterrupt), Screen() as screen:
+        screen.show(['a line that is too long', 'b', 'c', 'd', 'e'])
+        raise KeyboardInterrupt
+    during, _, after = capsys.readouterr().out.partition('\x1b[?1049l')
+    assert during.startswith('\x1b[?1049h\x1b[?25l') and during.endswith('\x1b[?25h')
+    assert [line.removesuffix('\x1b[K') for line in during.split('\x1b[H')[1].split('\r\n')[:3]] == ['a line tha', 'b', '… 3 more l']
+    assert after == 'a line that is too long\nb\nc\nd\ne\n'
+
+
+NOW = 1_785_489_290.0
+STATUS = {'contextName': 'proj', 'contextId': 'SdkCtx-1', 'mountpoint': '/m', 'pid': 7, 'store': 's3://b', 'state': 'mounted',
+          'pending': {'files': 0, 'bytes': 0, 'oldestSeconds': 0}}
+TASK = {'path': '/m', 'taskType': 'upload', 'status': 'Running', 'startTime': 0, 'filesDone': 1, 'filesTotal': 4, 'bytesDone': 0, 'bytesTotal': 0,
+        'attempt': 1, 'nextRetry': 0, 'errorMessage': ''}
+
+
+@pytest.mark.parametrize('more, line', [
+    ({}, '  pending   nothing'),
+    ({'pending': {'files': 1, 'bytes': 5, 'oldestSeconds': 3}}, '  pending   1 file (5 bytes), the oldest for 3 s'),
+    ({'policy': {'source': 'default', 'period': 60, 'autoUpload': True, 'autoDownload': True, 'whiteLists': 0}},
+     '  policy    uploads 60 s after a change (default)'),
+    ({'policy': {'source': '/p', 'period': None, 'autoUpload': False, 'autoDownload': False, 'whiteLists': 1}},
+     '  policy    uploads only by ctxfs sync, 1 white list, remote changes only by ctxfs sync --mode download (/p)'),
+    ({'paused': True}, '  paused    nothing begins by itself until ctxfs resume proj'),
+    ({'tasks': [TASK | {'startTime': NOW - 10}], 'rates': {'uploadBytes': 2048}}, '  upload    25 %, 1 of 4 files, 2.0 KiB/s, 30 s left'),
+    ({'tasks': [TASK | {'nextRetry': NOW + 1000, 'attempt': 2}]}, '  upload    25 %, 1 of 4 files, attempt 3 in 17 min'),
+    ({'localOnly': {'files': 2, 'bytes': 1 << 20}}, '  local     2 files (1.0 MiB) stay on this host'),
+    ({'conflicts': 2}, '  conflicts 2; see ctxfs conflicts proj list'),
+    ({'remote': {'isComplete': False, 'objects': 3000, 'error': ''}}, '  bucket    is being listed: 3000 objects so far'),
+    ({'remote': {'isComplete': True, 'objects': 3, 'error': 'timed out'}}, '  bucket    cannot be read: timed out'),
+    ({'failedFiles': 3, 'failed': [{'path': '/a', 'error': 'denied', 'attempt': 1, 'nextRetry': 0}]}, '  failed    /a: denied (attempt 1)'),
+    ({'failedFiles': 3, 'failed': [{'path': '/a', 'error': 'denied', 'attempt': 1, 'nextRetry': 0}]}, '            and 2 more'),
+    ({'tasks': [TASK | {'status': 'Failed', 'errorMessage': 'timed out', 'attempt': 0}]}, '  failed    /m: timed out')])
+def test_status_lines(monkeypatch, more, line):
+    """What is as usual is not mentioned, what is not has a line."""
+    monkeypatch.setattr(time, 'time', lambda: NOW)
+    lines = list(render([STATUS | more]))
+    assert line in lines, lines
+    assert len(lines) <= 5
+
+
+@pytest.mark.parametrize('event, words', [
+    ({'kind': 'pending', 'files': 0, 'bytes': 0}, 'nothing is pending'),
+    ({'kind': 'pending', 'files': 2, 'bytes': 5, 'dropped': 7}, '2 files (5 bytes) pending (7 events before it are lost)'),
+    ({'kind': 'task-began', **TASK}, 'upload begins'), ({'kind': 'task-progress', **TASK, 'startTime': NOW}, 'upload 25 %, 1 of 4 files'),
+    ({'kind': 'task-ended', **TASK, 'bytesDone': 7}, 'upload done: 1 file, 7 bytes'),
+    ({'kind': 'task-ended', **TASK, 'errorMessage': 'no'}, 'upload failed: no'),
+    ({'kind': 'conflict', 'path': '/a (conflict)', 'original': '/a'}, 'conflict: another host changed /a, too; ours is /a (conflict) now'),
+    ({'kind': 'remote-change', 'created': 2, 'changed': 0, 'removed': 1}, 'from the bucket: 2 created, 1 removed'),
+    ({'kind': 'error', 'message': 'x', 'logger': 'l'}, 'error: x'), ({'kind': 'paused'}, 'paused')])
+def test_events_in_words(monkeypatch, event, words):
+    """One line each."""
+    monkeypatch.setattr(time, 'time', lambda: NOW)
+    assert cli_watch.describe({'time': 0, **event}) == words
+
+
 def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch, capsys):
     """Nothing for work that is soon done, nothing when there is nothing left, nothing with --json."""
     with Progress() as shown:
         shown.update(MOUNT, Pending(files=4, bytes=1))
     assert capsys.readouterr().err == ''
     monkeypatch.setattr(progress, 'LINE_SECONDS', 0)
-    for quiet, want in ((True, ''), (False, '[proj]: 4 files (1 byte) left\n')):
+    for quiet, want in ((True, ''), (False, '[proj]: 4 files, 1 byte left\n')):
         with Progress(quiet=quiet) as shown:
             shown.update(MOUNT, Pending(files=4, bytes=1))
             shown.update(MOUNT, Pending())
