@@ -38,6 +38,7 @@ from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_status import Parts
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
+from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.gating import Gating
@@ -151,7 +152,7 @@ class Mount:
         self._started = time.time()
         self._on_attached = on_attached
         self._lock_fd = lock_fd
-        self._prefix = context_prefix(options.context_id)
+        self._prefix = context_prefix(options.context_id) + options.below
         self._rules = Rules(options.policy)
         state = Path(options.state_dir)
         self._db = TreeDB(state / 'tree.db')
@@ -175,7 +176,7 @@ class Mount:
         """See `run`."""
         options = self._options
         worker_options = WorkerOptions(
-            store_url=options.store_url, store_options={'scratch_prefix': self._prefix + '.ctxfs/'}, cache_dir=options.cache_dir,
+            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR}, cache_dir=options.cache_dir,
             cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
             log_level=logging.getLogger().level)
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
@@ -265,7 +266,7 @@ class Mount:
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
-        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix)
+        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
                                    host=options.host_id)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)

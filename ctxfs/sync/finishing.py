@@ -24,7 +24,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.pool import TransferPool
-from ctxfs.sync.protocol import Adopt, AdoptItem, CompactIndex, DeleteMany, WriteSegment
+from ctxfs.sync.protocol import Adopt, AdoptItem, DeleteMany
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,6 @@ class Finisher:
         self._staging = staging
         self._pool = pool
         self._prefix = prefix
-        self.segments_written = 0
 
     # --- index --------------------------------------------------------------------------------------------------------------------
 
@@ -81,10 +80,8 @@ class Finisher:
         for inode in touched.values():
             inode.is_touched = False
         records = records + [record for inode in touched.values() for record in self._records_of(inode)]
-        done = await self._pool.call(WriteSegment(prefix=self._prefix, records=records))
+        await self._remote.index.write(records)
         self._journal.told(ino for ino in inos if ino not in touched or not touched[ino].is_touched)
-        self.segments_written += 1
-        self._remote.index.note_written(done.name, records)
         crash_point('index-after-segment')
 
     def _records_of(self, inode: Inode) -> list[IndexRecord]:
@@ -101,12 +98,10 @@ class Finisher:
     async def compact_index(self) -> None:
         """Merge the index when it has become many small objects; its failure costs speed only."""
         index = self._remote.index
-        if self.segments_written + index.segments < COMPACT_SEGMENTS and not index.is_compaction_due:
+        if index.segments < COMPACT_SEGMENTS and not index.is_compaction_due:
             return
         try:
-            await self._pool.call(CompactIndex(prefix=self._prefix))
-            self.segments_written = index.segments = 0
-            index.is_compaction_due = False
+            await index.compact()
         except CtxfsError as error:
             log.warning('the index could not be compacted: %s', error)
 

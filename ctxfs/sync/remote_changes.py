@@ -74,6 +74,8 @@ class RemoteChanges:
         except CtxfsError:
             self._reconciler.obstructed.add(*again)
             raise
+        if self._index.below:       # the index lies elsewhere: the page did not show it
+            await self.read_new_segments()
 
     async def read_new_segments(self) -> None:
         """What new index objects name is brought up to date; one request when there are none."""

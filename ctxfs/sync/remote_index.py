@@ -11,12 +11,12 @@ from collections.abc import Iterable
 import msgspec
 import trio
 
-from ctxfs.records import IndexRecord
+from ctxfs.records import ROOT_PATH, IndexRecord
 from ctxfs.storage.index_format import INDEX_DIR, kind_of
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.pool import Priority, TransferPool
-from ctxfs.sync.protocol import ReadIndex
+from ctxfs.sync.protocol import CompactIndex, ReadIndex, WriteSegment
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,14 @@ def is_tombstone(hint: tuple[str, int, bytes]) -> bool:
 class RemoteIndex:
     """See the module docstring. Errors as the pool's."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, prefix: str, below: str = '') -> None:
+        """`prefix`: where the mount's root lies in the bucket; `below`: the part of it that follows the context's own prefix
+        (mappingPolicy), '' for most. A context has one index, whose paths are relative to the context."""
         self._db = db
         self._journal = journal
         self._pool = pool
-        self._prefix = prefix
+        self._prefix = prefix.removesuffix(below)
+        self.below = below
         #: index objects whose records are in the tree, or were written from it
         self._names: set[str] = set(msgspec.json.decode(db.meta('index_names') or b'[]', type=list[str]))
         #: what the last reading found; they count as read when `finish` says that their hints were applied
@@ -50,14 +53,37 @@ class RemoteIndex:
         count = 0
         async with self._pool.stream(ReadIndex(prefix=self._prefix, seen=sorted(self._names)), priority=Priority.INTERACTIVE) as parts:
             async for part in parts:
-                count += len(part.records)
-                await self._keep(part.records)
+                records = self._from_index(part.records)
+                count += len(records)
+                await self._keep(records)
         done = parts.result
         for name, reason in done.skipped:
             log.warning('index object %s is ignored: %s', name, reason)
         self._found = set(done.names)
         self.segments, self.is_compaction_due = done.segments, done.is_compaction_due
         return count
+
+    def _from_index(self, records: list[IndexRecord]) -> list[IndexRecord]:
+        if not self.below:
+            return records
+        return [msgspec.structs.replace(record, path=record.path[len(self.below):] or ROOT_PATH)
+                for record in records if record.path.startswith(self.below)]
+
+    def _to_index(self, records: list[IndexRecord]) -> list[IndexRecord]:
+        if not self.below:
+            return records
+        return [msgspec.structs.replace(record, path=self.below + ('' if record.path == ROOT_PATH else record.path)) for record in records]
+
+    async def write(self, records: list[IndexRecord]) -> None:
+        """Add a segment. Nobody here need read it, and what older ones say about its paths is past."""
+        done = await self._pool.call(WriteSegment(prefix=self._prefix, records=self._to_index(records)))
+        self.segments += 1
+        self._note_written(done.name, records)
+
+    async def compact(self) -> None:
+        """Merge all segments into a base."""
+        await self._pool.call(CompactIndex(prefix=self._prefix))
+        self.segments, self.is_compaction_due = 0, False
 
     async def _keep(self, records: list[IndexRecord]) -> None:
         encode = msgspec.msgpack.encode
@@ -73,8 +99,7 @@ class RemoteIndex:
     def _is_unread(self, name: str) -> bool:
         return name not in self._names and kind_of(name) is not None
 
-    def note_written(self, name: str, records: Iterable[IndexRecord]) -> None:
-        """This host wrote a segment: nobody here need read it, and what older ones say about its paths is past."""
+    def _note_written(self, name: str, records: Iterable[IndexRecord]) -> None:
         self._names.add(name)
         if self._found:
             self._found.add(name)

@@ -37,7 +37,7 @@ class RemoteTreeLoader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, doubt: Doubt,
-                 prefix: str) -> None:
+                 prefix: str, below: str = '') -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
@@ -49,7 +49,7 @@ class RemoteTreeLoader:
         #: looks for changes since, and when the last one came to its end (Unix seconds); poller.py counts
         self.polls = 0
         self.last_poll = 0.0
-        self.index = RemoteIndex(db, journal, pool, prefix=prefix)
+        self.index = RemoteIndex(db, journal, pool, prefix=prefix, below=below)
         self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
         self._complete = trio.Event()
         self._index_read = trio.Event()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ctxfs.errors import NameTooLong
-from ctxfs.storage.keys import KEY_MAX, NAME_MAX, Unmountable, component_to_name, key_to_path, name_to_component, path_to_key
+from ctxfs.errors import InvalidArgument, NameTooLong
+from ctxfs.storage.keys import KEY_MAX, NAME_MAX, Unmountable, component_to_name, key_to_path, mapped_prefix, name_to_component, path_to_key
 
 TEXT = st.text(st.characters(exclude_categories=('Cs',)) | st.sampled_from('\u201b8AFé'))
 NAMES = st.lists(st.binary(max_size=3) | st.sampled_from([b'\xe2\x80\x9b', b'\xe2', b'\x80', b'8A', b'FF', b'\xff']), max_size=12).map(b''.join)
@@ -111,3 +111,19 @@ def test_a_path_too_long_for_a_key_is_refused() -> None:
 def test_the_root_has_the_prefix_itself_as_marker() -> None:
     """Not a slash more."""
     assert path_to_key([], is_dir=True, prefix='contexts/x/') == 'contexts/x/'
+
+
+@pytest.mark.parametrize('path, prefix', [
+    ('', ''), ('/', ''), ('/home/wuying/x', 'home/wuying/x/'), ('a//b/', 'a/b/'), ('c:\\Users\\A B\\Downloads', 'c:/Users/A B/Downloads/'),
+    ('/with\\backslash', 'with\\backslash/'),
+])  # fmt: skip
+def test_a_mapped_path_is_a_prefix_in_the_context(path: str, prefix: str) -> None:
+    """Sessions of any system; a backslash separates only where the path is Windows'."""
+    assert mapped_prefix(path) == prefix
+
+
+@pytest.mark.parametrize('path', ['/a/../b', '.', '/.ctxfs/index', 'a/' + 'x' * 256])
+def test_a_mapped_path_that_no_key_can_have_is_refused(path: str) -> None:
+    """It would show nothing, or ctxfs's own objects."""
+    with pytest.raises(InvalidArgument):
+        mapped_prefix(path)
