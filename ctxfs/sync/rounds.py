@@ -127,10 +127,25 @@ class Rounds:
                 if turn is Turn.AS_IT_IS:
                     self._as_it_is.add(row.ino)
                 try:
-                    works.append(self._planner.plan(row, inode))
+                    work = self._planner.plan(row, inode)
+                    if not self._is_held_back(work):
+                        works.append(work)
                 except CtxfsError as error:     # one row that cannot be planned must not stop the others
                     self._journal.fail(row, error=str(error), retry_ns=NEVER_NS)
         return works
+
+    def _is_held_back(self, work: Work) -> bool:
+        """Whether it would overwrite the last version that the bucket has of a file whose own upload waits."""
+        for key in work.missing:
+            known = self._journal.known(key)
+            if known is None or known.ino == work.inode.ino or known.doomed:
+                continue
+            owner = self._db.inodes_of([known.ino]).get(known.ino)
+            row = self._journal.pending_row(known.ino)
+            if owner is not None and row is not None and owner.nlink and owner.content == Content.STAGED \
+                    and self._selection.holds_back(work.row, row, owner):
+                return True
+        return False
 
     async def _run_all(self, works: list[Work], task: SyncTask) -> int:
         """Run them in parallel; returns how many got somewhere."""

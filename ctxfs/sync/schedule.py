@@ -27,7 +27,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import Publish, unheard
 from ctxfs.sync.rounds import NEVER_NS, backoff
-from ctxfs.sync.selection import QuietRule, Ready
+from ctxfs.sync.selection import QuietRule, Ready, Wait
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class UploadScheduler:
         self._looked_ns = clock()
         self._marks = journal.marks
         #: inodes that wait for their writers (see Ready.waiting)
-        self._waiting: dict[int, int] = {}
+        self._waiting: dict[int, Wait] = {}
         #: of failed rows the first retry time (Unix ns), how many flushes failed in a row, and not before when the next one begins
         self._retry_ns: int | None = None
         self._failures = 0
@@ -162,10 +162,10 @@ class UploadScheduler:
 
     def _waiting_until(self, period: float) -> float:
         rule, first = QuietRule(period), _NEVER
-        for ino, until_ns in self._waiting.items():
-            inode = self._db.live_inode(ino)
+        for wait in self._waiting.values():
+            inode = self._db.live_inode(wait.ino)
             ready_at = rule.ready_at(inode) if inode is not None else float('-inf')
-            first = min(first, ready_at, self._from_unix(until_ns))
+            first = min(first, ready_at, self._from_unix(wait.until_ns))
         return first
 
     def _from_unix(self, ns: int) -> float:

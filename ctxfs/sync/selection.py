@@ -8,12 +8,14 @@ how anything is uploaded, when the next flush is, or the bucket.
     period = 0      = open for writing (the flush comes on close); waits at most OPEN_SECONDS, which is long for a file that is saved,
     (on close)      and short for a log that somebody keeps open for days
 
-One flush at a time uses a selection, and one selection serves one flush.
+A file that wants the name of one that waits (a log that was rotated) waits with it: the bucket has no newer version of that one than the
+object that would be overwritten. One flush at a time uses a selection, and one selection serves one flush.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import NamedTuple
 
 import trio
 
@@ -36,6 +38,12 @@ class Turn(Enum):
     NOW = 'now'
     AS_IT_IS = 'as it is'       # a copy of the staging file at one instant is uploaded; programs go on writing
     LATER = 'later'
+
+
+class Wait(NamedTuple):
+    """What an inode whose time has come waits for: until that inode (mostly itself) is ready, or that time (Unix ns)."""
+    ino: int
+    until_ns: int
 
 
 class QuietRule:
@@ -69,6 +77,10 @@ class Everything:
     def turn_of(self, row: Pending, inode: Inode) -> Turn:
         return Turn.LATER if row.ino in self.taken else Turn.NOW
 
+    def holds_back(self, row: Pending, owner_row: Pending, owner: Inode) -> bool:
+        """Never: the owner's upload belongs to this flush, too."""
+        return False
+
     def took_as_it_is(self, ino: int) -> None:
         self.taken.add(ino)
 
@@ -96,8 +108,8 @@ class Ready:
         self.first_error = ''
         #: the store failed the last time: one file first, then the others
         self.is_cautious = is_cautious
-        #: inodes whose time had come and that wait for their writers: until when at most (Unix ns)
-        self.waiting: dict[int, int] = {}
+        #: inodes whose time had come and that wait for their writers, or for another's
+        self.waiting: dict[int, Wait] = {}
         self._taken: set[int] = set()
 
     @property
@@ -115,12 +127,24 @@ class Ready:
             self.waiting.pop(row.ino, None)
             return Turn.AS_IT_IS
         if row.since_ns <= self._due_ns:
-            self.waiting[row.ino] = until_ns
+            self.waiting[row.ino] = Wait(row.ino, until_ns)
         return Turn.LATER
+
+    def holds_back(self, row: Pending, owner_row: Pending, owner: Inode) -> bool:
+        """Whether `row` must not overwrite the object of `owner`, a staged file of another name by now, because that one's upload waits."""
+        if owner.ino in self._taken:
+            return False
+        if owner_row.retry_ns > self._now_ns:
+            self.waiting[row.ino] = Wait(owner.ino, owner_row.retry_ns)
+        elif self.turn_of(owner_row, owner) is Turn.LATER:
+            self.waiting[row.ino] = Wait(owner.ino, owner_row.since_ns + int(self._rule.longest_seconds * 1e9))
+        else:
+            return False
+        return True
 
     def took_as_it_is(self, ino: int) -> None:
         self._taken.add(ino)
-        self.waiting[ino] = self._now_ns + int(self._rule.longest_seconds * 1e9)
+        self.waiting[ino] = Wait(ino, self._now_ns + int(self._rule.longest_seconds * 1e9))
 
     def note_success(self) -> None:
         self._failures = 0

@@ -1,6 +1,7 @@
 """When uploads begin by themselves, and what one takes: the clock passes virtually, everything else is real but the kernel."""
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from ctxfs.storage.inode import Content
 from ctxfs.storage.snapshot import SUFFIX, copy_file
 from ctxfs.sync import room, uploader
 from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, WriteSegment
+from ctxfs.sync.recovery import recover
 from ctxfs.sync.schedule import LOOK_SECONDS
 from ctxfs.sync.selection import LONGEST_PERIODS, OPEN_SECONDS, QUIET_SECONDS
 from tests.unit.rig import Disk, virtual_time
@@ -129,6 +131,8 @@ def test_what_came_and_went_is_no_request_of_its_own(play: Play) -> None:
         disk.asked.clear()
         await disk.save(b'lock', b'x')
         await disk.fs.unlink(ROOT_INO, b'lock')
+        await trio.sleep(70)
+        assert not disk.asked
         await disk.rewrite(inode, b'content')
         versions = disk.workers.context.store.head('contexts/c/same')
         await trio.sleep(70)
@@ -296,6 +300,27 @@ def test_a_name_that_a_busy_file_took_over_keeps_its_content_until_then(play: Pl
     play(scenario, sync_every=10)
 
 
+def test_a_rotated_log_is_not_overwritten_before_it_is_uploaded(play: Play) -> None:
+    """The old log has another name and is still written to; the new one has its name: the bucket keeps the old content until it is safe."""
+    async def scenario(disk: Disk) -> None:
+        inode = await disk.save(b'log', b'old')
+        await disk.engine.flush()
+        disk.asked.clear()
+        fh = await disk.fs.open(inode.ino, os.O_WRONLY)
+        await disk.fs.write(fh, 3, b'.')
+        await disk.rename(b'log', b'log.1')
+        await disk.save(b'log', b'new')
+        for number in range(60):
+            await disk.fs.write(fh, 3, b'%02d' % number)
+            await trio.sleep(0.5)
+            assert disk.body('log') == b'old'
+        assert disk.tasks.ended <= 6, 'nobody asks all the time whether it may'
+        await until(lambda: disk.body('log') == b'new', within=10)
+        assert disk.body('log.1') == b'old59' and disk.count(PutFile) == 2
+        await disk.fs.release(fh)
+    play(scenario, sync_every=10)
+
+
 # --- on close -----------------------------------------------------------------------------------------------------------------------
 
 def test_on_close_means_at_once_and_not_before(play: Play) -> None:
@@ -451,6 +476,48 @@ def test_a_file_that_fails_for_good_does_not_keep_the_clock_busy(play: Play) -> 
         disk.fs.store_attrs(inode)
         await until(lambda: disk.body('f') == b'x', within=62)
     play(scenario)
+
+
+def test_a_failed_file_that_is_written_on_does_not_keep_the_clock_busy(play: Play) -> None:
+    """Its retry time passes while it is not quiet."""
+    async def scenario(disk: Disk) -> None:
+        fh, _ = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'x')
+        disk.failure = RemoteUnavailable('away')
+        await until(lambda: bool(disk.journal.failed(1)), within=15)
+        disk.failure = None
+        tasks = disk.tasks.ended
+        for number in range(60):
+            await disk.fs.write(fh, number, b'.')
+            await trio.sleep(0.5)
+        assert disk.body('f') is None and disk.tasks.ended <= tasks + 5
+        await until(lambda: disk.body('f') == b'.' * 60, within=15)
+        await disk.fs.release(fh)
+    play(scenario, sync_every=10)
+
+
+def test_a_copy_that_a_crash_left_is_removed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon died while the copy was made: recovery takes it away, and the file is uploaded from its staging file."""
+    class Died(BaseException):
+        pass
+
+    def die(fd: int, path: str) -> None:
+        copy_file(fd, path)
+        Path(path).rename(path + '.left')       # out of reach of the clean-up, which a killed process does not do either
+        raise Died
+
+    async def scenario(disk: Disk) -> None:
+        fh, inode = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'x')
+        with monkeypatch.context() as patch, pytest.raises(Died):
+            patch.setattr(uploader, 'copy_file', die)
+            await disk.uploader.run_as_it_is(inode, lambda done: None)
+        await disk.fs.release(fh)
+        assert list(disk.staging.root.rglob('*.left'))
+        recover(disk.db, disk.journal, disk.staging, uid=0, gid=0)
+        assert not list(disk.staging.root.rglob('*.left')) and inode.hold is None
+        assert (await disk.engine.flush()).ok and disk.body('f') == b'x'
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
 
 
 def test_a_clock_that_is_set_back_does_not_put_uploads_off(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
