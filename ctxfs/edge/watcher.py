@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 log = logging.getLogger(__name__)
+
+# watchdog 7 sees a new directory twice where another one was made in it at once, sets its watch twice, and warns itself of it
+warnings.filterwarnings('ignore', message='Callback with id', category=RuntimeWarning)
 
 #: paths noted for one watch; beyond, the callback is told that anything may have changed
 MAX_NOTED = 10_000
@@ -64,6 +68,7 @@ class _Watch(FileSystemEventHandler):
         #: of the directory as it was when the watch was set; None: not watched
         self.identity: tuple[int, int] | None = None
         self.is_new = True
+        self.is_gone = False
         self.observed: ObservedWatch | None = None
         self._path = None if name is None else os.path.join(os.fsencode(directory), name)
         self._lock = threading.Lock()
@@ -73,6 +78,8 @@ class _Watch(FileSystemEventHandler):
         self._arrived = trio.Event()
 
     def dispatch(self, event: FileSystemEvent) -> None:
+        if event.event_type == 'deleted' and os.fsencode(event.src_path) == os.fsencode(self.directory):
+            self.is_gone = True     # one that is made at its place may well get its inode number
         end = b'/' if event.is_directory else b''
         self.note(os.fsencode(path) + end for path in (event.src_path, event.dest_path) if path)
 
@@ -160,8 +167,9 @@ class Watcher:
         for watch in self._watches:
             identity = _identity(watch.directory)
             is_new, watch.is_new = watch.is_new, False
-            if identity == watch.identity:
+            if identity == watch.identity and not watch.is_gone:
                 continue
+            watch.is_gone = False
             if watch.observed is not None:
                 observer.unschedule(watch.observed)
                 watch.observed = None
