@@ -233,6 +233,27 @@ def test_writers_wait_while_the_copy_is_made_and_it_has_nothing_of_theirs(play: 
     play(scenario, threads=True)
 
 
+def test_what_is_pending_after_the_instant_is_what_came_after_it(play: Play) -> None:
+    """The row stays, as old as the instant; its sequence number is left alone."""
+    async def scenario(disk: Disk) -> None:
+        fh, inode = await disk.open_new(b'f')
+        await disk.fs.write(fh, 0, b'one')
+        await trio.sleep(30)
+        before, instant_ns = disk.journal.pending_row(inode.ino), time.time_ns()
+
+        async def write(operation: Operation[Any]) -> None:
+            await trio.sleep(5)
+            await disk.fs.write(fh, 0, b'two')
+
+        disk.before = write
+        await disk.uploader.run_as_it_is(inode, lambda done: None)
+        row = disk.journal.pending_row(inode.ino)
+        assert before is not None and row is not None and row.since_ns == instant_ns > before.since_ns
+        assert row.seq == before.seq + 1 and disk.body('f') == b'one' and inode.content == Content.STAGED      # the write's own mark
+        await disk.fs.release(fh)
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
 def test_an_unchanged_file_that_was_uploaded_as_it_is_is_clean(play: Play) -> None:
     """Nobody wrote since the instant: nothing is pending, and nothing is sent again."""
     async def scenario(disk: Disk) -> None:
@@ -454,6 +475,25 @@ def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pyt
         disk.failure = None
         await until(lambda: disk.journal.summary()[0] == 0, within=60)
         assert len(disk.keys()) == 200
+    play(scenario)
+
+
+def test_a_store_that_takes_no_uploads_is_asked_with_one_file(play: Play) -> None:
+    """It answers, but not to uploads: after the first flush one file tries for all."""
+    async def scenario(disk: Disk) -> None:
+        for number in range(200):
+            await disk.save(b'f%d' % number, b'x')
+
+        async def refuse(operation: Operation[Any]) -> None:
+            if isinstance(operation, PutFile):
+                await trio.sleep(0.1)
+                raise RemoteUnavailable('slow down')
+
+        disk.before = refuse
+        await trio.sleep(660)
+        assert 30 <= disk.count(PutFile) <= 32 + 600 / 20 + 10, disk.count(PutFile)
+        disk.before = None
+        await until(lambda: disk.journal.summary()[0] == 0, within=60)
     play(scenario)
 
 
