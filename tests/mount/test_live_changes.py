@@ -214,3 +214,22 @@ def test_a_removal_does_not_win_over_a_newer_object(live: Live) -> None:
     eventually('the newer one', (at / 'f').exists)
     assert (at / 'f').read_bytes() == b'newer'
     assert live.bucket.body(live.prefix + 'f') == b'newer'
+
+
+def test_an_edited_policy_counts_at_once_and_a_bad_one_does_not(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The policy file of a mount is watched: what it says after an edit is in force, a mistake in it is logged and changes nothing."""
+    live = Live('file', site_maker('file', request)(tmp_path))
+    live.put('logs/x', b'1')
+    live.put('src/y', b'2')
+    policy = tmp_path / 'policy.json'
+    policy.write_text('{"bwList": {"whiteLists": [{"path": "/src"}]}}')
+    at = live.mount('--policy', str(policy))
+    assert os.listdir(at) == ['src']
+    (tmp_path / 'new').write_text('{"bwList": {"whiteLists": [{"path": "/src"}, {"path": "/logs"}]}}')
+    (tmp_path / 'new').rename(policy)
+    eventually('what is synced now', (at / 'logs/x').exists)
+    policy.write_text('{"bwList": {"whiteLists": [{"path": "*.txt"}]}}')
+    log = next(live.host.state_dir.rglob('ctxfs.log'))
+    eventually('the refusal', lambda: 'the changed policy is refused' in log.read_text())
+    assert sorted(os.listdir(at)) == ['logs', 'src']
+    live.host.unmount(at)
