@@ -133,7 +133,8 @@ def test_no_look_while_paused_and_none_without_automatic_download(bench: Bench) 
 def test_a_look_waits_for_an_upload(bench: Bench) -> None:
     """It begins when the upload ended."""
     async def upload() -> None:
-        await bench.engine.alone(lambda: trio.sleep(17.5))
+        async with bench.engine.lock:
+            await trio.sleep(17.5)
 
     bench.run(20, upload)
     assert bench.changes.looks == [17.5]

@@ -1,0 +1,351 @@
+"""How the tree catches up with a bucket: which operations a trace costs, and what is left alone.
+
+Owns remote_changes.py's and remote_index.py's decisions, on a real store, tree database and index, with the workers' own functions in this
+process. What programs see of it is tests/mount's.
+"""
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from ctxfs.policy import SyncPolicy
+from ctxfs.records import Attrs, IndexRecord
+from ctxfs.rules import Rules
+from ctxfs.storage.gating import Gating
+from ctxfs.storage.inode import Content
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync import remote_changes
+from ctxfs.sync.abort_slots import AbortFlags, AbortSlots
+from ctxfs.sync.index_log import IndexLog
+from ctxfs.sync.protocol import Head, Operation, WorkerOptions
+from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.recovery import recover
+from ctxfs.sync.remote_changes import RemoteChanges
+from ctxfs.sync.remote_index import RemoteIndex
+from ctxfs.sync.worker_context import WorkerContext
+from ctxfs.sync.worker_ops import HANDLERS
+
+PREFIX = 'contexts/c/'
+MODE = 0o100640
+
+
+class Kernel:
+    """sync's Invalidator, for a kernel that knows nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+class Parts:
+    """A stream that has come to its end, or one page of it at a time."""
+
+    def __init__(self, parts: list[Any], result: Any) -> None:
+        self._parts, self.result = iter(parts), result
+
+    def __aiter__(self) -> Parts:
+        return self
+
+    async def __anext__(self) -> Any:
+        await trio.lowlevel.checkpoint()
+        try:
+            return next(self._parts)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+class Channel:
+    is_cancelled = False
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+
+    def part(self, value: Any) -> None:
+        self.parts.append(value)
+
+    def moved(self, count: int) -> None:
+        """Nobody looks at the progress."""
+
+
+class Workers:
+    """The pool, on this thread; notes the operations."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / 'bucket').mkdir()
+        self._slots = AbortSlots()
+        self._flags = AbortFlags(self._slots.fd)
+        self.context = WorkerContext(WorkerOptions(store_url=f'file://{directory}/bucket?fsync=no', cache_dir=str(directory / 'cache'),
+                                                   cache_limit=1 << 30, host='here'), self._flags)
+        self.asked: list[Operation[Any]] = []
+
+    def _run(self, operation: Operation[Any]) -> Parts:
+        self.asked.append(operation)
+        channel = Channel()
+        result = HANDLERS[type(operation)](self.context, operation, channel)
+        return Parts(channel.parts, result)
+
+    async def call(self, operation: Operation[Any], **_: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return self._run(operation).result
+
+    @asynccontextmanager
+    async def stream(self, operation: Operation[Any], **_: Any) -> AsyncIterator[Parts]:
+        yield self._run(operation)
+
+    def close(self) -> None:
+        self.context.close()
+        self._flags.close()
+        self._slots.close()
+
+
+class Bench:
+    """A tree that has seen a bucket, and the bucket."""
+
+    def __init__(self, directory: Path) -> None:
+        self.workers = Workers(directory)
+        self.store = self.workers.context.store
+        self.db = TreeDB(directory / 'tree.db')
+        self.journal = Journal(self.db)
+        staging = Staging(directory / 'staging')
+        recover(self.db, self.journal, staging, uid=0, gid=0)
+        gating = Gating(self.db, self.journal, staging, rules=Rules(SyncPolicy()))
+        kernel: Any = Kernel()
+        pool: Any = self.workers
+        self.reconciler = Reconciler(self.db, self.journal, kernel, gating=gating, defaults=Defaults(0, 0, 0o022))
+        self.index = RemoteIndex(self.db, self.journal, pool, prefix=PREFIX)
+        self.changes = RemoteChanges(self.db, self.journal, self.reconciler, pool, index=self.index, prefix=PREFIX)
+        self.other = IndexLog(self.store, PREFIX, host='other')
+        self.stamp = 0
+
+    def put(self, key: str, body: bytes = b'.') -> str:
+        return self.store.put(PREFIX + key, body).etag
+
+    def delete(self, key: str) -> None:
+        self.store.delete(PREFIX + key)
+
+    def record(self, key: str, etag: str = '', size: int = 1, *, mode: int | None = MODE) -> IndexRecord:
+        """What another host says of a key, later than all before; without a mode a tombstone."""
+        self.stamp += 1
+        attrs = None if mode is None else Attrs(mode=mode, uid=1, gid=2, mtime_ns=3, atime_ns=4, ctime_ns=5)
+        return IndexRecord(path=key, changed_ns=self.stamp, etag=etag, size=size if etag else 0, attrs=attrs)
+
+    def run(self, job: Callable[..., Any], *args: Any) -> list[str]:
+        """Returns the names of the operations that it took, keys of a Head instead of its name."""
+        self.workers.asked.clear()
+        trio.run(job, *args)
+        return [name for operation in self.workers.asked for name in
+                ([key.removeprefix(PREFIX) for key in operation.keys] if isinstance(operation, Head) else [type(operation).__name__])]
+
+    def load(self) -> None:
+        """What a mount does first."""
+        async def job() -> None:
+            await self.index.read()
+            await self.changes.list_all()
+            await self.changes.finish()
+            self.reconciler.directories.is_live = True
+
+        trio.run(job)
+
+    def tree(self) -> dict[str, tuple[int, int]]:
+        """Size and mode of every file."""
+        found = {}
+        for row in self.db.rows('SELECT ino FROM inode WHERE (mode & 61440) = 32768 AND nlink > 0'):
+            inode = self.db.inode(row[0])
+            for key in self.db.keys_of(inode):
+                found[key] = (inode.size, inode.mode)
+        return found
+
+    def close(self) -> None:
+        self.db.close()
+        self.workers.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def large(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A context of ten objects, where more than three are large."""
+    monkeypatch.setattr(remote_changes, 'PAGE', 3)
+    for n in range(10):
+        bench.put(f'd/f{n}')
+    bench.load()
+    return bench
+
+
+def test_an_unchanged_small_context_is_one_listing(bench: Bench) -> None:
+    """Also after this host changed it: then the rows say that nothing is new."""
+    bench.put('a')
+    bench.load()
+    assert bench.run(bench.changes.look) == ['ListPages']
+    known = bench.journal.known('a')
+    assert known is not None
+    bench.journal.put_object(known._replace(etag=bench.put('a', b'own upload'), size=10))
+    assert bench.run(bench.changes.look) == ['ListPages']
+    assert bench.run(bench.changes.look) == ['ListPages']
+
+
+def test_a_small_context_shows_what_any_tool_did(bench: Bench) -> None:
+    """Created, changed and removed objects, by one listing."""
+    for key in ('changed', 'removed', 'same'):
+        bench.put(key)
+    bench.load()
+    bench.put('changed', b'longer')
+    bench.delete('removed')
+    bench.put('new/deep/file')
+    assert bench.run(bench.changes.look) == ['ListPages']
+    assert {key: size for key, (size, _) in bench.tree().items()} == {'changed': 6, 'same': 1, 'new/deep/file': 1}
+    assert bench.reconciler.counts == {'created': 4, 'changed': 1, 'removed': 1}
+
+
+def test_an_unchanged_large_context_is_one_look_at_the_index(large: Bench) -> None:
+    """Its own segments included, and also where index objects were there before."""
+    assert large.run(large.changes.look) == ['ReadIndex']
+    assert large.run(large.index.write, [large.record('d/f1')]) == ['WriteSegment']
+    assert large.run(large.changes.look) == ['ReadIndex']
+    assert large.run(large.changes.look) == ['ReadIndex']
+
+
+def test_of_a_large_context_only_named_objects_are_looked_at(large: Bench) -> None:
+    """Attributes of what is known cost nothing; another version, a new key and a tombstone a HEAD each; a tombstone of nothing known none."""
+    same = large.journal.known('d/f1')
+    assert same is not None
+    large.other.append([large.record('d/f1', same.etag), large.record('d/f2', large.put('d/f2', b'two'), 3),
+                        large.record('d/new', large.put('d/new'))])
+    large.delete('d/f3')
+    large.other.append([large.record('d/f3', mode=None), large.record('unheard/of', mode=None)])
+    assert large.run(large.changes.look) == ['ReadIndex', 'd/f2', 'd/f3', 'd/new']
+    tree = large.tree()
+    assert tree['d/f1'] == (1, MODE) and tree['d/f2'] == (3, MODE) and tree['d/new'] == (1, MODE) and 'd/f3' not in tree
+    assert large.run(large.changes.look) == ['ReadIndex']
+
+
+def test_a_tombstone_of_what_is_there_again_removes_nothing(large: Bench) -> None:
+    """The index names keys to look at; the bucket says what is."""
+    large.other.append([large.record('d/f3', mode=None)])
+    assert large.run(large.changes.look) == ['ReadIndex', 'd/f3']
+    assert 'd/f3' in large.tree()
+
+
+def test_many_named_objects_are_listed(large: Bench) -> None:
+    """Where a listing takes fewer requests than the HEADs."""
+    large.other.append([large.record(f'd/f{n}', large.put(f'd/f{n}', b'more'), 4) for n in range(8)])
+    assert large.run(large.changes.look) == ['ReadIndex', 'ListPages']
+    assert {key: size for key, (size, _) in large.tree().items()} == {f'd/f{n}': 4 if n < 8 else 1 for n in range(10)}
+
+
+def test_an_empty_directory_of_another_host_appears(large: Bench) -> None:
+    """Its marker is looked at once; attributes of directories that are there are only taken over."""
+    large.put('empty/', b'')
+    large.other.append([large.record('empty/', mode=0o040700), large.record('d/', mode=0o040750)])
+    assert large.run(large.changes.look) == ['ReadIndex', 'empty/']
+    ino = large.db.resolve((b'empty',))
+    d = large.db.resolve((b'd',))
+    assert ino is not None and large.db.inode(ino).mode == 0o040700
+    assert d is not None and large.db.inode(d).mode == 0o040750
+
+
+def test_a_reload_below_a_path_leaves_all_others_alone(bench: Bench) -> None:
+    """Neighbours that sort between the directory's name and its content are neither taken for gone nor brought up to date."""
+    keys = ('a', 'a!', 'a-x', 'a.txt', 'a/1', 'a/2', 'a/b/3', 'a0', 'aa', 'b')
+    for key in keys[1:]:
+        bench.put(key)
+    bench.load()
+    for key in keys[1:]:
+        bench.delete(key)
+    bench.put('a/new')
+    bench.put('a/2', b'changed')
+    operations = bench.run(bench.changes.reload, 'a')
+    assert operations == ['ReadIndex', 'a', 'ListPages']
+    assert {key: size for key, (size, _) in bench.tree().items()} == {
+        'a!': 1, 'a-x': 1, 'a.txt': 1, 'a/2': 7, 'a/new': 1, 'a0': 1, 'aa': 1, 'b': 1}
+    bench.run(bench.changes.reload)
+    assert set(bench.tree()) == {'a/2', 'a/new'}
+
+
+def test_a_listing_goes_on_where_it_was_interrupted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing behind the interruption is taken for gone, and the second part brings the rest."""
+    for n in range(5):
+        bench.put(f'f{n}')
+    bench.load()
+    bench.put('f0', b'one')
+    bench.put('f4', b'five')
+    store_list = bench.store.list
+
+    def in_pages_of_two(prefix: str, **more: Any) -> Any:
+        return store_list(prefix, **{**more, 'limit': 2})
+
+    monkeypatch.setattr(bench.store, 'list', in_pages_of_two)
+    after: list[str | None] = []
+
+    async def first_part() -> None:
+        after.append(await bench.changes.list_all('', lambda: False))
+
+    async def the_rest() -> None:
+        after.append(await bench.changes.list_all(after[0] or ''))
+        await bench.changes.finish()
+
+    bench.run(first_part)
+    assert after == ['f1']
+    assert {key: size for key, (size, _) in bench.tree().items()} == {'f0': 3, 'f1': 1, 'f2': 1, 'f3': 1, 'f4': 1}
+    bench.run(the_rest)
+    assert after == ['f1', None]
+    assert {key: size for key, (size, _) in bench.tree().items()} == {'f0': 3, 'f1': 1, 'f2': 1, 'f3': 1, 'f4': 4}
+    assert bench.changes.listed_objects == 5
+
+
+def test_what_was_obstructed_is_looked_at_again(large: Bench) -> None:
+    """A change that came while the file had something only this host has is taken over when that is past, without new traces."""
+    known = large.journal.known('d/f1')
+    assert known is not None
+    inode = large.db.inode(known.ino)
+    inode.content = Content.STAGED
+    large.db.store_content(inode)
+    large.other.append([large.record('d/f1', large.put('d/f1', b'theirs'), 6)])
+    large.run(large.changes.look)
+    assert large.tree()['d/f1'][0] == 1
+    inode.content = Content.CLEAN
+    large.db.store_content(inode)
+    assert large.run(large.changes.look) == ['d/f1', 'ReadIndex']
+    assert large.tree()['d/f1'][0] == 6
+
+
+def test_directories_that_gain_or_lose_entries_have_new_times(bench: Bench) -> None:
+    """make and git go by them; an edit of a file in them is none of their business, and neither is the first listing."""
+    bench.put('d/a')
+    bench.put('e/b')
+    bench.load()
+
+    def time_of(name: bytes) -> int:
+        ino = bench.db.resolve((name,))
+        assert ino is not None
+        return bench.db.inode(ino).mtime_ns
+
+    d, e = time_of(b'd'), time_of(b'e')
+    bench.put('d/new')
+    bench.run(bench.changes.look)
+    assert time_of(b'd') > d and time_of(b'e') == e
+
+
+def test_what_another_host_compacted_costs_one_look_more(large: Bench) -> None:
+    """A base of what was read already is opened once and never again."""
+    same = large.journal.known('d/f1')
+    assert same is not None
+    large.other.append([large.record('d/f1', same.etag)])
+    large.run(large.changes.look)
+    large.other.compact(grace_ns=0)
+    assert large.run(large.changes.look) == ['ReadIndex']
+    assert large.run(large.changes.look) == ['ReadIndex']
+    last: Any = large.workers.asked[0]
+    bases = [info.key for info in large.store.list(PREFIX + '.ctxfs/index/').objects if info.key.endswith('.base.zst')]
+    assert [key.rpartition('/')[2] for key in bases] == [name for name in last.seen if name.endswith('.base.zst')]
