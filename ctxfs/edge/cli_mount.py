@@ -219,7 +219,8 @@ def _wait_for_download(invocation: Invocation, options: MountOptions) -> None:
     if found is None:
         raise CtxfsError(f'{options.mountpoint}: the mount went away')
     with Progress(quiet=invocation.as_json) as progress:
-        wait_for_download(found, report=progress.update)
+        remark = wait_for_download(found, report=progress.update)
+    _say(remark)
 
 
 def _say_mounted(invocation: Invocation, options: MountOptions, pid: int) -> None:

@@ -15,6 +15,7 @@ from ctxfs.config import nearest
 from ctxfs.edge import flush_wait, preflight
 from ctxfs.edge.cli_common import Invocation, common_options, names_of, print_json, select, select_running
 from ctxfs.edge.client import ControlClient, NoAnswer
+from ctxfs.edge.download_wait import left_to_download
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.progress import Progress
 from ctxfs.edge.runtime_dir import Mount
@@ -78,19 +79,22 @@ def _check_known(invocation: Invocation, reference: str, mounts: list[Mount]) ->
 @click.argument('reference', metavar='[CTX]', required=False)
 @click.argument('path', metavar='[PATH]', required=False)
 @click.option('--mode', type=click.Choice(['upload', 'download']), default='upload', show_default=True,
-              help='Upload local changes, or take over remote ones.')
+              help='Upload local changes, or take over remote ones and fetch their content.')
 @click.option('--no-wait', is_flag=True, help='Return when it has begun.')
 @common_options
 def sync(invocation: Invocation, reference: str | None, path: str | None, mode: str, no_wait: bool) -> int:
-    """Upload what is pending now (below PATH, relative to the mount's root), or take over what changed in the bucket."""
+    """Upload what is pending now, or have what is in the bucket at PATH (relative to the mount's root) here, names and content."""
     mounts, relative = _targets(invocation, reference, path)
-    with Progress(quiet=invocation.as_json or mode == 'download') as progress:
+    with Progress(quiet=invocation.as_json) as progress:
         results = [_sync_one(mount, relative, mode, not no_wait, progress) for mount in mounts]
     if invocation.as_json:
         print_json({'ok': all(r['ok'] for r in results), 'mounts': results})
     failed = [f'{r["contextName"]} ({r["mountpoint"]}): {r["message"]}' for r in results if not r['ok']]
     if failed:
         raise CtxfsError('; '.join(failed))
+    if not invocation.as_json and not no_wait:
+        for remark in [f'{r["contextName"]}: {r["message"]}' for r in results if r['message']]:
+            click.echo(remark, err=True)
     return 0
 
 
@@ -125,8 +129,8 @@ def _sync_one(mount: Mount, path: str | None, mode: str, wait: bool, progress: P
                 result = client.receive(PROGRESS_SECONDS)
                 break
             except NoAnswer:
-                found = flush_wait.ask_pending(mount)
-                if found is not None:
-                    progress.update(mount, found[0])
+                status = flush_wait.ask_status(mount)
+                if status is not None:
+                    progress.update(mount, flush_wait.pending_of(status) if mode == 'upload' else left_to_download(status))
     r = mount.record
     return {'contextId': r.context_id, 'contextName': r.context_name, 'mountpoint': r.mountpoint, 'ok': True, 'message': '', **result}

@@ -14,8 +14,9 @@ from ctxfs.errors import CtxfsError
 REPORT_SECONDS = 0.5
 
 
-def wait_for_download(mount: Mount, *, report: Report) -> None:
-    """Until the daemon says that the warm-up is done. Raises CtxfsError with the cause where it fails, or DaemonGone."""
+def wait_for_download(mount: Mount, *, report: Report) -> str:
+    """Until the daemon says that the warm-up is done; returns what a person should know, mostly ''. Raises CtxfsError with the cause where
+    it fails, or DaemonGone."""
     with ControlClient(mount.socket) as client:
         client.send('wait', what='download')
         while True:
@@ -28,6 +29,7 @@ def wait_for_download(mount: Mount, *, report: Report) -> None:
                     report(mount, left_to_download(status))
     if not answer.get('ok'):
         raise CtxfsError(f'{mount.record.mountpoint} is mounted, but not everything is downloaded: {answer.get("message")}')
+    return str(answer.get('message') or '')
 
 
 def left_to_download(status: dict[str, Any]) -> Pending:

@@ -104,9 +104,12 @@ def ask_pending(mount: Mount) -> tuple[Pending, bool] | None:
     status = ask_status(mount)
     if status is None:
         return None
+    return pending_of(status), status.get('state') == 'flushing' or not mount.is_attached()
+
+
+def pending_of(status: dict[str, Any]) -> Pending:
     pending = status.get('pending') or {}
-    is_flushing = status.get('state') == 'flushing' or not mount.is_attached()
-    return Pending(files=int(pending.get('files', 0)), bytes=int(pending.get('bytes', 0))), is_flushing
+    return Pending(files=int(pending.get('files', 0)), bytes=int(pending.get('bytes', 0)))
 
 
 def ask_status(mount: Mount) -> dict[str, Any] | None:

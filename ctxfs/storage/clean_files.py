@@ -28,7 +28,7 @@ MAX_LINKED = 10_000
 _IS_CLEAN = f'i.content = {int(Content.CLEAN)} AND i.nlink > 0 AND NOT i.local AND i.size > 0'
 _SOURCE = (f'LEFT JOIN object o ON {_IS_CLEAN} AND o.key = (SELECT key FROM object WHERE ino = i.ino AND revision = i.revision '
            'ORDER BY key LIMIT 1)')
-_PAGE = (f'SELECT d.name, d.ino, i.mode, i.nlink, o.key, o.etag, o.size FROM dentry d JOIN inode i ON i.ino = d.ino {_SOURCE} '
+_PAGE = (f'SELECT d.name, d.ino, i.mode, i.nlink, i.attrs_known, o.key, o.etag, o.size FROM dentry d JOIN inode i ON i.ino = d.ino {_SOURCE} '
          'WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?')
 _TOTALS = f'SELECT count(*), coalesce(sum(i.size), 0) FROM inode i WHERE {_IS_CLEAN}'
 # UNION, not UNION ALL: an inode with two names below the root counts once
@@ -54,7 +54,14 @@ class _Entry(NamedTuple):
     ino: int
     is_dir: bool
     nlink: int
+    attrs_known: bool
     file: CleanFile | None
+
+
+class Found(NamedTuple):
+    """Of one page of a directory: its clean files, and the inodes of which nobody knows more than their line in a listing."""
+    files: list[CleanFile]
+    undescribed: list[int]
 
 
 class CleanFiles:
@@ -70,8 +77,8 @@ class CleanFiles:
 
     def entries(self, parent: int, after: bytes) -> list[_Entry]:
         """The next PAGE entries of a directory, in byte order of their names."""
-        return [_Entry(name, ino, stat.S_ISDIR(mode), nlink, None if key is None else CleanFile(ino, key, etag, size))
-                for name, ino, mode, nlink, key, etag, size in self._reader.rows(_PAGE, (parent, after, PAGE))]
+        return [_Entry(name, ino, stat.S_ISDIR(mode), nlink, bool(known), None if key is None else CleanFile(ino, key, etag, size))
+                for name, ino, mode, nlink, known, key, etag, size in self._reader.rows(_PAGE, (parent, after, PAGE))]
 
     def of(self, inos: Sequence[int]) -> list[CleanFile]:
         """Those among at most PAGE inodes that are clean files."""
@@ -106,16 +113,17 @@ class Walk:
     def is_done(self) -> bool:
         return not self._levels
 
-    def step(self) -> list[CleanFile]:
-        """The clean files of the next page that has any; also empty after PAGES_IN_A_STEP without."""
+    def step(self) -> Found:
+        """The next page that has anything; also empty after PAGES_IN_A_STEP without."""
         for _ in range(PAGES_IN_A_STEP):
             page = self._next_page()
             if page is None:
                 break
-            found = [entry.file for entry in page if entry.file is not None and self._is_new(entry)]
-            if found:
-                return found
-        return []
+            files = [entry.file for entry in page if entry.file is not None and self._is_new(entry)]
+            undescribed = [entry.ino for entry in page if not entry.attrs_known]
+            if files or undescribed:
+                return Found(files, undescribed)
+        return Found([], [])
 
     def _next_page(self) -> list[_Entry] | None:
         while self._levels:

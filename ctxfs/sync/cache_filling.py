@@ -45,7 +45,7 @@ class Source(Protocol):
     """Where the files come from."""
 
     async def next(self) -> list[CleanFile] | None:
-        """Some files, maybe none just now; None at the end."""
+        """Some files, maybe none just now; None at the end. What it raises is tried again as a request is."""
 
 
 class Room:
@@ -183,10 +183,15 @@ class Filling:
                 await self._hold()
                 if self._batches:
                     return self._batches.popleft()
-                files = await self._source.next()
+                try:
+                    files = await self._source.next()
+                except CtxfsError as error:
+                    await self._back_off(error)
+                    continue
                 if files is None:
                     self._is_over = self.is_complete = True
                 else:
+                    self._recovered()
                     await self._cut(files)
         return None
 
@@ -259,9 +264,8 @@ class Filling:
             cause = error
         finally:
             self._room.settle(granted, spent)
-        if self.trouble is not None and len(left) < len(batch):
-            log.info('the store answers again; the cache is filled')
-            self.trouble, self._failures = None, 0
+        if len(left) < len(batch):
+            self._recovered()
         if cause is not None:
             await self._back_off(cause)
         return left
@@ -297,6 +301,11 @@ class Filling:
         self.counts.failed += count
         self.counts.error = self.counts.error or message
         self._is_over = self._is_over or self.counts.failed >= MAX_FAILED
+
+    def _recovered(self) -> None:
+        if self.trouble is not None:
+            log.info('the store answers again; the cache is filled')
+            self.trouble, self._failures = None, 0
 
     async def _back_off(self, error: Exception) -> None:
         """Wait before the next try. Raises the error where none can help, or none did for `patience` seconds."""

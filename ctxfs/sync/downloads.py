@@ -40,6 +40,8 @@ class Remote(Protocol):
 
     async def reload(self, prefix: str = '') -> None: ...
 
+    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority) -> None: ...
+
 
 class Downloads:
     """See the module docstring. One at a time; the others wait."""
@@ -100,10 +102,13 @@ class Downloads:
         try:
             totals = await trio.to_thread.run_sync(files.totals, ino)
             task.files_total, task.bytes_total = totals
-            source = WalkSource(Walk(files, ino)) if self._db.inode(ino).is_dir else InodeSource(files, [ino])
+            source = WalkSource(Walk(files, ino), self._learn) if self._db.inode(ino).is_dir else InodeSource(files, [ino], self._learn)
             return await self._fill(source, totals, task)
         finally:
             files.close()
+
+    async def _learn(self, inos: Sequence[int]) -> None:
+        await self._remote.learn_attrs(inos, priority=Priority.BULK)
 
     async def _take_over(self, key: str) -> None:
         with trio.move_on_after(PATIENCE_SECONDS):      # not in the engine's time: uploads go on meanwhile

@@ -101,7 +101,7 @@ class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
 
 class WarmDone(_Message, frozen=True, kw_only=True, array_like=True):
     """The first `done` items were dealt with: those numbered in `skipped` did not fit into the budget, `failures` cannot be had (by another
-    version in the bucket, among others), all others are in the cache. `cause`: why it stopped before the end; None when it was cancelled.
+    version in the bucket, among others), all others are in the cache. `cause`: why it stopped before the end; None when its time was over.
     `seconds` were spent in `requests`."""
     done: int
     fetched: int

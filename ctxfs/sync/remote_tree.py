@@ -11,7 +11,7 @@ that is asked for before waits GRACE_SECONDS for the whole, which is enough for 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
 ANSWER_SECONDS = 45.0
+#: HEADs in one request that nobody waits for
+LEARNT = 16
 _RETRY_SECONDS = (0.5, 15.0)
 
 
@@ -226,6 +228,24 @@ class RemoteTreeLoader:
                 self._reconciler.describe(inode, None)
             else:
                 raise item.failure.error()
+
+    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority) -> None:
+        """Attributes of those inodes that have none yet, before somebody asks; who asks meanwhile does not wait for this. What the bucket
+        refuses, or does not have any more, is left as it is. Raises what may succeed another time."""
+        wanted = [inode for inode in self._db.inodes_of(list(inos)).values() if not inode.attrs_known and inode.ino not in self._heading]
+        for start in range(0, len(wanted), LEARNT):
+            sources = {self._prefix + known[0].key: (inode, known[0].etag) for inode in wanted[start:start + LEARNT]
+                       if (known := self._journal.objects_of(inode.ino))}
+            items = await self._pool.call(Head(keys=list(sources)), priority=priority) if sources else []
+            with self._db.transaction():
+                for item in items:
+                    inode, etag = sources[item.key]
+                    # where somebody asked meanwhile, he may have changed them since
+                    if item.info is not None and item.info.etag == etag and inode.nlink and not inode.attrs_known:
+                        self._reconciler.describe(inode, item.attrs)
+            for failure in [item.failure.error() for item in items if item.failure is not None]:
+                if isinstance(failure, CtxfsError) and failure.transient:
+                    raise failure
 
     async def refresh(self, inode: Inode) -> None:
         """See core.ports.RemoteTree."""

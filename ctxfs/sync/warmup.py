@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -55,6 +55,8 @@ class Remote(Protocol):
     error: CtxfsError | None
 
     async def wait_complete(self) -> None: ...
+
+    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority) -> None: ...
 
 
 class Warmup:
@@ -178,12 +180,18 @@ class Warmup:
         if self._wants_all:
             self._wants_all = False
             self._changed.clear()
-            return WalkSource(Walk(files)), await trio.to_thread.run_sync(files.totals)
+            return WalkSource(Walk(files), self._learn), await trio.to_thread.run_sync(files.totals)
         inos, self._changed = sorted(self._changed), set()
-        return InodeSource(files, inos), await trio.to_thread.run_sync(files.totals_of, inos)
+        return InodeSource(files, inos, self._learn), await trio.to_thread.run_sync(files.totals_of, inos)
 
     def _new_filling(self, source: Source, priority: Priority, **more: Any) -> Filling:
         return Filling(self._pool, self._cache, source, self._room, prefix=self._prefix, priority=priority, hold=self._hold, **more)
+
+    async def _learn(self, inos: Sequence[int]) -> None:
+        await self._remote.learn_attrs(inos, priority=Priority.IDLE)
+
+    async def _learn_beside(self, inos: Sequence[int]) -> None:
+        await self._remote.learn_attrs(inos, priority=Priority.BULK)
 
     # --- what is being read ---------------------------------------------------------------------------------------------------------------
 
@@ -196,9 +204,9 @@ class Warmup:
                 await self._guarded(lambda files, ino=ino: self._fetch_around(files, ino))
 
     async def _fetch_around(self, files: CleanFiles, ino: int) -> None:
-        await self._fill_beside(InodeSource(files, [ino]))
+        await self._fill_beside(InodeSource(files, [ino], self._learn_beside))
         for directory in await trio.to_thread.run_sync(files.directories_of, ino):
-            if directory not in self._warm and await self._fill_beside(WalkSource(Walk(files, directory, is_deep=False))):
+            if directory not in self._warm and await self._fill_beside(WalkSource(Walk(files, directory, is_deep=False), self._learn_beside)):
                 self._warm[directory] = None
                 if len(self._warm) > MAX_WARM:
                     self._warm.popitem(last=False)

@@ -15,6 +15,8 @@ from ctxfs.sync.protocol import ItemFailure, Warm, WarmDone, WarmItem
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 from ctxfs.sync.worker_ops_read import block_count, fetch_run, runs_of
 
+#: after so long a request ends with what it has done: something more urgent may wait for its place
+LONGEST_SECONDS = 0.5
 #: how long one request at most makes way for other operations: it goes on, slowly, beside an upload that takes hours
 MAKE_WAY_SECONDS = 0.1
 
@@ -49,7 +51,10 @@ class _Filling:
                         failures=self._failures, cause=self._cause)
 
     def run(self) -> None:
+        until = time.monotonic() + LONGEST_SECONDS
         for number, item in enumerate(self._op.items):
+            if number and time.monotonic() > until:
+                return
             try:
                 if not self._take(number, item):
                     return      # cancelled

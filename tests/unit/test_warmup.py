@@ -452,7 +452,7 @@ def test_a_walk_meets_every_clean_file_once(play: Callable[..., None]) -> None:
             for root, prefix in ((ROOT_INO, ''), (disk.inode_at(b'deep').ino, 'deep/')):
                 walk, met = Walk(files, root), []
                 while not walk.is_done:
-                    met += walk.step()
+                    met += walk.step().files
                 expected = sorted(key for key in disk.keys() if key.startswith(prefix))
                 assert sorted(file.key for file in met) == expected
                 assert files.totals(root) == (len(expected), sum(file.size for file in met))
