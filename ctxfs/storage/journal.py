@@ -99,9 +99,9 @@ class Journal:
 
     def advance(self, row: Pending, reason: int) -> bool:
         """The work planned from `row` is done but for `reason` (0: all of it). False, and the row stays, when the inode changed since."""
-        if reason:
-            cursor = self._db.execute('UPDATE pending SET reason=?, attempt=0, retry_ns=0, error=\'\' WHERE ino=? AND seq=?',
-                                      (reason, row.ino, row.seq))
+        if reason:      # what is left to do dates from now, and so does whatever changes before that is done
+            cursor = self._db.execute('UPDATE pending SET reason=?, since_ns=?, attempt=0, retry_ns=0, error=\'\' WHERE ino=? AND seq=?',
+                                      (reason, time.time_ns(), row.ino, row.seq))
         else:
             cursor = self._db.execute('DELETE FROM pending WHERE ino=? AND seq=?', (row.ino, row.seq))
         return cursor.rowcount == 1
@@ -143,6 +143,11 @@ class Journal:
             'SELECT count(*), coalesce(sum(CASE WHEN p.reason & 1 THEN i.size ELSE 0 END), 0), min(p.since_ns) '
             'FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0')
         return files + self.doomed_count(), size, oldest
+
+    def left_from(self, began_ns: int) -> int:
+        """Inodes with changes from before that time, or with a failure."""
+        return self._db.row('SELECT count(*) FROM pending p JOIN inode i ON i.ino = p.ino '
+                            'WHERE i.nlink > 0 AND (p.since_ns < ? OR p.error <> \'\')', (began_ns,))[0]
 
     def failed(self, limit: int) -> list[tuple[Pending, Inode]]:
         """Rows whose last attempt failed."""

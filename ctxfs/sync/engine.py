@@ -135,8 +135,8 @@ class UploadEngine:
         if not self._remote.is_complete:
             cause = self._remote.error or 'the store did not answer in time'
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
-        selection = Everything()
-        self._begin(selection)
+        self._begin(Everything())
+        began_ns, marks = time.time_ns(), self._journal.marks
         self._journal.retry_all()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
@@ -147,11 +147,17 @@ class UploadEngine:
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
             await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
-        # what was written to these after their instant came after the flush was asked for
-        files = self._journal.summary()[0] - sum(self._journal.pending_row(ino) is not None for ino in selection.taken)
+        files = self._left(began_ns, marks, failures)
         cause = str(failures[0]) if failures else self._first_error()
         return FlushResult(files == 0, task.files_done, task.bytes_done,
                            '' if files == 0 else f'{files} {"change is" if files == 1 else "changes are"} not uploaded: {cause}')
+
+    def _left(self, began_ns: int, marks: int, failures: list[CtxfsError]) -> int:
+        """How many changes from before the flush it left: programs go on meanwhile, and what they change then was not asked for."""
+        files = self._journal.summary()[0]
+        if not files or failures or self._journal.marks == marks:
+            return files
+        return self._journal.left_from(began_ns) + self._finisher.held_deletes()
 
     def _begin(self, selection: Selection) -> None:
         self._selection = selection

@@ -124,6 +124,14 @@ class Finisher:
         """Whether there is anything to delete or to announce now (looks at DELETE_BATCH tombstones)."""
         return bool(self._journal.unannounced(1)) or any(not self._is_wanted(known) for known in self._journal.doomed(DELETE_BATCH))
 
+    def held_deletes(self) -> int:
+        """How many deletions wait for a program that has the file open (of DELETE_BATCH tombstones)."""
+        return sum(self._is_wanted(known) and self._is_open(known) for known in self._journal.doomed(DELETE_BATCH))
+
+    def _is_open(self, known: Known) -> bool:
+        owner = self._db.live_inode(known.ino)
+        return owner is not None and owner.nlink == 0 and owner.open_count > 0
+
     def _is_wanted(self, known: Known) -> bool:
         """A tombstone that must wait: its key is about to be overwritten by another file's upload, an open-unlinked file still reads
         it, or it is the only copy of a clean inode that was not copied yet."""

@@ -185,8 +185,10 @@ class UploadScheduler:
         self._marks = self._journal.marks
         self._oldest_ns, self._seen_at = self._journal.oldest_due_ns(now_ns, without=self._waiting), trio.current_time()
         self._retry_ns = self._journal.next_retry_ns(now_ns, NEVER_NS)
-        if not self._oldest_ns and (selection.has_failed or self._journal.doomed_count()):
-            self._oldest_ns = now_ns        # deletes have no rows: they failed, or wait for somebody who has the file open
+        if selection.has_failed:        # also of steps that have no row: the index, deletes
+            self._retry_ns = min(self._retry_ns or NEVER_NS, now_ns + int(backoff(self._failures - 1) * 1e9))
+        if not self._oldest_ns and self._journal.doomed_count():
+            self._oldest_ns = now_ns        # deletes that wait for somebody who has the file open
 
     def _may_go_on(self) -> bool:
         return not (self.is_paused or self.is_manual or self._is_stopped)
