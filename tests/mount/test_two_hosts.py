@@ -185,8 +185,8 @@ class Counted:
         self.prefix = f'contexts/{self.site.context_id("c")}/'
 
     def mount(self) -> None:
-        self.host.mount('c', self.at, options=OPTIONS)
-        eventually('listed', lambda: self.remote()['isComplete'])
+        """With everything in the cache: what comes afterwards is looking, and nothing else."""
+        self.host.mount('c', self.at, options=(*OPTIONS, '--wait-download'))
         self.settle()
 
     def remote(self) -> dict[str, Any]:
