@@ -26,10 +26,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
-import bench_tree  # noqa: E402 - this script runs isolated, without its directory on the path
+import bench_status  # noqa: E402 - this script runs isolated, without its directory on the path
+import bench_tree  # noqa: E402
 
 MIB = 1 << 20
 FLUSH = 'flush'
+STATUS = 'status'
 FLUSH_TARGET = 600
 ARCHIVE = 'tree.tar'
 
@@ -207,16 +209,35 @@ def flush_once(arguments: argparse.Namespace, store: str, env: dict[str, str]) -
     return took
 
 
+def status(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """How fast a mount with many files queued for an S3 server on this machine says what it does."""
+    from tests.servers import ministack
+
+    with ministack() as server:
+        host = new_host(arguments.dir, server.url(server.make_bucket('bench-status')), server.environment)
+        at = Path(tempfile.mkdtemp(dir=arguments.dir, prefix='mount-'))
+        host.mount('bench', at, create=True, options=['--sync-every', 'unmount'])
+        socket, = Path(host.runtime).glob('ctxfs/*/control.sock')
+        rows = list(bench_status.measure(at, socket, files=arguments.queued, show=say))
+        host.unmount(at)
+    return rows
+
+
+def say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f'\r  {text:70}', end='', file=sys.stderr, flush=True)
+
+
 def show(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:
     print(
         f'\r{os.cpu_count()} cores shared by server, load and ctxfs; {arguments.rounds} rounds; {arguments.files} files, {arguments.size} MB; '
         f'large file {arguments.large} MiB; {arguments.dir} ({arguments.file_system}); Linux {platform.release()}'
     )
-    print(f'{"":10} {"value":>8} {"min":>8} {"max":>8} {"best":>8}  {"target":>9}  unit')
+    print(f'{"":12} {"value":>8} {"min":>8} {"max":>8} {"best":>8}  {"target":>9}  unit')
     for row in rows:
         sign = '>=' if row['name'] == FLUSH else '<='
         print(
-            f'{row["name"]:10} {row["value"]:8.2f} {row["min"]:8.2f} {row["max"]:8.2f} {row["best"]:8.2f}  {sign} {row["target"]:>6}  {row["unit"]}'
+            f'{row["name"]:12} {row["value"]:8.2f} {row["min"]:8.2f} {row["max"]:8.2f} {row["best"]:8.2f}  {sign} {row["target"]:>6}  {row["unit"]}'
             + ''.join(f'; {side} {figures["median"]:.3f} s' for side, figures in row.get('seconds', {}).items())
         )
 
@@ -227,10 +248,11 @@ def file_system(path: Path) -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='scripts/bench', description=__doc__.splitlines()[0])
-    parser.add_argument('--only', action='append', metavar='NAME', choices=[*(step.name for step in STEPS), FLUSH], help='may be repeated')
+    parser.add_argument('--only', action='append', metavar='NAME', choices=[*(step.name for step in STEPS), FLUSH, STATUS], help='may be repeated')
     parser.add_argument('--rounds', type=int, default=5, help='of everything but flush')
     parser.add_argument('--flush-rounds', type=int, default=3)
     parser.add_argument('--files', type=int, default=2500, help='in the tree')
+    parser.add_argument('--queued', type=int, default=10_000, help='files that wait while the status is asked for')
     parser.add_argument('--size', type=int, default=100, help='of the tree, MB')
     parser.add_argument('--large', type=int, default=512, help='size of the large file, MiB')
     parser.add_argument('--dir', type=Path, help='where everything is done (a new directory below it)')
@@ -242,7 +264,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def measure_all(arguments: argparse.Namespace) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    wanted = set(arguments.only or [*(step.name for step in STEPS), FLUSH])
+    wanted = set(arguments.only or [*(step.name for step in STEPS), FLUSH, STATUS])
+    beside_disk = wanted - {FLUSH, STATUS}
     local = Side('local', arguments.dir / 'local')
     local.directory.mkdir()
     bench_tree.write_archive(arguments.dir / ARCHIVE, files=arguments.files, size=arguments.size * 1_000_000)
@@ -250,14 +273,16 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, object]]:
         if arguments.self_test:
             other = Side('again', arguments.dir / 'again')
             other.directory.mkdir()
-        elif wanted != {FLUSH}:
+        elif beside_disk:
             store = arguments.store or f'file://{arguments.dir}/store'
             (arguments.dir / 'store').mkdir()
             other = Side('ctxfs', stack.enter_context(mounted(arguments.dir, store, {})))
-        if wanted != {FLUSH}:
+        if beside_disk:
             rows += compare([local, other], arguments)
     if FLUSH in wanted and not arguments.self_test:
         rows.append(flush(arguments))
+    if STATUS in wanted and not arguments.self_test:
+        rows += status(arguments)
     return rows
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import trio
+
 from ctxfs.edge.control import Server
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.mount_control import DaemonControl
@@ -34,7 +36,9 @@ class Answers:
 
     async def run(self) -> None:
         with log_published(self._events):
-            await self._narrator.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tally.run)
+                await self._narrator.run()
 
     async def end(self, server: Server) -> None:
         """The mount is over and its result written: whoever watches gets the last events, whoever asked his answer."""

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: inodes planned at a time, and inodes in upload at a time
 PLAN_BATCH = 500
+#: inodes planned, or marked, without a pause: about 3 ms of the loop
+PLAN_SLICE = 40
 IN_FLIGHT = 32
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
@@ -102,9 +104,8 @@ class Rounds:
             done = 0
             after, now_ns = 0, time.time_ns()
             waiting: list[Work] = []
-            while rows := self._journal.due(now_ns, limit=PLAN_BATCH, after=after):
-                after = rows[-1].ino
-                works = self._plan(rows)
+            while batch := await self._next_works(now_ns, after):
+                works, after = batch
                 ready = [work for work in works if not work.blocked_by]
                 waiting += [work for work in works if work.blocked_by]
                 done += await self._run_all(ready, task)
@@ -112,6 +113,20 @@ class Rounds:
                 done += await self._break_cycle(waiting[0])
             if not done:
                 return
+
+    async def _next_works(self, now_ns: int, after: int) -> tuple[list[Work], int] | None:
+        """What is to be done for the next PLAN_BATCH inodes after the number `after`, and the last one's number; None: there are no more.
+        Whoever uses the mount is served between slices; a row is read and planned from without a pause in between."""
+        works: list[Work] = []
+        begin = after
+        for _ in range(0, PLAN_BATCH, PLAN_SLICE):
+            rows = self._journal.due(now_ns, limit=PLAN_SLICE, after=after)
+            if not rows:
+                break
+            after = rows[-1].ino
+            works += self._plan(rows)
+            await trio.lowlevel.checkpoint()
+        return (works, after) if after != begin else None
 
     def _plan(self, rows: list[Pending]) -> list[Work]:
         inodes = self._db.inodes_of([row.ino for row in rows])
@@ -266,7 +281,7 @@ class Rounds:
         while stack:
             directory = stack.pop()
             after = b''
-            while page := self._db.children(directory, after, PLAN_BATCH):
+            while page := self._db.children(directory, after, PLAN_SLICE):
                 after = page[-1][0]
                 stack += self._mark_children([child for _, child in page])
                 await trio.lowlevel.checkpoint()

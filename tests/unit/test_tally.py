@@ -170,7 +170,7 @@ def test_every_change_is_in_the_next_count(db, journal, live):
 
 
 def test_a_running_transfer_makes_a_count_good_for_a_moment(db, journal, live):
-    """Then it is counted again; the end of the transfer counts at once."""
+    """Then it is counted again, in the background at first; the end of the transfer counts at once."""
     async def test():
         make(db, journal, b'first')
         assert await live.files() == 1
@@ -179,9 +179,17 @@ def test_a_running_transfer_makes_a_count_good_for_a_moment(db, journal, live):
         assert await live.files() == 1 and live.scans == 1
         await trio.sleep(live_tally.MAX_AGE + 0.01)
         assert await live.files() == 2 and live.scans == 2
-        make(db, journal, b'third')
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(live.tally.run)
+            make(db, journal, b'third')
+            await trio.sleep(live_tally.RENEW_AGE + 0.01)
+            assert await live.files() == 2      # at once, and then
+            await trio.sleep(live_tally.RENEW_AGE)
+            assert await live.files() == 3 and live.scans == 3
+            nursery.cancel_scope.cancel()
+        make(db, journal, b'fourth')
         task.finish()
-        assert await live.files() == 3
+        assert await live.files() == 4
     run(test, trio.testing.MockClock(autojump_threshold=0.02))
 
 
