@@ -115,8 +115,10 @@ class Journal:
         self._db.execute('UPDATE pending SET attempt = attempt + 1, retry_ns = ?, error = ? WHERE ino = ?', (retry_ns, error, row.ino))
 
     def retry_all(self) -> None:
-        """Forget waiting times (a mount or an explicit sync tries everything at once)."""
-        self._db.execute('UPDATE pending SET retry_ns = 0, attempt = 0 WHERE retry_ns > 0')
+        """Forget waiting times (a mount or an explicit sync tries everything at once), and dates that a wrong clock put into the future."""
+        now_ns = time.time_ns()
+        self._db.execute('UPDATE pending SET retry_ns = 0, attempt = 0, since_ns = min(since_ns, ?) WHERE retry_ns > 0 OR since_ns > ?',
+                         (now_ns, now_ns))
 
     def next_retry_ns(self, after_ns: int, before_ns: int) -> int | None:
         """The first retry time between the two; None: there is none."""
@@ -166,7 +168,8 @@ class Journal:
 
     def source_of(self, inode: Inode) -> Known | None:
         """An object that carries the inode's content as it is now."""
-        row = self._db.row(f'SELECT {_OBJECT} FROM object WHERE ino = ? AND revision = ? LIMIT 1', (inode.ino, inode.revision))
+        # a tombstone's key may be about to be overwritten
+        row = self._db.row(f'SELECT {_OBJECT} FROM object WHERE ino = ? AND revision = ? ORDER BY doomed, key LIMIT 1', (inode.ino, inode.revision))
         return Known(*row) if row else None
 
     def objects_after(self, after: str, limit: int) -> list[Known]:

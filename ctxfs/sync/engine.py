@@ -33,8 +33,12 @@ from ctxfs.sync.tasks import SyncTask, TaskLog
 
 log = logging.getLogger(__name__)
 
+#: what a flush finds out while it runs is uploaded by it, so many passes long
+PASSES = 4
+
+
 class FlushResult(NamedTuple):
-    """`ok`: nothing is pending any more. `message`: the first cause if not."""
+    """`ok`: the bucket has every change from before the flush. `message`: the first cause if not."""
     ok: bool
     files: int
     bytes: int
@@ -60,10 +64,10 @@ class UploadEngine:
 
     # --- flush ----------------------------------------------------------------------------------------------------------------------
 
-    async def flush(self, *, retry_seconds: float = 60.0) -> FlushResult:
-        """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`.
-        Cancelled: only the waiting ends; the upload goes on."""
-        return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds), 'upload')
+    async def flush(self, *, retry_seconds: float = 60.0, is_final: bool = False) -> FlushResult:
+        """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`. `is_final`: no
+        program can change anything any more, so whatever is left is left over. Cancelled: only the waiting ends; the upload goes on."""
+        return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds, is_final), 'upload')
 
     async def flush_ready(self, selection: Ready) -> FlushResult:
         """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for
@@ -129,35 +133,30 @@ class UploadEngine:
         task.files_done = task.files_total = self._remote.listed_objects
         return FlushResult(True, task.files_done, 0, '')
 
-    async def _flush(self, task: SyncTask, deadline: float) -> FlushResult:
+    async def _flush(self, task: SyncTask, deadline: float, is_final: bool) -> FlushResult:
         with trio.move_on_at(deadline):
             await self._remote.wait_complete()
         if not self._remote.is_complete:
             cause = self._remote.error or 'the store did not answer in time'
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
         self._begin(Everything())
-        began_ns, marks = time.time_ns(), self._journal.marks
         self._journal.retry_all()
+        began_ns = time.time_ns()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
-            failures = await self._one_pass(task)
+            failures = await self._passes(task)
             retry_ns = self._next_retry_ns(failures, task.attempt)
             if retry_ns is None or trio.current_time() >= deadline:
                 break
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
             await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
-        files = self._left(began_ns, marks, failures)
+        files = self._journal.summary()[0]
+        if files and not (is_final or failures):    # programs went on meanwhile: what they changed then was not asked for
+            files = self._journal.left_from(began_ns) + self._finisher.held_deletes()
         cause = str(failures[0]) if failures else self._first_error()
         return FlushResult(files == 0, task.files_done, task.bytes_done,
                            '' if files == 0 else f'{files} {"change is" if files == 1 else "changes are"} not uploaded: {cause}')
-
-    def _left(self, began_ns: int, marks: int, failures: list[CtxfsError]) -> int:
-        """How many changes from before the flush it left: programs go on meanwhile, and what they change then was not asked for."""
-        files = self._journal.summary()[0]
-        if not files or failures or self._journal.marks == marks:
-            return files
-        return self._journal.left_from(began_ns) + self._finisher.held_deletes()
 
     def _begin(self, selection: Selection) -> None:
         self._selection = selection
@@ -181,6 +180,16 @@ class UploadEngine:
             later_ns = time.time_ns() + int(backoff(attempt - 1) * 1e9)
             retry_ns = min(retry_ns, later_ns) if retry_ns else later_ns
         return retry_ns
+
+    async def _passes(self, task: SyncTask) -> list[CtxfsError]:
+        """Passes until none leaves anything new behind: a conflict, or bytes taken back, are found by one and uploaded by the next. Few,
+        because programs may go on."""
+        for _ in range(PASSES):
+            marks = self._journal.marks
+            failures = await self._one_pass(task)
+            if failures or self._journal.marks == marks or not self._journal.due(time.time_ns(), limit=1):
+                break
+        return failures
 
     async def _one_pass(self, task: SyncTask) -> list[CtxfsError]:
         """Try everything that is due once. Returns what failed beside single files."""

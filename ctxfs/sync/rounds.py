@@ -88,6 +88,8 @@ class Rounds:
         self._moves: dict[int, int] = {}
         #: inodes that this flush uploads as they are at one instant
         self._as_it_is: set[int] = set()
+        #: what was changed later than this (Unix ns) is the next run's: programs that go on must not keep this one from its end
+        self._horizon_ns = 0
         self.uploading: set[int] = set()
 
     def begin(self, selection: Selection) -> None:
@@ -97,10 +99,12 @@ class Rounds:
         self._as_it_is.clear()
 
     async def run(self, task: SyncTask) -> None:
-        """Rounds until nothing is due, or what is due cannot be done now."""
+        """Rounds until nothing is due of what was changed before, or what is due cannot be done now."""
+        self._horizon_ns = 0
         while not self._selection.is_over:
             await self._doubt.resolve()
             await self._expand_moved_directories()
+            self._horizon_ns = self._horizon_ns or time.time_ns()
             done = 0
             after, now_ns = 0, time.time_ns()
             waiting: list[Work] = []
@@ -135,7 +139,7 @@ class Rounds:
             inode = inodes.get(row.ino)
             if inode is None or inode.nlink == 0 or inode.local:
                 self._journal.forget(row.ino)
-            elif not is_index_only(row) and not row.reason & Reason.SUBTREE:
+            elif not is_index_only(row) and not row.reason & Reason.SUBTREE and not self._is_too_new(row):
                 turn = self._selection.turn_of(row, inode)
                 if turn is Turn.LATER:
                     continue
@@ -149,6 +153,10 @@ class Rounds:
                     self._journal.fail(row, error=str(error), retry_ns=NEVER_NS)
         return works
 
+    def _is_too_new(self, row: Pending) -> bool:
+        """Of a row that a wrong clock dated into the future nothing can be said."""
+        return self._horizon_ns < row.since_ns <= time.time_ns()
+
     def _is_held_back(self, work: Work) -> bool:
         """Whether it would overwrite the last version that the bucket has of a file whose own upload waits."""
         for key in work.missing:
@@ -158,7 +166,7 @@ class Rounds:
             owner = self._db.inodes_of([known.ino]).get(known.ino)
             row = self._journal.pending_row(known.ino)
             if owner is not None and row is not None and owner.nlink and owner.content == Content.STAGED \
-                    and self._selection.holds_back(work.row, row, owner):
+                    and (self._is_too_new(row) or self._selection.holds_back(work.row, row, owner)):
                 return True
         return False
 

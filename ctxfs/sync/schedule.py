@@ -198,7 +198,7 @@ class UploadScheduler:
         self._is_stopped = True
         self._woken.set()
         if not self.is_manual:
-            return await self._engine.flush(retry_seconds=retry_seconds)
+            return await self._engine.flush(retry_seconds=retry_seconds, is_final=True)
         left = self._journal.summary()[0]
         return FlushResult(left == 0, 0, 0, '' if not left else f'autoUpload is off: {left} {"change stays" if left == 1 else "changes stay"} '
                            'on this host; ctxfs mount it again and run ctxfs sync')

@@ -1,6 +1,7 @@
 """When uploads begin by themselves, and what one takes: the clock passes virtually, everything else is real but the kernel."""
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -286,6 +287,47 @@ def test_an_explicit_flush_does_not_chase_a_file_for_ever(play: Play) -> None:
         assert (await disk.engine.flush()).ok and disk.journal.summary()[0] == 0
         assert disk.body('f') == Path(disk.directory / 'bucket/contexts/c/f').read_bytes()
     play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_a_flush_answers_for_what_was_there_when_it_was_asked(play: Play) -> None:
+    """Programs go on: what they make meanwhile is no failure. A deletion that cannot be carried out is one."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        await trio.sleep(1)
+
+        numbers = itertools.count()
+
+        async def work_on(operation: Operation[Any]) -> None:
+            await trio.sleep(0.1)
+            await disk.save(b'g%d' % next(numbers), b'x')
+
+        disk.before = work_on
+        result = await disk.engine.flush()
+        assert result.ok and disk.body('f') == b'x' and disk.journal.summary()[0] > 0
+        disk.before = None
+        assert (await disk.engine.flush()).ok and disk.journal.summary()[0] == 0
+        fh = await disk.fs.open(disk.inode_at(b'f').ino, os.O_RDONLY)
+        await disk.fs.unlink(ROOT_INO, b'f')
+        assert not (await disk.engine.flush()).ok and disk.body('f') == b'x'
+        await disk.fs.release(fh)
+        assert (await disk.engine.flush()).ok and disk.body('f') is None
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_a_failed_index_segment_is_tried_again_soon(play: Play) -> None:
+    """Not a period later."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+
+        async def refuse(operation: Operation[Any]) -> None:
+            if isinstance(operation, WriteSegment):
+                raise RemoteUnavailable('slow down')
+
+        disk.before = refuse
+        await until(lambda: disk.count(WriteSegment) == 3, within=65)
+        disk.before = None
+        await until(lambda: disk.journal.summary()[0] == 0, within=5)
+    play(scenario)
 
 
 def test_hard_links_of_a_busy_file_go_up_together(play: Play) -> None:
