@@ -271,7 +271,7 @@ class Mount:
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
-                                   host=options.host_id)
+                                   host=options.host_id, publish=self._events.publish)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
         finisher = Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)

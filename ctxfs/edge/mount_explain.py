@@ -9,12 +9,12 @@ from typing import Any
 
 import trio
 
-from ctxfs.edge.mount_status import Parts, printable
+from ctxfs.edge.mount_status import Parts
 from ctxfs.errors import CtxfsError, InvalidArgument
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Known, Pending
-from ctxfs.storage.keys import path_to_key
+from ctxfs.storage.keys import path_to_key, printable
 from ctxfs.storage.tally import LISTED
 
 #: how long a directory that was never looked at may take to be listed

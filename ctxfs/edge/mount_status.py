@@ -20,6 +20,7 @@ from ctxfs.policy_text import policy_answer
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.keys import printable
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tally import LISTED, Tally
 from ctxfs.storage.tree_db import TreeDB
@@ -174,7 +175,3 @@ class StatusReport:
         return {**policy_answer(policy, source=options.policy_source, sync_every=options.sync_every), 'file': options.policy_file,
                 'period': self._parts.schedule.period}
 
-
-def printable(key: str) -> str:
-    """JSON can hold any text but lone surrogates; terminals get what they can show from the command line."""
-    return key.encode('utf-8', 'backslashreplace').decode()

@@ -47,6 +47,11 @@ def component_to_name(component: str) -> bytes:
     return component.encode('utf-8') if name is None else name
 
 
+def printable(key: str) -> str:
+    """JSON can hold any text but lone surrogates; terminals get what they can show from the command line."""
+    return key.encode('utf-8', 'backslashreplace').decode()
+
+
 def _escape(name: bytes) -> str:
     parts = []
     for char in name.decode('utf-8', 'surrogateescape'):

@@ -16,8 +16,9 @@ from ctxfs.errors import RemoteUnavailable
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.keys import NAME_MAX, name_to_component
+from ctxfs.storage.keys import NAME_MAX, name_to_component, printable
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.events import Publish, unheard
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.ports import Invalidator
 from ctxfs.sync.protocol import Head, HeadItem
@@ -44,7 +45,7 @@ class ConflictKeeper:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, invalidator: Invalidator, *,
-                 gating: Gating, prefix: str, host: str) -> None:
+                 gating: Gating, prefix: str, host: str, publish: Publish = unheard) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
@@ -53,6 +54,7 @@ class ConflictKeeper:
         self._gating = gating
         self._prefix = prefix
         self._host = host
+        self._publish = publish
 
     async def _head(self, key: str) -> HeadItem | None:
         """The object as it is now; None when there is none. Raises RemoteUnavailable and the like."""
@@ -102,6 +104,7 @@ class ConflictKeeper:
         self._invalidator.entry(parent, other)
         log.warning('conflict: %s was changed on another host and here; ours is now %r, theirs keeps the name (inode %d)', key,
                     other.decode('utf-8', 'replace'), winner.ino)
+        self._publish('conflict', path='/' + printable(self._key_of(parent, other)), original='/' + printable(key))
 
     def _insert_winner(self, parent: int, name: bytes, key: str, item: HeadItem) -> Inode:
         info = item.info
