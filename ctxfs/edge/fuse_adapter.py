@@ -50,6 +50,7 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
 
     @functools.wraps(handler)
     async def guarded(self: FuseAdapter, *args: Any) -> Any:
+        self.requests += 1
         started = time.perf_counter() if self.is_debugging else 0.0
         try:
             return await handler(self, *args)
@@ -82,6 +83,8 @@ class FuseAdapter(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self._statfs_path = statfs_path
+        #: how many the kernel has made so far
+        self.requests = 0
         self._xattrs = xattrs
         self.is_debugging = log.isEnabledFor(logging.DEBUG)
         self._negative, self._unsure = self._make_negative(TIMEOUT), self._make_negative(0)

@@ -127,7 +127,8 @@ class _Piece(NamedTuple):
 
 
 class Filling:
-    """One job. `hold` waits as long as nothing is to begin; `may_go_on` is asked before each request; `note` is called after each."""
+    """One job. `hold` waits before each request as long as it should not begin; `may_go_on` is asked before each batch of files; `note` is
+    called after each request."""
 
     def __init__(self, pool: TransferPool, cache: BlockCache, source: Source, room: Room, *, prefix: str, priority: Priority,
                  hold: Callable[[], Awaitable[None]], may_go_on: Callable[[], bool] = lambda: True,
@@ -180,7 +181,6 @@ class Filling:
     async def _next(self) -> list[_Piece] | None:
         async with self._lock:
             while not self._is_over and self._may_go_on():
-                await self._hold()
                 if self._batches:
                     return self._batches.popleft()
                 try:
@@ -240,6 +240,7 @@ class Filling:
 
     async def _send(self, batch: list[_Piece]) -> None:
         while batch:
+            await self._hold()
             granted = await self._room.reserve(sum(piece.size for piece in batch))
             if not granted:
                 self._skip(len(batch))

@@ -43,8 +43,12 @@ LOOK_SECONDS = 15.0
 #: and how much room: a tenth of the cache, else it would look through everything for a file or two
 ROOM_SHARE = 0.1
 PAUSE_SECONDS = 0.25
-#: what lies beside a file that was read is fetched at least so long before the next read counts
+#: what lies beside a file that was read is fetched at least so long before the next read counts, with so many requests at a time
 BESIDE_SECONDS = 2.0
+BESIDE_RUNNERS = 2
+#: a mount is quiet when programs asked nothing of it for so long; on a busy one a single request begins every so often
+QUIET_SECONDS = 0.05
+BUSY_SECONDS = 1.0
 #: how long somebody who waits for the end waits for a store that does not answer
 PATIENCE_SECONDS = 120.0
 
@@ -63,7 +67,7 @@ class Warmup:
     """See the module docstring. `run` is a background task; `note_read` and `note_changed` may be called at any time and cost nothing."""
 
     def __init__(self, db: TreeDB, pool: TransferPool, cache: BlockCache, *, prefix: str, rules: Rules, tasks: TaskLog, remote: Remote,
-                 is_paused: Callable[[], bool]) -> None:
+                 is_paused: Callable[[], bool], activity: Callable[[], int]) -> None:
         self._db = db
         self._pool = pool
         self._cache = cache
@@ -72,6 +76,9 @@ class Warmup:
         self._tasks = tasks
         self._remote = remote
         self._is_paused = is_paused
+        self._activity = activity
+        self._active = (0.0, -1)
+        self._yielding = trio.Lock()
         self._room = SpareRoom(pool, cache)
         self._has_tree = self._has_ended = False
         self._wants_all = True
@@ -143,11 +150,23 @@ class Warmup:
             has_room = self._is_short and self._room.free() > ROOM_SHARE * self._pool.cache_limit
             self._wants_all = self._wants_all or has_room or not was_wanted
         self._is_busy = True
-        await self._hold()
 
     async def _hold(self) -> None:
         while self._is_paused():
             await trio.sleep(PAUSE_SECONDS)
+
+    async def _make_way(self) -> None:
+        """Until the mount is quiet, or for BUSY_SECONDS: the warm-up must not slow down who works, and must come to an end."""
+        async with self._yielding:
+            await self._hold()
+            until = trio.current_time() + BUSY_SECONDS
+            while (now := trio.current_time()) < until:
+                since, count = self._active
+                if count != (count_now := self._activity()):
+                    self._active = since, count = now, count_now
+                if (rest := since + QUIET_SECONDS - now) <= 0:
+                    return
+                await trio.sleep(max(rest, QUIET_SECONDS / 10))     # a rest too small to move the clock would never end
 
     async def _guarded(self, job: Callable[[CleanFiles], Awaitable[None]]) -> None:
         """Run a job on a reader of its own. A failure is kept for who asks; what is missing is fetched when it is read."""
@@ -164,7 +183,7 @@ class Warmup:
 
     async def _one_pass(self, files: CleanFiles) -> None:
         source, self._totals = await self._take(files)
-        self._filling = filling = self._new_filling(source, Priority.IDLE, note=self._note)
+        self._filling = filling = self._new_filling(source, Priority.IDLE, hold=self._make_way, note=self._note)
         self._counts, self._error, self._is_short = filling.counts, '', False
         try:
             await filling.run()
@@ -185,7 +204,7 @@ class Warmup:
         return InodeSource(files, inos, self._learn), await trio.to_thread.run_sync(files.totals_of, inos)
 
     def _new_filling(self, source: Source, priority: Priority, **more: Any) -> Filling:
-        return Filling(self._pool, self._cache, source, self._room, prefix=self._prefix, priority=priority, hold=self._hold, **more)
+        return Filling(self._pool, self._cache, source, self._room, prefix=self._prefix, priority=priority, **more)
 
     async def _learn(self, inos: Sequence[int]) -> None:
         await self._remote.learn_attrs(inos, priority=Priority.IDLE)
@@ -214,7 +233,8 @@ class Warmup:
     async def _fill_beside(self, source: Source) -> bool:
         """Before the warm-up's own order. False when it made way for something that was read meanwhile."""
         until = trio.current_time() + BESIDE_SECONDS
-        filling = self._new_filling(source, Priority.BULK, may_go_on=lambda: not self._reads or trio.current_time() < until)
+        filling = self._new_filling(source, Priority.BULK, hold=self._hold, runners=BESIDE_RUNNERS,
+                                    may_go_on=lambda: not self._reads or trio.current_time() < until)
         await filling.run()
         self._beside.fetched += filling.counts.fetched
         self._beside.requests += filling.counts.requests

@@ -36,13 +36,14 @@ class Warmed(Disk):
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(directory, sync_every=-1, **options)
         self.cache_limit = 1 << 30
+        self.activity: Callable[[], int] = lambda: 0
         self.cache = self.workers.context.cache
         self.restart()
 
     def restart(self) -> None:
         pool: Any = self
         self.warmup = Warmup(self.db, pool, self.cache, prefix=PREFIX, rules=self.rules, tasks=self.tasks, remote=self.remote,
-                             is_paused=lambda: self.engine.is_paused)
+                             is_paused=lambda: self.engine.is_paused, activity=self.activity)
         self.reconciler.on_content = self.warmup.note_changed
         self.downloads = Downloads(self.db, pool, self.cache, prefix=PREFIX, remote=self.remote, engine=self.engine, tasks=self.tasks)
 
@@ -171,6 +172,21 @@ def test_a_pause_holds_the_warm_up(play: Callable[..., None]) -> None:
         await disk.rest()
         assert disk.is_cached('f')
     play(scenario, files=small('f'))
+
+
+def test_a_busy_mount_is_warmed_slowly(play: Callable[..., None]) -> None:
+    """As long as programs ask for something, one request a second; as soon as they rest, all of them."""
+    async def scenario(disk: Warmed) -> None:
+        disk.activity = lambda: int(trio.current_time() * 100)
+        disk.restart()
+        disk.begin()
+        await trio.sleep(5.5)
+        assert 3 <= disk.count(Warm) <= 6
+        disk.warmup._activity = lambda: 0
+        began = trio.current_time()
+        await disk.warmup.wait_idle()
+        assert trio.current_time() - began < 2 and disk.warmup.progress()['filesDone'] == 20 * cache_filling.BATCH_FILES
+    play(scenario, files={f'{number:04}': b'x' for number in range(20 * cache_filling.BATCH_FILES)})
 
 
 def test_remote_changes_come_without_looking_at_the_rest(play: Callable[..., None]) -> None:
