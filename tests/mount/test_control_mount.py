@@ -193,6 +193,31 @@ def test_a_watcher_sees_an_upload(mount: tuple[harness.Host, Path]) -> None:
     assert not {'error', 'task-progress'} & set(kinds) and heard == sorted(heard, key=lambda event: event['time'])
 
 
+def test_a_conflict_is_an_event_and_is_explained(site: Site) -> None:
+    """On the host that lost the name: told to who listens, listed, explained with what it stands beside."""
+    one, two = site.host(), site.host()
+    here, there = site.mount_point(), site.mount_point()
+    one.mount('c', here, create=True, options=['--sync-every', 'unmount'])
+    two.mount('c', there, options=['--sync-every', 'unmount'])
+    (here / 'a.txt').write_text('one')
+    (there / 'a.txt').write_text('two')
+    one.cli('sync', 'c')
+    with control(two) as watcher, control(two) as asker:
+        events = watcher.stream('watch', kinds=['conflict'])
+        assert next(events)['kind'] == 'watching'
+        asker.call('sync', timeout=SECONDS)
+        event = next(events)
+        found, = asker.call('conflicts')
+        assert found == {'path': event['path'], 'original': '/a.txt', 'since': found['since']} and event['original'] == '/a.txt'
+        explained = asker.call('explain', path=event['path'].lstrip('/'))
+        assert explained['conflict'] == {'original': '/a.txt', 'since': found['since']} and explained['state'] in ('clean', 'sealed')
+        assert asker.call('explain', path='a.txt')['conflict'] is None
+        assert asker.call('status')['conflicts'] == 1
+    assert f'{there}{event["path"]}: beside /a.txt, ' in two.cli('conflicts', 'c', 'list').stdout
+    for host, at in ((one, here), (two, there)):
+        host.unmount(at)
+
+
 def test_statistics_count_what_was_moved(mount: tuple[harness.Host, Path]) -> None:
     """Bytes up by size, operations by kind, inodes and tasks."""
     host, at = mount
