@@ -30,7 +30,7 @@ class Screen:
         shown = [line[:size.columns] for line in lines[:size.lines - 1]]
         if len(lines) > len(shown):
             shown[-1] = f'… {len(lines) - len(shown) + 1} more lines'[:size.columns]
-        sys.stdout.write(_HOME + ''.join(f'{line}{_REST_OF_LINE}\r\n' for line in shown) + _BELOW)
+        sys.stdout.write(_HOME + ''.join(f'{line}{_REST_OF_LINE}\n' for line in shown) + _BELOW)
         sys.stdout.flush()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

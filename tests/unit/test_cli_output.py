@@ -79,7 +79,7 @@ def test_a_screen_is_left_as_it_was(monkeypatch, capsys):
         raise KeyboardInterrupt
     during, _, after = capsys.readouterr().out.partition('\x1b[?1049l')
     assert during.startswith('\x1b[?1049h\x1b[?25l') and during.endswith('\x1b[?25h')
-    assert [line.removesuffix('\x1b[K') for line in during.split('\x1b[H')[1].split('\r\n')[:3]] == ['a line tha', 'b', '… 3 more l']
+    assert [line.removesuffix('\x1b[K') for line in during.split('\x1b[H')[1].split('\n')[:3]] == ['a line tha', 'b', '… 3 more l']
     assert after == 'a line that is too long\nb\nc\nd\ne\n'
 
 
