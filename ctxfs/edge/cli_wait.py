@@ -131,6 +131,6 @@ def _sync_one(mount: Mount, path: str | None, mode: str, wait: bool, progress: P
             except NoAnswer:
                 status = flush_wait.ask_status(mount)
                 if status is not None:
-                    progress.update(mount, flush_wait.pending_of(status) if mode == 'upload' else left_to_download(status))
+                    progress.update(mount, flush_wait.left_to_upload(status) if mode == 'upload' else left_to_download(status))
     r = mount.record
     return {'contextId': r.context_id, 'contextName': r.context_name, 'mountpoint': r.mountpoint, 'ok': True, 'message': '', **result}

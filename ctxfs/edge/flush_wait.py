@@ -56,11 +56,11 @@ def _wait_for(mount: Mount, timeout: float | None, report: Report, asker: _Asker
             if not ended:
                 wait_for_end(mount, END_SECONDS)    # its locks go with it: the caller may want to mount again
             return _finished(mount, result) if result else _died(mount, pending)
-        found = ask_pending(mount)
-        if found is not None:
-            pending, is_flushing = found
-            report(mount, pending)
-            if not is_flushing:
+        status = ask_status(mount)
+        if status is not None:
+            pending = pending_of(status)
+            report(mount, left_to_upload(status))
+            if status.get('state') != 'flushing' and mount.is_attached():
                 if not pending.files:
                     return outcome(mount, ok=True, pending=pending, message='everything is in the bucket')
                 failure = asker.failure_of(mount)
@@ -99,20 +99,23 @@ class _Asker:
             self._client = None
 
 
-def ask_pending(mount: Mount) -> tuple[Pending, bool] | None:
-    """(what is pending, whether the mount point is gone); None when the daemon does not answer now."""
-    status = ask_status(mount)
-    if status is None:
-        return None
-    return pending_of(status), status.get('state') == 'flushing' or not mount.is_attached()
-
-
 def pending_of(status: dict[str, Any]) -> Pending:
     pending = status.get('pending') or {}
     return Pending(files=int(pending.get('files', 0)), bytes=int(pending.get('bytes', 0)))
 
 
+def left_to_upload(status: dict[str, Any]) -> Pending:
+    """As far as is known: of an upload that runs, what it has not sent; files stay pending until the index knows them, too."""
+    pending = pending_of(status)
+    for task in status.get('tasks') or ():
+        if task['taskType'] == 'upload' and task['status'] == 'Running' and task['filesTotal']:
+            return Pending(files=min(pending.files, max(1, task['filesTotal'] - task['filesDone'])),
+                           bytes=min(pending.bytes, max(0, task['bytesTotal'] - task['bytesDone'])))
+    return pending
+
+
 def ask_status(mount: Mount) -> dict[str, Any] | None:
+    """None when the daemon does not answer now."""
     try:
         with ControlClient(mount.socket) as client:
             return client.call('status')

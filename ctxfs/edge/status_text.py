@@ -83,7 +83,8 @@ def _pending(mount: dict[str, Any]) -> str:
     parts = [f'{human_files(pending["files"])} ({human_bytes(pending["bytes"])})']
     if pending.get('oldestSeconds'):
         parts.append(f'the oldest for {human_seconds(pending["oldestSeconds"])}')
-    if mount.get('nextUpload'):
+    is_uploading = any(task.get('taskType') == 'upload' and task.get('status') == 'Running' for task in mount.get('tasks', ()))
+    if mount.get('nextUpload') and not is_uploading:
         left = mount['nextUpload'] - time.time()
         parts.append(f'next upload in {human_seconds(left)}' if left >= 0.5 else 'next upload now')
     return ', '.join(parts)

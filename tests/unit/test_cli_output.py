@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctxfs.edge import cli, cli_common, cli_watch, progress
+from ctxfs.edge.flush_wait import left_to_upload
 from ctxfs.edge.progress import Course, Progress
 from ctxfs.edge.runtime_dir import Mount, MountRecord, Pending
 from ctxfs.edge.screen import Screen
@@ -69,6 +70,17 @@ def test_progress_has_rate_and_time_left():
     now[0] += 10
     course.note(Pending(files=20, bytes=20 << 20))
     assert course.rate() == 0 and course.text() == '20 files, 20 MiB left'
+
+
+@pytest.mark.parametrize('tasks, left', [
+    ([], (10, 1000)), ([('download', 'Running', 5, 10, 0, 100)], (10, 1000)), ([('upload', 'Success', 10, 10, 0, 0)], (10, 1000)),
+    ([('upload', 'Running', 0, 0, 0, 0)], (10, 1000)), ([('upload', 'Running', 6, 10, 900, 1000)], (4, 100)),
+    ([('upload', 'Running', 10, 10, 1000, 1000)], (1, 0)), ([('upload', 'Running', 6, 30, 0, 5000)], (10, 1000))])
+def test_what_is_left_to_upload(tasks, left):
+    """What the running upload has not sent, never more than what is pending, and never nothing while it runs."""
+    names = ('taskType', 'status', 'filesDone', 'filesTotal', 'bytesDone', 'bytesTotal')
+    status = {'pending': {'files': 10, 'bytes': 1000}, 'tasks': [dict(zip(names, task, strict=True)) for task in tasks]}
+    assert left_to_upload(status) == Pending(files=left[0], bytes=left[1])
 
 
 def test_a_screen_is_left_as_it_was(monkeypatch, capsys):
