@@ -16,7 +16,6 @@ from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Parts, StatusReport
 from ctxfs.sync.events import EventHub
 
-
 #: a client that does not take its last events keeps the daemon for so long
 END_SECONDS = 1.0
 
