@@ -243,7 +243,11 @@ class FileSystem:
         return await self.contents.read(inode, offset, size=size, ahead=handle.ahead)
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        return await self.contents.write(self.files.get(fh).inode, offset, data)
+        handle = self.files.get(fh)
+        inode = handle.inode
+        if handle.remote_version != inode.remote_version and not inode.nlink:   # else it would go where nobody finds it
+            raise RemoteChanged('the file was replaced in the bucket after it was opened')
+        return await self.contents.write(inode, offset, data)
 
     async def release(self, fh: int) -> None:
         handle = self.files.remove(fh)

@@ -167,7 +167,7 @@ class Namespace:
                 self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
             self._touch(parent)
             self._gating.settle(inode)
-            self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)
+            self._journal.mark(inode, Reason.NAMES)
         return inode
 
     # --- removing -----------------------------------------------------------------------------------------------------------------
@@ -311,4 +311,4 @@ class Namespace:
             self._gating.moved_directory(inode, old_key)
         else:
             self._gating.settle(inode)
-            self._journal.mark(inode, Reason.NAMES | Reason.ATTRS)
+            self._journal.mark(inode, Reason.NAMES)

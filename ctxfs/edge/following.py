@@ -35,7 +35,8 @@ class Following:
         growth = Growth(db, journal, pool, invalidator, blocks=ContextCache(cache, prefix=prefix), prefix=prefix)
         remote.changes.growth = growth
         self.poller = Poller(remote, engine, rules, every=options.poll_every, counts=reconciler.counts, growth=growth, publish=publish)
-        live = LivePolicy(rules, regater, read=lambda: reload_policy(options), alone=engine.alone, look=engine.download, tell=publish)
+        live = LivePolicy(rules, regater, read=lambda: reload_policy(options), alone=engine.alone, look=engine.download,
+                          forget=remote.changes.forget, tell=publish)
         self._watcher = build_watcher(options, journal, prefix=prefix, remote=remote, poller=self.poller, policy_changed=live.reload)
 
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:

@@ -17,17 +17,18 @@ log = logging.getLogger(__name__)
 
 
 class LivePolicy:
-    """`read` gives the checked policy or raises CtxfsError; `alone` runs a job while nothing is transferred; `look` lists the bucket again;
-    `tell` publishes an event (kind, fields)."""
+    """`read` gives the checked policy or raises CtxfsError; `alone` runs a job while nothing is transferred; `look` lists the bucket again
+    (`forget`: what it showed until then counts no more, so that a look that fails is made up for); `tell` publishes an event (kind, fields)."""
 
     def __init__(self, rules: Rules, regater: Regater, *, read: Callable[[], SyncPolicy],
                  alone: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]], look: Callable[[], Awaitable[object]],
-                 tell: Callable[..., None]) -> None:
+                 forget: Callable[[], None], tell: Callable[..., None]) -> None:
         self._rules = rules
         self._regater = regater
         self._read = read
         self._alone = alone
         self._look = look
+        self._forget = forget
         self._tell = tell
 
     async def reload(self) -> None:
@@ -48,6 +49,7 @@ class LivePolicy:
         else:
             log.info('the changed policy is applied')
             self._tell('policy-applied')
+        self._forget()
         await self._look()
 
     async def _apply(self, policy: SyncPolicy) -> None:

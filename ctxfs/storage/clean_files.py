@@ -27,7 +27,7 @@ MAX_LINKED = 10_000
 
 _IS_CLEAN = f'i.content = {int(Content.CLEAN)} AND i.nlink > 0 AND NOT i.local AND i.size > 0'
 _SOURCE = (f'LEFT JOIN object o ON {_IS_CLEAN} AND o.key = (SELECT key FROM object WHERE ino = i.ino AND revision = i.revision '
-           'ORDER BY key LIMIT 1)')
+           'ORDER BY doomed, key LIMIT 1)')
 _PAGE = (f'SELECT d.name, d.ino, i.mode, i.nlink, i.attrs_known, o.key, o.etag, o.size FROM dentry d JOIN inode i ON i.ino = d.ino {_SOURCE} '
          'WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?')
 _TOTALS = f'SELECT count(*), coalesce(sum(i.size), 0) FROM inode i WHERE {_IS_CLEAN}'

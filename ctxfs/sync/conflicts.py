@@ -132,13 +132,15 @@ class ConflictKeeper:
         with self._db.transaction():
             if inode.content != Content.CLEAN or inode.revision != known.revision or not inode.nlink or has_other:
                 self._journal.drop_object(known.key)    # its bytes are elsewhere too: here, or under another key
+                self._reconciler.obstructed.add(known.key)
             elif item is None:
                 self._reconciler.object_gone(known)
             else:
                 assert item.info is not None
                 fresh = self._reconciler.replace_content(inode, known, msgspec.structs.replace(item.info, key=known.key), None)
-                self._reconciler.describe(fresh, item.attrs)
-                self._journal.mark(fresh, Reason.NAMES | Reason.ATTRS)
+                if fresh is not None:
+                    self._reconciler.describe(fresh, item.attrs)
+                    self._journal.mark(fresh, Reason.NAMES)
 
     def count(self) -> int:
         """Conflict copies that still exist."""

@@ -112,7 +112,7 @@ class Poller:
         if self._growth is not None:
             self._growth.settle()
         changes = self._remote.changes
-        is_due = self._list_after is not None or trio.current_time() - self._listed_at >= LIST_SECONDS
+        is_due = self._list_after is not None or changes.is_forgotten or trio.current_time() - self._listed_at >= LIST_SECONDS
         if changes.listed_objects <= PAGE or not is_due:
             await changes.look()
             return

@@ -26,7 +26,7 @@ import msgspec
 from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, Attrs, IndexRecord, ObjectInfo
 from ctxfs.rules import Reach
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Inode
+from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
 from ctxfs.storage.tree_db import TreeDB
@@ -34,6 +34,7 @@ from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.changed_directories import ChangedDirectories
 from ctxfs.sync.obstructed import Obstructed
 from ctxfs.sync.ports import Invalidator
+from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
 OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/'))
@@ -60,6 +61,8 @@ class Reconciler:
         #: names so far: 'created', 'changed', 'removed'
         self.counts: Counter[str] = Counter()
         self.obstructed = Obstructed()
+        self._removals = Removals(db, journal, invalidator, gating=gating, directories=self.directories, counts=self.counts,
+                                  look_again_at=self.obstructed.add)
         #: called with the inode of a file that has content in the bucket which was not known before, within the transaction
         self.on_content: Callable[[int], None] = lambda ino: None
 
@@ -98,12 +101,18 @@ class Reconciler:
         if not self.is_synced(info.key):
             return
         inode = None if known is None else self._inode_or_none(known.ino)
+        if known is not None and (known.etag != info.etag or hint is not None or inode is None):
+            known = self._journal.known(info.key)       # as it is now: what was applied before may have moved it to a new inode
+            inode = None if known is None else self._inode_or_none(known.ino)
         if known is not None and inode is None and not known.doomed:
             self._journal.drop_object(known.key)        # a row that names nothing says nothing
             known = None
-        if known is not None and known.etag == info.etag:
+        if known is not None and known.etag == info.etag and (known.revision or known.doomed):
             if hint is not None and not known.doomed:
                 self._take_over(known, hint)
+            return
+        if self._is_in_doubt(info.key):
+            self.obstructed.add(info.key)
             return
         if info.key.startswith(OWN_PREFIXES):
             return
@@ -112,16 +121,14 @@ class Reconciler:
             return
         if known is None or known.doomed or inode is None:
             self._add_file(info, hint)
-        elif self._may_follow(inode):
+        elif self._removals.may_follow(inode):
             self.replace_content(inode, known, info, hint)
         else:
             self.obstructed.add(info.key)
 
-    def _may_follow(self, inode: Inode) -> bool:
-        """Nothing of it is only here. (SEALED: uploaded, the staging file is but a copy.)"""
-        if inode.content == Content.CLEAN:
-            return True
-        return (inode.content == Content.SEALED or inode.is_symlink) and self._journal.pending_row(inode.ino) is None
+    def _is_in_doubt(self, key: str) -> bool:
+        """This host wrote to the key and does not know how that ended: what is there may be ours, of a file that moved or went since."""
+        return self._db.row('SELECT 1 FROM attempt WHERE key = ?', (key,)) is not None
 
     # --- new --------------------------------------------------------------------------------------------------------------------------
 
@@ -210,14 +217,15 @@ class Reconciler:
 
     def _step_aside(self, inode: Inode, parent: int, name: bytes) -> bool:
         """`a` beside `a/b`: the directory is shown, the clean file `a` is noted. A local file keeps its place."""
-        if inode.content != Content.CLEAN or self._journal.pending_row(inode.ino) is not None:
+        if not self._removals.may_follow(inode) or self._journal.pending_row(inode.ino) is not None:
             return False
         key = self._db.dir_key(parent) + name_to_component(name)
         known = self._journal.known(key)
-        if known is not None:
-            self._journal.drop_object(key)
-            self._journal.note_unmountable(key, 'a directory has the same name')
-        self._remove_name(inode, parent, name)
+        if known is None or known.ino != inode.ino:     # its directory was renamed here, and the bucket does not know it yet
+            return False
+        self._journal.drop_object(key)
+        self._journal.note_unmountable(key, 'a directory has the same name')
+        self._removals.remove_name(inode, parent, name)
         return True
 
     def _make_directory(self, key: str, parent: int, name: bytes, info: ObjectInfo | None) -> int:
@@ -271,47 +279,71 @@ class Reconciler:
 
     # --- changed ------------------------------------------------------------------------------------------------------------------------
 
-    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> Inode:
+    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> Inode | None:
         """A clean inode's object is another version now: its name gets a new inode, which is returned; the old one lives on, stale, for who
         has it open. A new one, because with its writeback cache the kernel never takes size and mtime of a regular file it knows from us
         (fuse_get_cache_mask in Linux): it would show the new bytes cut at the old size.
 
-        Of several hard links only the one whose object changed is rebound, unless its host says that it changed them all."""
+        Of several hard links only the one whose object changed is rebound, unless its host says that it changed them all. What was renamed
+        or chmod'ed here, and is not uploaded, stays so. None: a directory here has the name."""
         record = self._valid(info, hint)
-        names = self._db.names_of(inode.ino)
-        if len(names) > 1 and not (record is not None and record.link and record.link == inode.link_group):
-            # a name outside the white lists has no object of its own: it goes with the one that changed
-            names = [(parent, name) for parent, name in names
-                     if self._gating.key_of(parent, name) == known.key or not self._gating.is_synced(parent, name)]
-        if len(names) == 1 and record is not None and record.link != inode.link_group \
-                and (other := self._linked_inode(record, info)) is not None:
-            return self._rebind(inode, names[0], other, _listed(info, other, record))
-        if len(names) == inode.nlink and inode.link_group is not None:
-            inode.link_group = None     # free for the new inode
-            self._db.execute('UPDATE inode SET link_group = NULL WHERE ino = ?', (inode.ino,))
-        fresh = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
-        fresh.nlink = len(names)
-        self._db.store_times(fresh)
-        if len(names) == inode.nlink:
-            # the other links' objects: the listing tells what became of them
-            self._db.execute('UPDATE object SET ino = ?, revision = 0 WHERE ino = ?', (fresh.ino, inode.ino))
-        for parent, name in names:
-            self._remove_name(inode, parent, name)
-            self._db.insert_dentry(parent, name, fresh.ino)
+        if not known.revision and record is not None and record.link and record.link == inode.link_group and inode.size == info.size:
+            self._journal.put_object(_listed(info, inode, record))      # one more link of what another of its keys brought already
+            return inode
+        names = self._following(inode, known, record)
+        if not names:       # its own name moved away here, and took the content along: this is a new file
+            self._journal.drop_object(known.key)
+            self._add_file(info, hint)
+            added = self._journal.known(info.key)
+            return None if added is None else self._inode_or_none(added.ino)
+        pending = self._journal.pending_row(inode.ino)
+        fresh = self._replacement(inode, names, info, record)
+        inode.remote_version += 1
         self._journal.put_object(_listed(info, fresh, record))
         self._gating.settle(fresh)
-        inode.remote_version += 1
+        if pending is not None:
+            self._carry_over(inode, pending.reason, fresh)
         self.counts['changed'] += 1
         self.on_content(fresh.ino)
         return fresh
 
-    def _rebind(self, inode: Inode, at: tuple[int, bytes], other: Inode, known: Known) -> Inode:
-        """The name now is one more link of `other` (whose link count says so already)."""
-        self._remove_name(inode, *at)
-        self._db.insert_dentry(*at, other.ino)
-        self._journal.put_object(known)
-        inode.remote_version += 1
+    def _following(self, inode: Inode, known: Known, record: IndexRecord | None) -> list[tuple[int, bytes]]:
+        """The names that mean the new version: all, unless others have their content elsewhere. A name outside the white lists has no object
+        of its own: it goes with the one that changed."""
+        names = self._db.names_of(inode.ino)
+        is_one = record is not None and bool(record.link) and record.link == inode.link_group
+        if is_one or not any(other.key != known.key and other.revision == inode.revision for other in self._journal.objects_of(inode.ino)):
+            return names
+        synced = [self._gating.key_of(*name) for name in names if self._gating.is_synced(*name)]
+        return [name for name in names if self._gating.key_of(*name) == known.key
+                or (known.key in synced and not self._gating.is_synced(*name))]
+
+    def _replacement(self, inode: Inode, names: list[tuple[int, bytes]], info: ObjectInfo, record: IndexRecord | None) -> Inode:
+        """The names are another inode's now: one that has the content already, or a new one."""
+        other = self._linked_inode(record, info) if len(names) == 1 and record is not None and record.link != inode.link_group else None
+        if other is None:
+            if len(names) == inode.nlink and inode.link_group is not None:
+                inode.link_group = None     # free for the new inode
+                self._db.execute('UPDATE inode SET link_group = NULL WHERE ino = ?', (inode.ino,))
+            other = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
+            other.nlink = len(names)
+            self._db.store_times(other)
+        if len(names) == inode.nlink:
+            # the other links' objects: another look tells what became of them
+            self.obstructed.add(*(row.key for row in self._journal.objects_of(inode.ino) if row.key != info.key and not row.doomed))
+            self._db.execute('UPDATE object SET ino = ?, revision = 0 WHERE ino = ?', (other.ino, inode.ino))
+        for parent, name in names:
+            self._removals.remove_name(inode, parent, name)
+            self._db.insert_dentry(parent, name, other.ino)
         return other
+
+    def _carry_over(self, inode: Inode, reason: int, fresh: Inode) -> None:
+        """What was changed here beside the content, and is not uploaded yet, goes on with the new version."""
+        if reason & Reason.ATTRS:
+            fresh.mode, fresh.uid, fresh.gid, fresh.xattrs, fresh.attrs_known = inode.mode, inode.uid, inode.gid, inode.xattrs, 1
+            self._db.store_all(fresh)
+        if reason & (Reason.ATTRS | Reason.NAMES):
+            self._journal.mark(fresh, reason & (Reason.ATTRS | Reason.NAMES))
 
     def _take_over(self, known: Known, hint: tuple[str, int, bytes]) -> None:
         """Same content, newer attributes or a hard link made by another host."""
@@ -327,7 +359,8 @@ class Reconciler:
         if record.link and record.link != inode.link_group:
             self._join_group(inode, known, record)
             inode = self._db.inode((self._journal.known(known.key) or known).ino)
-        self._set_attrs(inode, record.attrs)
+        if not inode.attrs_known or record.attrs.ctime_ns >= inode.ctime_ns:    # else written before what is known, and read after it
+            self._set_attrs(inode, record.attrs)
 
     def _join_group(self, inode: Inode, known: Known, record: IndexRecord) -> None:
         """Another host linked this name to others: make them one inode here too."""
@@ -341,7 +374,7 @@ class Reconciler:
         if target.has_staging or inode.open_count or len(names) != 1 or target.size != inode.size:
             return
         parent, name = names[0]
-        self._remove_name(inode, parent, name)
+        self._removals.remove_name(inode, parent, name)
         self._db.insert_dentry(parent, name, target.ino)
         target.nlink += 1
         self._db.store_times(target)
@@ -360,7 +393,7 @@ class Reconciler:
         if attrs is None or (inode.content != Content.CLEAN and inode.is_regular):
             inode.attrs_known = 1
         elif stat.S_IFMT(attrs.mode) == stat.S_IFMT(inode.mode):
-            set_attrs(inode, attrs)
+            self._set_others_attrs(inode, attrs)
         elif inode.is_regular and stat.S_ISLNK(attrs.mode) and attrs.target is not None:
             set_attrs(inode, attrs)
             inode.content, inode.size = Content.NONE, len(attrs.target)
@@ -369,59 +402,18 @@ class Reconciler:
         self._db.store_all(inode)
         self._invalidator.attrs(inode.ino)
 
+    def _set_others_attrs(self, inode: Inode, attrs: Attrs) -> None:
+        """All but what was changed here and is not uploaded yet."""
+        pending, ours = self._journal.pending_row(inode.ino), (inode.mode, inode.uid, inode.gid, inode.xattrs)
+        set_attrs(inode, attrs)
+        if pending is not None and pending.reason & Reason.ATTRS:
+            inode.mode, inode.uid, inode.gid, inode.xattrs = ours
+
     # --- gone -------------------------------------------------------------------------------------------------------------------------
 
     def object_gone(self, row: Known) -> None:
-        """The bucket has no such object any more."""
-        current = self._journal.known(row.key)      # as it is now: another object of this listing may have moved it to a new inode
-        if current is None:
-            return
-        row = current
-        self._journal.drop_object(row.key)
-        inode = None if row.doomed else self._inode_or_none(row.ino)
-        if inode is None:
-            return
-        if inode.is_dir:
-            self.directories.lost(inode.ino)
-        elif inode.revision == row.revision and self._may_follow(inode) and self._journal.source_of(inode) is None:
-            self._remove_names(inode)
-        else:
-            self._remove_one_name(inode, row.key)
-
-    def _remove_names(self, inode: Inode) -> None:
-        """All of them, but those outside the white lists where the bytes are here for them."""
-        names = self._db.names_of(inode.ino)
-        if inode.has_staging:
-            names = [name for name in names if self._gating.is_synced(*name)]
-        for parent, name in names:
-            self._remove_name(inode, parent, name)
-            self.directories.lost(parent)
-        self.counts['removed'] += 1
-        if inode.nlink:
-            inode.content = Content.STAGED
-            self._db.store_content(inode)
-            self._gating.settle(inode)
-
-    def _remove_one_name(self, inode: Inode, key: str) -> None:
-        """One of several hard links went remotely: that name goes, the others carry the content."""
-        if inode.has_staging or self._journal.pending_row(inode.ino) is not None:
-            return
-        for parent, name in self._db.names_of(inode.ino):
-            if self._db.dir_key(parent) + name_to_component(name) == key and inode.nlink > 1:
-                self._remove_name(inode, parent, name)
-                self.directories.lost(parent)
-
-    def _remove_name(self, inode: Inode, parent: int, name: bytes) -> None:
-        self._db.delete_dentry(parent, name)
-        inode.nlink -= 1
-        self._db.store_times(inode)
-        if inode.nlink == 0:
-            self._journal.forget(inode.ino)
-            self._journal.doom_objects_of(inode.ino)
-            if inode.open_count == 0:
-                self._db.delete_inode(inode.ino)
-        self._invalidator.entry(parent, name, inode.ino if inode.nlink == 0 else 0)
-        self.directories.gained(parent)
+        """The bucket has no such object any more; call it in a transaction."""
+        self._removals.object_gone(row)
 
     def remove_empty_directories(self) -> list[str]:
         """Directories that only existed by what was in them, and lost it; to be called when all that is known was applied. Returns keys of

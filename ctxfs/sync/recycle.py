@@ -153,7 +153,8 @@ class Recycler:
         if row.doomed or inode is None:
             return False
         return (inode.is_dir or inode.open_count > 0 or inode.content not in (Content.CLEAN, Content.NONE) or inode.adoption is not None
-                or self._journal.pending_row(inode.ino) is not None)
+                or self._journal.pending_row(inode.ino) is not None
+                or row.key not in self._db.keys_of(inode))      # its directory was renamed, which is not uploaded yet
 
     def _is_expired(self, row: Known, item: HeadItem, end_ns: int) -> bool:
         """What the store says of it now. A row that was wrong is put right, so that it is not asked for again and again."""

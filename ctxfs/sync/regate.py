@@ -18,9 +18,11 @@ from typing import NamedTuple
 import msgspec
 import trio
 
+from ctxfs.errors import NotFound, RemoteChanged
 from ctxfs.policy import BWList
+from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.reconcile import Reconciler
@@ -61,7 +63,10 @@ class Regater:
         """See the module docstring."""
         wanted = self._wanted
         self._db.set_meta(_META, b'')       # cut short, the tree agrees with no white lists at all
-        objects = await self._leave_objects() if not self._gating.is_open else 0
+        objects = 0
+        if not self._gating.is_open:
+            self._forget_doubts()
+            objects = await self._leave_objects()
         inodes = await self._settle_inodes()
         self._reconciler.remove_empty_directories()
         self._db.set_meta(_META, wanted)
@@ -72,24 +77,58 @@ class Regater:
         after, count = '', 0
         while rows := self._journal.objects_after(after, SLICE):
             after = rows[-1].key
-            outside = [row for row in rows if not self._gating.rules.gate.is_synced(row.key)]
-            for row in outside:
-                await self._keep_moved(row)
-            with self._db.transaction():
-                for row in outside:
-                    self._reconciler.object_gone(row)
+            outside = [row for row in rows if self._is_outside(row.key)]
             count += len(outside)
+            while outside:
+                outside = await self._leave(outside)
             await trio.lowlevel.checkpoint()
         return count
 
-    async def _keep_moved(self, row: Known) -> None:
-        """A clean file that was renamed and not uploaded under its new name: what was acknowledged must not vanish with its old object."""
-        pending = self._journal.pending_row(row.ino)
-        if pending is None or not pending.reason & Reason.NAMES or row.doomed:
-            return
-        inode = self._db.inode(row.ino)
-        if inode.is_regular and inode.nlink and inode.content == Content.CLEAN:
-            await self._stage(inode)
+    def _is_outside(self, key: str) -> bool:
+        return not key.startswith(RESERVED_DIR) and not self._gating.rules.gate.is_synced(key)
+
+    async def _leave(self, rows: list[Known]) -> list[Known]:
+        """Bring what must not go with its object, then take these for gone. Returns those that came to need it meanwhile."""
+        for row in rows:
+            await self._bring(row)
+        needed = []
+        with self._db.transaction():
+            for row in rows:
+                if self._is_needed(row):
+                    needed.append(row)
+                else:
+                    self._reconciler.object_gone(row)
+        return needed
+
+    async def _bring(self, row: Known) -> None:
+        """Have the bytes of what is needed here. What changed in the bucket meanwhile is followed, by who found out."""
+        for is_last in (False, False, True):
+            if not self._is_needed(row):
+                return
+            try:
+                return await self._stage(self._db.inode(self._known(row).ino))
+            except (RemoteChanged, NotFound):
+                if is_last:
+                    raise
+
+    def _known(self, row: Known) -> Known:
+        return self._journal.known(row.key) or row
+
+    def _is_needed(self, row: Known) -> bool:
+        """What was acknowledged must not vanish with the object: a clean file that somebody is about to change, or that has a name which the
+        bucket does not know yet (it was renamed or linked, or a directory above it was)."""
+        row = self._known(row)
+        inode = None if row.doomed else self._db.inodes_of([row.ino]).get(row.ino)
+        if inode is None or not inode.is_regular or not inode.nlink or inode.content == Content.STAGED \
+                or self._journal.source_of(inode) is None:
+            return False
+        carried = {known.key for known in self._journal.objects_of(inode.ino) if known.revision == inode.revision}
+        return inode.writers > 0 or (inode.content == Content.CLEAN and not carried.issuperset(self._db.keys_of(inode)))
+
+    def _forget_doubts(self) -> None:
+        """What was sent to a place that is not synced any more is not ours to find out about: else it would be deleted when it had arrived."""
+        outside = [key for key, in self._db.rows('SELECT key FROM attempt') if self._is_outside(key)]
+        self._db.many('DELETE FROM attempt WHERE key = ?', ((key,) for key in outside))
 
     async def _settle_inodes(self) -> int:
         after, count = 0, 0

@@ -58,6 +58,10 @@ class RemoteChanges:
         #: objects in the last whole listing, ctxfs's own among them
         self.listed_objects = 0
         self._digest = b''
+        #: of a listing that is applied, as soon as `finish` came to its end
+        self._next_digest = b''
+        #: what was seen is out of date (see `forget`): a look is not enough
+        self.is_forgotten = False
 
     # --- looking ------------------------------------------------------------------------------------------------------------------
 
@@ -98,7 +102,7 @@ class RemoteChanges:
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
             await self._settle_hints()      # written after the page was listed
             await self.finish()
-            self._digest, self.listed_objects = digest, len(page.objects)
+            self._digest, self.listed_objects, self.is_forgotten = digest, len(page.objects), False
 
     async def _first_page(self) -> ListPage:
         async with self._pool.stream(ListPages(prefix=self._prefix)) as pages:
@@ -119,13 +123,18 @@ class RemoteChanges:
             self.listed_objects = 0
         async with self._pool.stream(ListPages(prefix=self._prefix, start_after=self._prefix + after if after else ''), priority=priority) as pages:
             async for page in pages:
-                self._digest = _digest(page.objects) if not after and page.next_token is None else b''
+                self._digest, self._next_digest = b'', _digest(page.objects) if not after and page.next_token is None else b''
                 after = await self._apply_page(page, after)
                 self.listed_objects = count = count + len(page.objects)
                 if page.next_token is not None and not may_go_on():
                     return after
         self._reconciler.apply([], after=after, last=None)
+        self.is_forgotten = False
         return None
+
+    def forget(self) -> None:
+        """What was seen was seen with other eyes (white lists): the next look begins with a whole listing."""
+        self._digest, self.is_forgotten = b'', True
 
     async def reload(self, prefix: str = '') -> None:
         """Read the index, and list the file or directory `prefix` (all when ''), applying what changed."""
@@ -256,8 +265,12 @@ class RemoteChanges:
         freed = self._reconciler.remove_empty_directories()
         with self._db.transaction():
             self._index.finish()
-        if freed:
+        self._digest, self._next_digest = self._next_digest or self._digest, b''
+        try:
             await self.examine(freed)
+        except CtxfsError:
+            self._reconciler.obstructed.add(*freed)
+            raise
 
 
 def _digest(objects: Iterable[ObjectInfo]) -> bytes:

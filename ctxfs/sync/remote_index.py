@@ -6,7 +6,8 @@ what tells when a compaction is due. It must not know what a record means for th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import trio
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: records kept in one transaction: a few milliseconds of the loop
 SLICE = 1000
+#: paths whose last record of this host is remembered
+WRITTEN = 20_000
 
 
 def is_tombstone(hint: tuple[str, int, bytes]) -> bool:
@@ -46,6 +49,8 @@ class RemoteIndex:
         self._found: set[str] = set()
         self.segments = 0
         self.is_compaction_due = False
+        #: (changed_ns, etag) of what this host wrote last, by path: a segment of another host may be older, and read later
+        self._written: OrderedDict[str, tuple[int, str]] = OrderedDict()
 
     async def read(self) -> int:
         """Keep the records of the index objects that are new as hints; returns how many. A damaged object is skipped (slower, never
@@ -89,8 +94,14 @@ class RemoteIndex:
         encode = msgspec.msgpack.encode
         for start in range(0, len(records), SLICE):
             with self._db.transaction():
-                self._journal.add_hints((record.path, record.etag, record.size, encode(record)) for record in records[start:start + SLICE])
+                self._journal.add_hints((record.path, record.etag, record.size, encode(record)) for record in records[start:start + SLICE]
+                                        if not self._is_past(record))
             await trio.lowlevel.checkpoint()
+
+    def _is_past(self, record: IndexRecord) -> bool:
+        """This host said something newer of the same version. (Another version is looked at, whatever its time.)"""
+        changed_ns, etag = self._written.get(record.path, (0, ''))
+        return record.changed_ns < changed_ns and record.etag == etag and record.attrs is not None
 
     def has_unread(self, keys: Iterable[str]) -> bool:
         """Whether an index object that was not read yet is among these keys (relative to the context)."""
@@ -99,10 +110,13 @@ class RemoteIndex:
     def _is_unread(self, name: str) -> bool:
         return name not in self._names and kind_of(name) is not None
 
-    def _note_written(self, name: str, records: Iterable[IndexRecord]) -> None:
+    def _note_written(self, name: str, records: Sequence[IndexRecord]) -> None:
         self._names.add(name)
         if self._found:
             self._found.add(name)
+        self._written.update((record.path, (record.changed_ns, record.etag)) for record in records)
+        while len(self._written) > WRITTEN:
+            self._written.popitem(last=False)
         with self._db.transaction():
             self._journal.drop_hints_of(record.path for record in records)
             self._store_names()

@@ -263,8 +263,10 @@ class RemoteTreeLoader:
             return
         with self._db.transaction():
             if item.info is not None:
-                if item.info.etag != known.etag and inode.content == Content.CLEAN and inode.nlink:
+                # (a tombstone's key may be somebody else's by now: an upload of ours to it is under way)
+                if item.info.etag != known.etag and inode.content == Content.CLEAN and inode.nlink and not known.doomed:
                     fresh = self._reconciler.replace_content(inode, known, self.changes.relative(item.info), None)
-                    self._reconciler.describe(fresh, item.attrs)
+                    if fresh is not None:
+                        self._reconciler.describe(fresh, item.attrs)
             elif item.failure is not None and item.failure.name == 'NotFound':
                 self._reconciler.object_gone(known)

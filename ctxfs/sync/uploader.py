@@ -115,8 +115,11 @@ class Uploader:
         if inode.revision != work.revision or not self._journal.advance(work.row, Reason.INDEX):
             return False
         inode.marked, inode.is_planned = Reason.INDEX, False
-        for key in work.unwanted:
-            self._db.execute('UPDATE object SET doomed = 1 WHERE key = ? AND ino = ?', (key, inode.ino))
+        for known in self._journal.objects_of(inode.ino):
+            if known.key in work.unwanted:
+                self._db.execute('UPDATE object SET doomed = 1 WHERE key = ?', (known.key,))
+            elif known.doomed and known.revision == work.revision:      # it had left this name, and came back before the delete
+                self._db.execute('UPDATE object SET doomed = 0 WHERE key = ?', (known.key,))
         return True
 
     async def _write(self, inode: Inode, key: str, progress: Callable[[int], None]) -> PutDone:

@@ -56,9 +56,13 @@ class _Parts(Channel):
     def part(self, value: Any) -> None:
         self.parts.append(value)
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        for part in self.parts:
-            yield part
+    def __aiter__(self) -> _Parts:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self.parts:
+            raise StopAsyncIteration
+        return self.parts.pop(0)
 
 
 class Disk(Host):

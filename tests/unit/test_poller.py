@@ -30,6 +30,7 @@ class Changes:
         self.looks: list[float] = []
         self.listings: list[tuple[str, float]] = []
         self.finished = 0
+        self.is_forgotten = False
         self.error: CtxfsError | None = None
         self.on_look: Callable[[], None] = lambda: None
 
@@ -50,6 +51,7 @@ class Changes:
             self.listings.append((after, trio.current_time()))
             if page < 2 and not may_go_on():
                 return str(page + 1)
+        self.is_forgotten = False
         return None
 
     async def finish(self) -> None:
@@ -182,6 +184,14 @@ def test_a_large_context_is_listed_now_and_then(bench: Bench) -> None:
     assert [at for _, at in bench.changes.listings] == [LIST_SECONDS + 1, LIST_SECONDS + 2, LIST_SECONDS + 3]
     assert bench.changes.finished == 1
     assert len(bench.changes.looks) == LIST_SECONDS / EVERY
+
+
+def test_a_large_context_is_listed_at_once_when_what_was_seen_counts_no_more(bench: Bench) -> None:
+    """Other white lists: a look at the index would not show what is synced now."""
+    bench.changes.listed_objects = 5000
+    bench.changes.is_forgotten = True
+    bench.run(2 * EVERY + 5)
+    assert [at for _, at in bench.changes.listings] == [EVERY + 1, EVERY + 2, EVERY + 3] and len(bench.changes.looks) == 1
 
 
 def test_a_long_listing_lets_an_upload_go_first(bench: Bench) -> None:
