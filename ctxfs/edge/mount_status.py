@@ -142,7 +142,7 @@ class StatusReport:
     def _remote(self) -> dict[str, Any]:
         remote = self._parts.remote
         return {'isComplete': remote.is_complete, 'objects': remote.listed_objects, 'error': str(remote.error or ''),
-                'lastPoll': round(getattr(remote, 'last_poll', 0.0), 3)}
+                'lastPoll': round(remote.last_poll, 3)}
 
     # --- the others -------------------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class StatusReport:
             'warmup': parts.warmup.progress(),
             'inodes': {'known': parts.known_inodes(), 'objects': parts.remote.listed_objects},
             'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
-            'tasks': self._task_counts(), 'polls': getattr(parts.remote, 'polls', 0)}
+            'tasks': self._task_counts(), 'polls': parts.remote.polls}
 
     def _task_counts(self) -> dict[str, dict[str, int]]:
         log = self._parts.tasks

@@ -50,7 +50,7 @@ _BACKOFF_SECONDS = (0.05, 10.0)
 _HEALTHY_SECONDS = 30.0
 
 
-class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     workers: int
     ready: int
     in_flight: int
