@@ -111,12 +111,14 @@ class OwnRoom(Room):
 
 class Counts:
     """How far it got. `files` and `bytes` are in the cache now, `fetched` of these bytes came with `requests`; `gone` files are other
-    versions by now; `skipped` ones found no room; `failed` ones are refused, the first for `error`."""
+    versions by now; `skipped` ones found no room; `failed` ones are refused, the first for `error`. `least`: seconds of the shortest
+    request."""
 
     def __init__(self) -> None:
         self.files = self.bytes = self.fetched = self.requests = 0
         self.gone = self.skipped = self.failed = 0
         self.error = ''
+        self.least = float('inf')
 
 
 class _Piece(NamedTuple):
@@ -291,6 +293,7 @@ class Filling:
         counts.bytes += spent
         counts.fetched += done.fetched
         counts.requests += done.requests
+        counts.least = min(counts.least, done.least)
         return spent
 
     def _drop(self, item: WarmItem) -> None:

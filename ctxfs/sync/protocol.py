@@ -102,11 +102,12 @@ class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
 class WarmDone(_Message, frozen=True, kw_only=True, array_like=True):
     """The first `done` items were dealt with: those numbered in `skipped` did not fit into the budget, `failures` cannot be had (by another
     version in the bucket, among others), all others are in the cache. `cause`: why it stopped before the end; None when its time was over.
-    `seconds` were spent in `requests`."""
+    `seconds` were spent in `requests`, `least` of them in the shortest."""
     done: int
     fetched: int
     requests: int
     seconds: float
+    least: float = float('inf')
     skipped: list[int] = []
     failures: list[ItemFailure] = []
     cause: ItemFailure | None = None

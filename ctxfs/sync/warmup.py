@@ -46,6 +46,8 @@ PAUSE_SECONDS = 0.25
 #: what lies beside a file that was read is fetched at least so long before the next read counts, with so many requests at a time
 BESIDE_SECONDS = 2.0
 BESIDE_RUNNERS = 2
+#: a store that answers faster costs its readers no more than the requests of a warm-up would: what lies beside waits for quiet there
+FAR_SECONDS = 0.004
 #: a mount is quiet when programs asked nothing of it for so long; on a busy one a single request begins every so often
 QUIET_SECONDS = 0.05
 BUSY_SECONDS = 1.0
@@ -230,14 +232,20 @@ class Warmup:
                 if len(self._warm) > MAX_WARM:
                     self._warm.popitem(last=False)
 
+    @property
+    def _is_far(self) -> bool:
+        """Nothing is known at first: then it counts as far."""
+        return min(self._counts.least, self._beside.least) > FAR_SECONDS
+
     async def _fill_beside(self, source: Source) -> bool:
         """Before the warm-up's own order. False when it made way for something that was read meanwhile."""
         until = trio.current_time() + BESIDE_SECONDS
-        filling = self._new_filling(source, Priority.BULK, hold=self._hold, runners=BESIDE_RUNNERS,
+        filling = self._new_filling(source, Priority.BULK, hold=self._hold if self._is_far else self._make_way, runners=BESIDE_RUNNERS,
                                     may_go_on=lambda: not self._reads or trio.current_time() < until)
         await filling.run()
         self._beside.fetched += filling.counts.fetched
         self._beside.requests += filling.counts.requests
+        self._beside.least = min(self._beside.least, filling.counts.least)
         return filling.is_complete
 
     # --- what it tells --------------------------------------------------------------------------------------------------------------------

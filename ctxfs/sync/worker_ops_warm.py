@@ -42,12 +42,13 @@ class _Filling:
         self._fetched = 0
         self._requests = 0
         self._seconds = 0.0
+        self._least = float('inf')
         self._skipped: list[int] = []
         self._failures: list[ItemFailure] = []
         self._cause: ItemFailure | None = None
 
     def result(self) -> WarmDone:
-        return WarmDone(done=self._done, fetched=self._fetched, requests=self._requests, seconds=self._seconds, skipped=self._skipped,
+        return WarmDone(done=self._done, fetched=self._fetched, requests=self._requests, seconds=self._seconds, least=self._least, skipped=self._skipped,
                         failures=self._failures, cause=self._cause)
 
     def run(self) -> None:
@@ -85,7 +86,8 @@ class _Filling:
             if came:        # else a reader had asked for the same meanwhile
                 self._requests += 1
                 self._fetched += came
-                self._seconds += time.monotonic() - began
+                self._seconds += (took := time.monotonic() - began)
+                self._least = min(self._least, took)
         return True
 
 
