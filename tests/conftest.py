@@ -12,6 +12,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,39 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         leftovers.complain(leftovers.report(directory, os.environ[leftovers.RUN_VARIABLE]))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--both-stores', action='store_true',
+                     help='tests of real mounts that can run over a directory and over a server run over both (default: over one of them)')
+
+
+def leave_one_store(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test that exists as [file] and as [s3] one is run, always the same one, about half of them each: what is tested is the mount, and
+    tests/contract holds both stores to one behaviour. Named tests (`pytest tests/mount/test_x.py::test_y`) run as they are asked for."""
+    if config.getoption('--both-stores') or any('::' in argument for argument in config.args):
+        return
+    stores: dict[str, set[str]] = {}
+    for item in items:
+        if 'mount' in item.path.parts and isinstance(item, pytest.Function) and (name := _store_of(item)):
+            stores.setdefault(_without_store(item), set()).add(name)
+    left = [item for item in items if not (
+        (name := _store_of(item)) and len(stores.get(pair := _without_store(item), ())) == 2
+        and name != ('file', 's3')[zlib.crc32(pair.encode()) % 2])]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+    items[:] = left
+
+
+def _store_of(item: pytest.Item) -> str | None:
+    parts = item.name.partition('[')[2].rstrip(']').split('-')
+    return next((part for part in parts if part in ('file', 's3')), None)
+
+
+def _without_store(item: pytest.Item) -> str:
+    name, _, rest = item.nodeid.partition('[')
+    return name + '-'.join(part for part in rest.rstrip(']').split('-') if part not in ('file', 's3'))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_one_store(config, items)
     reason = why_no_mounts()
     for item in items:
         if reason and set(NEEDS_MOUNT) & set(item.path.parts):
