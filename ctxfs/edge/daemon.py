@@ -285,7 +285,7 @@ class Mount:
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,
                                 schedule=self._schedule)
         self._warmup = Warmup(db, pool, self._cache, prefix=prefix, rules=self._rules, tasks=self._tasks, remote=self._remote,
-                              is_paused=lambda: self._engine.is_paused)
+                              is_paused=lambda: self._engine.is_paused, activity=lambda: self._adapter.requests)
         reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence

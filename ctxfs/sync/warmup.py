@@ -7,7 +7,9 @@ program just had to wait for, with the files beside it. It must not know how con
     off: the policy says autoDownload false, nothing comes but what is read;  paused: nothing begins
 
 What is cached is looked up by the workers and costs no request, so a mount that has it all costs none. Nothing is evicted for it. Its
-requests are admitted last (admission.py): none begins while a program waits for an answer, one at a time beside uploads.
+requests are admitted last (admission.py): none begins while a program waits for an answer, one at a time beside uploads; and while programs
+use the mount one begins a second. Measured on two busy cores that the S3 server shares, against the same mount paused: reads that have to wait
+1.3 times as long, 100 creations 1.4 to 1.5 times; without yielding 4 and 6 times.
 Files whose content is only here are left alone: they are not clean.
 """
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 from ctxfs.sync.worker_ops_read import block_count, fetch_run, runs_of
 
 #: after so long a request ends with what it has done: something more urgent may wait for its place
-LONGEST_SECONDS = 0.2
+LONGEST_SECONDS = 0.1
 #: how long one request at most makes way for other operations: it goes on, slowly, beside an upload that takes hours
 MAKE_WAY_SECONDS = 0.1
 
