@@ -32,7 +32,7 @@ class LivePolicy:
         self._tell = tell
 
     async def reload(self) -> None:
-        """The file changed. Never raises CtxfsError: a refused policy is logged with the reason."""
+        """The file changed. Never raises CtxfsError or OSError: a refused policy is logged with the reason."""
         try:
             policy = self._read()
         except CtxfsError as error:
@@ -43,7 +43,7 @@ class LivePolicy:
             return
         try:
             await self._alone(lambda: self._apply(policy))
-        except CtxfsError as error:
+        except (CtxfsError, OSError) as error:
             log.warning('the changed policy cannot be applied now, the old one stays: %s', error)
             self._tell('policy-refused', message=str(error))
         else:
@@ -57,7 +57,7 @@ class LivePolicy:
         self._rules.replace(policy)
         try:
             await self._agree()
-        except CtxfsError:      # a moved file's bytes could not be had from the store
+        except (CtxfsError, OSError):       # a moved file's bytes could not be had from the store, or have no room here
             self._rules.replace(before)
             await self._agree()
             raise

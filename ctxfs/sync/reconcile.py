@@ -329,13 +329,21 @@ class Reconciler:
             other.nlink = len(names)
             self._db.store_times(other)
         if len(names) == inode.nlink:
-            # the other links' objects: another look tells what became of them
-            self.obstructed.add(*(row.key for row in self._journal.objects_of(inode.ino) if row.key != info.key and not row.doomed))
-            self._db.execute('UPDATE object SET ino = ?, revision = 0 WHERE ino = ?', (other.ino, inode.ino))
+            for row in self._journal.objects_of(inode.ino):
+                self._journal.put_object(row._replace(ino=other.ino, revision=other.revision if self._is_link(row, record) else 0))
+                if row.key != info.key and not row.doomed:      # another look tells what became of it
+                    self.obstructed.add(row.key)
         for parent, name in names:
             self._removals.remove_name(inode, parent, name)
             self._db.insert_dentry(parent, name, other.ino)
         return other
+
+    def _is_link(self, row: Known, record: IndexRecord | None) -> bool:
+        """Whether the host that wrote `record` says that this object is, as it is, one more link of the same content."""
+        hint = self._journal.hint(row.key)
+        if record is None or not record.link or row.doomed or hint is None or (hint[0], hint[1]) != (row.etag, row.size):
+            return False
+        return row.size == record.size and _decode_record(hint[2]).link == record.link
 
     def _carry_over(self, inode: Inode, reason: int, fresh: Inode) -> None:
         """What was changed here beside the content, and is not uploaded yet, goes on with the new version."""

@@ -88,6 +88,13 @@ class Removals:
                 self.remove_name(inode, parent, name)
                 self._directories.lost(parent)
 
+    def _give_up_unknown(self, inode: Inode) -> None:
+        """Of a link's object that nobody looked at since another one changed (revision 0) nothing can be said, so it is not deleted."""
+        for row in self._journal.objects_of(inode.ino):
+            if not row.revision and not row.doomed:
+                self._journal.drop_object(row.key)
+                self._look_again_at(row.key)
+
     def remove_name(self, inode: Inode, parent: int, name: bytes) -> None:
         """Of an inode that may follow: with its last name it goes, and so do objects that it has left."""
         self._db.delete_dentry(parent, name)
@@ -95,6 +102,7 @@ class Removals:
         self._db.store_times(inode)
         if inode.nlink == 0:
             self._journal.forget(inode.ino)
+            self._give_up_unknown(inode)
             self._journal.doom_objects_of(inode.ino)
             if inode.open_count == 0:
                 self._db.delete_inode(inode.ino)

@@ -4,6 +4,7 @@ Owns the replays. The store is a real directory, another host is whoever writes 
 """
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -244,6 +245,24 @@ def test_a_link_that_another_host_removes_after_a_rewrite_takes_nothing_with_it(
         assert not site.exists('b') and await site.read('a') == b'two'
         await site.flush()
         assert site.content() == {'a': b'two'}
+    play(scenario)
+
+
+def test_links_that_were_seen_half_rewritten_are_one_file_again(play: Play) -> None:
+    """One key's new version is seen before the other's: in the end both names are one file, as the other host says, and of one version."""
+    async def scenario(site: Site) -> None:
+        linked(site, 'g', a=site.theirs('a', b'one'), b=site.theirs('b', b'one'))
+        await site.look()
+        first = site.theirs('a', b'two')
+        await site.look()
+        assert (await site.read('a'), await site.read('b')) == (b'two', b'one')
+        linked(site, 'g', a=first, b=site.theirs('b', b'two'))
+        for _ in range(3):
+            await site.look()
+            assert await site.read('a') == await site.read('b') == b'two'
+        assert site.at('a') is site.at('b')
+        await site.flush()
+        assert site.content() == {'a': b'two', 'b': b'two'}
     play(scenario)
 
 
@@ -587,6 +606,28 @@ def test_white_lists_that_let_in_more_are_made_up_for_when_the_look_fails(play: 
         await site.look()
         assert await site.read('other/f') == b'x'
     play(scenario, policy=listing('src'))
+
+
+def test_a_policy_for_which_there_is_no_room_is_refused(play: Play) -> None:
+    """A renamed file's bytes are to come here and the disk is full: the old policy stays, and the file where it is."""
+    async def scenario(site: Site) -> None:
+        site.theirs('out/a', b'one')
+        await site.look()
+        await site.mkdir('src')
+        await site.move('out/a', 'src/a')
+
+        async def full(inode: Inode) -> None:
+            raise OSError(errno.ENOSPC, 'the disk is full')
+
+        site.regater._stage = full
+        told: list[str] = []
+        live = LivePolicy(site.rules, site.regater, read=lambda: listing('src'), alone=site.engine.alone, look=trio.lowlevel.checkpoint,
+                          forget=site.remote.changes.forget, tell=lambda kind, **_: told.append(kind))
+        await live.reload()
+        assert told == ['policy-refused'] and site.rules.policy == SyncPolicy()
+        await site.flush()
+        assert await site.read('src/a') == b'one' and site.content() == {'src/a': b'one'}
+    play(scenario)
 
 
 # --- writes in doubt ----------------------------------------------------------------------------------------------------------------
