@@ -291,6 +291,7 @@ class Mount:
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
+        pool.courtesy.served = lambda: self._adapter.requests
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
             options, db, journal, pool=pool, invalidator=self._invalidator, cache=self._cache, reconciler=reconciler, remote=self._remote,

@@ -31,6 +31,7 @@ import trio
 from ctxfs import errors
 from ctxfs.sync import crash_points, protocol
 from ctxfs.sync.abort_slots import AbortSlots
+from ctxfs.sync.courtesy import Courtesy
 from ctxfs.sync.admission import Gate
 from ctxfs.sync.admission import Priority as Priority
 from ctxfs.sync.meters import TransferMeter
@@ -63,7 +64,7 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
 
 class _Pending:
     """One request from admission to its answer. It outlives a caller that was cancelled, because the worker still works on it."""
-    __slots__ = ('began_at', 'changed', 'error', 'is_done', 'moved', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
+    __slots__ = ('began_at', 'changed', 'charged', 'error', 'is_done', 'moved', 'operation', 'parts', 'priority', 'progress', 'reply', 'worker')
 
     def __init__(self, operation: Operation[Any], priority: Priority, worker: WorkerProcess,
                  progress: Callable[[int], None] | None) -> None:
@@ -76,6 +77,7 @@ class _Pending:
         self.reply: msgspec.Raw | None = None
         self.error: Exception | None = None
         self.is_done = False
+        self.charged = 0.0
         self.moved = 0
         self.began_at = trio.current_time()
 
@@ -126,6 +128,7 @@ class TransferPool:
         self._count = workers
         self._keep_fds = tuple(keep_fds)
         self._gate = Gate(options.threads)
+        self.courtesy = Courtesy()
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._calls = 0
@@ -143,8 +146,10 @@ class TransferPool:
         `progress(bytes)`: called on the trio thread with the bytes moved so far, for transfers that take long."""
         if type(operation) in protocol.STREAMED:
             raise TypeError(f'{type(operation).__name__} streams: use pool.stream')
+        charged = await self.courtesy.turn() if priority is Priority.BACKGROUND else 0.0
         request_id = await self._submit(operation, priority, progress=progress)
         pending = self._pending[request_id]
+        pending.charged = charged
         try:
             await pending.changed.wait()
         except trio.Cancelled:
@@ -290,6 +295,9 @@ class TransferPool:
 
     def _handle(self, message: Part | Progress | Reply | Failed) -> None:
         if isinstance(message, Reply):
+            pending = self._pending[message.id]
+            if pending.priority is Priority.BACKGROUND:
+                self.courtesy.took(message.cpu, pending.charged)
             self._finish(message.id, reply=message.value)
         elif isinstance(message, Failed):
             self._finish(message.id, error=protocol.revive(message.name, message.message))

@@ -386,9 +386,10 @@ class Progress(_Message, frozen=True, kw_only=True, array_like=True):
 
 
 class Reply(_Message, frozen=True, kw_only=True, array_like=True):
-    """`value` is the encoded result, of the type that RESULTS names for the operation."""
+    """`value` is the encoded result, of the type that RESULTS names for the operation; `cpu`: seconds that it took of the worker's CPU."""
     id: int
     value: msgspec.Raw
+    cpu: float = 0.0
 
 
 class Failed(_Message, frozen=True, kw_only=True, array_like=True):

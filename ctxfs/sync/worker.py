@@ -158,9 +158,10 @@ class Worker:
         try:
             if channel.is_cancelled:
                 raise Abandoned
+            began = time.thread_time()
             with self._context.attend(request.operation):
                 result = self._handlers[type(request.operation)](self._context, request.operation, channel)
-            return Reply(id=request.id, value=protocol.raw(result))
+            return Reply(id=request.id, value=protocol.raw(result), cpu=time.thread_time() - began)
         except Exception as error:
             name, message = protocol.describe(translate(error))
             return Failed(id=request.id, name=name, message=message)
