@@ -82,6 +82,22 @@ def test_what_only_the_kernel_has_of_an_open_file_is_not_lost_to_a_remote_change
     assert b'first\nsecond\n' in found.values(), f'what the program wrote is nowhere: {sorted(found)}'
 
 
+def test_what_is_written_to_a_file_that_another_host_removed_is_put_back(shared: Shared) -> None:
+    """A log is open and uploaded, its object is removed, and lines go on coming: the file stays, and is in the bucket again."""
+    at = shared.mount()
+    with open(at / 'log', 'wb', buffering=0) as log:
+        log.write(b'first\n')
+        os.fsync(log.fileno())
+        shared.host.cli('sync', str(at))
+        shared.site.bucket().delete(shared.prefix + 'log')
+        shared.put('marker', b'.')
+        eventually('the removal was looked at', (at / 'marker').exists)
+        log.write(b'second\n')
+    assert (at / 'log').read_bytes() == b'first\nsecond\n'
+    shared.unmount(at)
+    assert shared.content()['log'] == b'first\nsecond\n'
+
+
 def test_links_that_another_host_rewrites_are_not_deleted_by_a_remount(shared: Shared) -> None:
     """One file with two names is rewritten on one host while the other has it open; that one's next mount leaves both in the bucket."""
     other = shared.site.host()
