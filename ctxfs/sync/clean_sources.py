@@ -11,7 +11,6 @@ import trio
 
 from ctxfs.storage.clean_files import PAGE, CleanFile, CleanFiles, Found, Walk
 
-
 #: asks for the attributes of inodes that have none yet; what it raises is tried again
 Learn = Callable[[Sequence[int]], Awaitable[None]]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -156,7 +157,7 @@ class Warmup:
         self._is_busy = True
 
     async def _hold(self) -> None:
-        while self._is_paused():
+        while self._is_paused():        # noqa: ASYNC110 - the engine says that it is paused, not when that ends
             await trio.sleep(PAUSE_SECONDS)
 
     async def _make_way(self) -> None:
@@ -224,9 +225,9 @@ class Warmup:
             self._was_read = trio.Event()
             while self._reads and self.is_wanted:
                 ino = self._reads.pop()     # the latest first: the others wait since longer, but somebody waits for this one now
-                await self._guarded(lambda files, ino=ino: self._fetch_around(files, ino))
+                await self._guarded(partial(self._fetch_around, ino))
 
-    async def _fetch_around(self, files: CleanFiles, ino: int) -> None:
+    async def _fetch_around(self, ino: int, files: CleanFiles) -> None:
         await self._fill_beside(InodeSource(files, [ino], self._learn_beside))
         for directory in await trio.to_thread.run_sync(files.directories_of, ino):
             if directory not in self._warm and await self._fill_beside(WalkSource(Walk(files, directory, is_deep=False), self._learn_beside)):

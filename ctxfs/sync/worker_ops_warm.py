@@ -48,8 +48,8 @@ class _Filling:
         self._cause: ItemFailure | None = None
 
     def result(self) -> WarmDone:
-        return WarmDone(done=self._done, fetched=self._fetched, requests=self._requests, seconds=self._seconds, least=self._least, skipped=self._skipped,
-                        failures=self._failures, cause=self._cause)
+        return WarmDone(done=self._done, fetched=self._fetched, requests=self._requests, seconds=self._seconds, least=self._least,
+                        skipped=self._skipped, failures=self._failures, cause=self._cause)
 
     def run(self) -> None:
         until = time.monotonic() + LONGEST_SECONDS

@@ -13,9 +13,7 @@ import trio
 from ctxfs.errors import CtxfsError, Denied, NotFound, RemoteUnavailable
 from ctxfs.policy import DownloadPolicy, SyncPolicy
 from ctxfs.records import ROOT_INO
-from ctxfs.storage.block_cache import BLOCK_SIZE
 from ctxfs.storage.clean_files import PAGE, CleanFiles, Walk
-from ctxfs.storage.inode import Inode
 from ctxfs.sync import cache_filling, warmup
 from ctxfs.sync.admission import Gate, Priority
 from ctxfs.sync.downloads import Downloads
@@ -469,7 +467,7 @@ def test_a_walk_meets_every_clean_file_once(play: Callable[..., None]) -> None:
                 walk, met = Walk(files, root), []
                 while not walk.is_done:
                     met += walk.step().files
-                expected = sorted(key for key in disk.keys() if key.startswith(prefix))
+                expected = sorted(key for key in disk.keys() if key.startswith(prefix))      # noqa: SIM118 - no dict
                 assert sorted(file.key for file in met) == expected
                 assert files.totals(root) == (len(expected), sum(file.size for file in met))
         finally:
@@ -582,7 +580,7 @@ def test_blocks_that_another_operation_fetches_are_waited_for() -> None:
         except CtxfsError as error:
             errors.append(error)
 
-    for blocks, expected, second in ((range(0, 4), 2, range(2, 6)), (range(8, 10), 2, range(8, 10))):
+    for blocks, expected, second in ((range(4), 2, range(2, 6)), (range(8, 10), 2, range(8, 10))):
         errors: list[CtxfsError] = []
         entered.clear()
         release.clear()
