@@ -79,7 +79,7 @@ def leave_one_store(config: pytest.Config, items: list[pytest.Item]) -> None:
         return
     stores: dict[str, set[str]] = {}
     for item in items:
-        if 'mount' in item.path.parts and isinstance(item, pytest.Function) and (name := _store_of(item)):
+        if set(NEEDS_MOUNT) & set(item.path.parts) and isinstance(item, pytest.Function) and (name := _store_of(item)):
             stores.setdefault(_without_store(item), set()).add(name)
     left = [item for item in items if not (
         (name := _store_of(item)) and len(stores.get(pair := _without_store(item), ())) == 2
