@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 from tests import leftovers  # noqa: E402 - this script runs isolated, without the checkout on its path
 
-
 #: what runs side by side when everything is run: each about half of the time
 HALVES = (
     ('tests/mount',),
-    ('tests/crash', 'tests/unit', 'tests/contract', 'tests/model', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'tests').glob('test_*.py'))),
+    ('tests/crash', 'tests/unit', 'tests/contract', 'tests/model',
+     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'tests').glob('test_*.py'))),
 )
 
 

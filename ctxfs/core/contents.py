@@ -22,7 +22,6 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 
-
 #: how often the space of a growing staging file is looked up instead of estimated
 RECOUNT_BYTES = 8 << 20
 
@@ -60,7 +59,7 @@ class Contents:
                 if not await self._has_other_source(inode, source.etag, version):
                     raise
             if inode.has_staging:   # a writer came while we fetched
-                return os.pread(self._descriptor(inode), size, offset)
+                return os.pread(self._descriptor(inode), size, offset)  # type: ignore[unreachable]
 
     async def _has_other_source(self, inode: Inode, etag: str, version: int) -> bool:
         """After a 412 or 404: our own rename moved the object (read it there), or another host changed it (this handle is stale)."""

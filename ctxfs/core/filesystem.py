@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
@@ -51,7 +51,7 @@ class FileSystem:
         self._after_fsync = after_fsync
         self._on_close = on_close
         #: what the kernel knows: ino → [inode, lookup count]; it keeps the inode alive
-        self._known: dict[int, list] = {}  # type: ignore[type-arg]
+        self._known: dict[int, list[Any]] = {}
         #: names the kernel was told not to ask for again, because there are none
         self._absences: set[tuple[int, bytes]] = set()
         self.files: HandleTable[FileHandle] = HandleTable()

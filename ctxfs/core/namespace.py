@@ -15,17 +15,7 @@ import uuid
 from typing import NamedTuple
 
 from ctxfs.core.ports import RemoteTree
-from ctxfs.errors import (
-    Exists,
-    InvalidArgument,
-    IsADirectory,
-    NameTooLong,
-    NotADirectory,
-    NotEmpty,
-    NotFound,
-    NotPermitted,
-    TooManyLinks,
-)
+from ctxfs.errors import Exists, InvalidArgument, IsADirectory, NameTooLong, NotADirectory, NotEmpty, NotFound, NotPermitted, TooManyLinks
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason

@@ -25,7 +25,7 @@ from typing import Any
 import trio
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup     # what trio itself uses there
+    from exceptiongroup import BaseExceptionGroup  # what trio itself uses there
 
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.core.block_reader import BlockReader
@@ -179,8 +179,8 @@ class Mount:
         """See `run`."""
         options = self._options
         worker_options = WorkerOptions(
-            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR}, cache_dir=options.cache_dir,
-            cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
+            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR},
+            cache_dir=options.cache_dir, cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
             log_level=logging.getLogger().level)
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
             self._build(pool, nursery)
@@ -237,8 +237,9 @@ class Mount:
             return FlushResult(left == 0, 0, 0, f'{left} changes of an earlier mount are not uploaded: this one was read-only' if left else '')
         started = time.monotonic()
         result = await self._schedule.write_back(FINAL_RETRY_SECONDS)
-        log.log(logging.INFO if result.ok or self._schedule.is_manual else logging.WARNING, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes,
-                time.monotonic() - started, result.message or 'everything is in the bucket')
+        level = logging.INFO if result.ok or self._schedule.is_manual else logging.WARNING
+        log.log(level, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes, time.monotonic() - started,
+                result.message or 'everything is in the bucket')
         return result
 
     def _leave_result(self, result: FlushResult) -> None:

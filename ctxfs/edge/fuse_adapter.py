@@ -97,7 +97,7 @@ class FuseAdapter(pyfuse3.Operations):
                   inode.content, inode.revision)
         answer = inode.answer
         if answer is not None and answer[0] == fields:
-            return answer[1]
+            return answer[1]  # type: ignore[return-value]
         entry = self._make_entry(inode)
         inode.answer = (fields, entry)
         return entry

@@ -4,6 +4,7 @@ Owns how progress looks: what is left, how fast it goes, how long it takes. It m
 """
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import deque
@@ -47,7 +48,7 @@ class Course:
     def rate(self) -> float:
         """Bytes a second; what was added meanwhile does not count against it."""
         pairs = list(self._seen)
-        moved = sum(max(0, before - after) for (_, before), (_, after) in zip(pairs, pairs[1:], strict=False))
+        moved = sum(max(0, before - after) for (_, before), (_, after) in itertools.pairwise(pairs))
         return moved / max(1e-9, pairs[-1][0] - pairs[0][0])
 
     def text(self) -> str:

@@ -15,7 +15,7 @@ Content states of a regular file (`Content`), with what a crash leaves behind:
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ctxfs.records import Ino
@@ -114,7 +114,7 @@ class Inode:
         return (self.ino, self.mode, self.uid, self.gid, self.rdev, self.nlink, self.size, self.atime_ns, self.mtime_ns, self.ctime_ns,
                 self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group, self.local)
 
-    def assign(self, row: tuple) -> None:  # type: ignore[type-arg]
+    def assign(self, row: tuple[Any, ...]) -> None:
         """Take every persistent field from a row (after a rolled-back transaction)."""
         (self.ino, self.mode, self.uid, self.gid, self.rdev, self.nlink, self.size, self.atime_ns, self.mtime_ns, self.ctime_ns,
          self.content, self.revision, self.attrs_known, self.target, self.xattrs, self.link_group, self.local) = row

@@ -370,11 +370,12 @@ class TreeDB:
 
     def resolve(self, path: Iterable[bytes]) -> int | None:
         """The inode at a path below the root, or None."""
-        ino: int | None = ROOT_INO
+        ino: int = ROOT_INO
         for name in path:
-            ino = self.lookup(ino, name)
-            if ino is None:
+            found = self.lookup(ino, name)
+            if found is None:
                 return None
+            ino = found
         return ino
 
     def count_local_only(self) -> tuple[int, int]:

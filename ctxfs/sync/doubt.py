@@ -45,7 +45,7 @@ class Doubt:
         """Find out about all writes in doubt. Nothing may be in flight. Raises what the store says (all rows it reached are settled)."""
         while rows := self._db.rows('SELECT key, ino, revision, sha256 FROM attempt ORDER BY key LIMIT ?', (HEADS,)):
             items = await self._pool.call(Head(keys=[self._prefix + row[0] for row in rows]), priority=Priority.INTERACTIVE)
-            for (key, ino, revision, sha256), item in zip(rows, items):
+            for (key, ino, revision, sha256), item in zip(rows, items, strict=True):
                 if item.failure is not None and item.failure.name != 'NotFound':
                     raise item.failure.error()
                 self._settle_one(key, ino, revision, sha256, item)

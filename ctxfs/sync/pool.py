@@ -31,9 +31,9 @@ import trio
 from ctxfs import errors
 from ctxfs.sync import crash_points, protocol
 from ctxfs.sync.abort_slots import AbortSlots
-from ctxfs.sync.courtesy import Courtesy
 from ctxfs.sync.admission import Gate
 from ctxfs.sync.admission import Priority as Priority
+from ctxfs.sync.courtesy import Courtesy
 from ctxfs.sync.meters import TransferMeter
 from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WarmDone, WorkerOptions
 from ctxfs.sync.worker_process import WorkerProcess

@@ -106,7 +106,8 @@ class Regater:
             if not self._is_needed(row):
                 return
             try:
-                return await self._stage(self._db.inode(self._known(row).ino))
+                await self._stage(self._db.inode(self._known(row).ino))
+                return
             except (RemoteChanged, NotFound):
                 if is_last:
                     raise

@@ -27,7 +27,8 @@ class WorkerProcess:
     pool's gate."""
 
     def __init__(self, *, slots_fd: int, keep_fds: Sequence[int] = (), without: Sequence[str] = ()) -> None:
-        """Start the child, in this environment `without` some variables. To be called from the main thread: PR_SET_PDEATHSIG fires when the *thread* that forked ends."""
+        """Start the child, in this environment `without` some variables. To be called from the main thread: PR_SET_PDEATHSIG fires when the
+        *thread* that forked ends."""
         self.load = 0
         self.background = 0
         self.bulk = 0

@@ -70,7 +70,8 @@ class Control:
         return {'contextId': o.context_id, 'contextName': o.context_name, 'mountpoint': o.mountpoint, 'pid': os.getpid(),
                 'store': o.store_url, 'stateDir': o.state_dir, 'state': self.state, 'conflicts': 0,
                 'pending': {'files': self.pending.files, 'bytes': self.pending.bytes, 'oldestSeconds': 5},
-                'localOnly': {'files': 0, 'bytes': 0}, 'paused': self.paused, 'failed': self.behaviour.get('failed', []), 'tasks': self.behaviour.get('tasks', []),
+                'localOnly': {'files': 0, 'bytes': 0}, 'paused': self.paused, 'failed': self.behaviour.get('failed', []),
+                'tasks': self.behaviour.get('tasks', []),
                 'unmountable': self.behaviour.get('unmountable', [])}
 
     async def mount_info(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup     # what trio itself uses there
+    from exceptiongroup import BaseExceptionGroup  # what trio itself uses there
 
 from ctxfs.core.filesystem import Change
 from ctxfs.edge.live_policy import LivePolicy
@@ -203,7 +203,7 @@ ATTRS = Attrs(mode=0o100644, uid=0, gid=0, mtime_ns=1, atime_ns=1, ctime_ns=1)
 
 def linked(site: Site, group: str, **etags: str) -> None:
     """Another host says that these keys are one file."""
-    for key, etag in etags.items():
+    for key in etags:
         body = site.body(key)
         assert body is not None
     site.tell(*(IndexRecord(path=key, changed_ns=1, etag=etag, size=len(site.body(key) or b''), attrs=ATTRS, link=group)
@@ -540,7 +540,7 @@ def test_what_is_open_for_writing_stays_when_the_white_lists_leave_it(play: Play
     """What is written afterwards is on this host."""
     async def scenario(site: Site) -> None:
         await site.mkdir('out')
-        fh, inode = await site.fs.create(site.at('out').ino, b'log', mode=0o644, flags=os.O_WRONLY, caller=ME)
+        fh, _ = await site.fs.create(site.at('out').ino, b'log', mode=0o644, flags=os.O_WRONLY, caller=ME)
         await site.flush()
         await site.apply(listing('src'))
         await site.fs.write(fh, 0, b'more')

@@ -139,7 +139,8 @@ def test_more_than_one_batch_expires_in_one_sweep(bench: Bench) -> None:
     assert [len(operation.keys) for operation in bench.asked if isinstance(operation, Head)] == [64, 64, 22]
 
 
-@pytest.mark.parametrize('policy', [SyncPolicy(), SyncPolicy(recycle_policy=RecyclePolicy(lifecycle='Lifecycle_30Days', paths=('logs',)))], ids=['forever', 'longer'])
+@pytest.mark.parametrize('policy', [SyncPolicy(), SyncPolicy(recycle_policy=RecyclePolicy(lifecycle='Lifecycle_30Days', paths=('logs',)))],
+                         ids=['forever', 'longer'])
 def test_it_expires_by_its_tag_whatever_the_policy_says_today(bench: Bench, policy: SyncPolicy) -> None:
     """The lifetime belongs to the object."""
     bench.upload('logs/old')
@@ -404,7 +405,7 @@ def test_sweeps_go_on_for_as_long_as_the_mount(bench: Bench) -> None:
     async def main() -> None:
         start = trio.current_time()
         with trio.move_on_after(3 * SWEEP_SECONDS + 100):
-            await bench.recycler.run(lambda: trio.sleep(10), alone)
+            await bench.recycler.run(lambda: trio.sleep(10), alone)  # noqa: ASYNC105 - awaited by who gets it
         assert [round(at - start) for at in swept] == [10, 10 + SWEEP_SECONDS, 10 + 2 * SWEEP_SECONDS, 10 + 3 * SWEEP_SECONDS]
     trio.run(main, clock=clock)
 

@@ -14,8 +14,8 @@ import trio
 
 from ctxfs.core.namespace import Namespace
 from ctxfs.errors import NotFound
-from ctxfs.records import ROOT_INO, ObjectInfo
 from ctxfs.policy import SyncPolicy
+from ctxfs.records import ROOT_INO, ObjectInfo
 from ctxfs.rules import Rules
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
