@@ -31,6 +31,10 @@ class Found(NamedTuple):
         return self.name == b'.'
 
 
+#: how often a file that is replaced while it is looked at is looked at again
+_STAT_ATTEMPTS = 10
+
+
 class Finder:
     """Looks objects up, by key or by candidate. Thread-safe: it has no state of its own."""
 
@@ -80,10 +84,15 @@ class Finder:
 
     def _stat(self, raw: bytes, directory: int, name: bytes, *, in_tree: bool) -> Found | None:
         st = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if not at.is_file(st):
-            return None
-        sidecar = self._layout.read_sidecar(raw)
-        version = sidecar.versions.get(at.file_etag(st)) if sidecar else None
+        for _ in range(_STAT_ATTEMPTS):
+            if not at.is_file(st):
+                return None
+            sidecar = self._layout.read_sidecar(raw)
+            version = sidecar.versions.get(at.file_etag(st)) if sidecar else None
+            # A sidecar knows two versions: replaced twice since it was looked at, the file has another one by now.
+            before, st = st, st if version else os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if at.file_etag(st) == at.file_etag(before):
+                break
         return file_found(raw, directory, name, st, version or at.Version(), in_tree=in_tree)
 
     @contextlib.contextmanager

@@ -367,3 +367,19 @@ def test_many_keys_leave_no_descriptor_open(store: FileStore) -> None:
             with contextlib.suppress(NotFound):
                 store.get(key)
     assert len(os.listdir('/proc/self/fd')) == before
+
+
+def test_a_file_replaced_twice_while_it_is_looked_at_still_has_its_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its stat and the reading of its sidecar, which knows two versions."""
+    store = FileStore(str(tmp_path / 'store'), create=True)
+    store.put('k', b'0', metadata={'v': '0'})
+    layout, read = store._layout, store._layout.read_sidecar
+
+    def overtaken(raw: bytes):  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(layout, 'read_sidecar', read)
+        for number in (1, 2):
+            store.put('k', b'%d' % number, metadata={'v': str(number)})
+        return read(raw)
+    monkeypatch.setattr(layout, 'read_sidecar', overtaken)
+    assert store.head('k').metadata == {'v': '2'}
+    store.close()
