@@ -26,12 +26,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
+import bench_busy  # noqa: E402
 import bench_status  # noqa: E402 - this script runs isolated, without its directory on the path
 import bench_tree  # noqa: E402
 
 MIB = 1 << 20
 FLUSH = 'flush'
 STATUS = 'status'
+BUSY = 'busy'
 FLUSH_TARGET = 600
 ARCHIVE = 'tree.tar'
 
@@ -223,6 +225,20 @@ def status(arguments: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def busy(arguments: argparse.Namespace) -> dict[str, object]:
+    """How much of its speed `find` keeps while files are uploaded to an S3 server on this machine."""
+    from tests.servers import ministack
+
+    with ministack() as server:
+        host = new_host(arguments.dir, server.url(server.make_bucket('bench-busy')), server.environment)
+        at = Path(tempfile.mkdtemp(dir=arguments.dir, prefix='mount-'))
+        host.mount('bench', at, create=True, options=['--sync-every', 'unmount'])
+        socket, = Path(host.runtime).glob('ctxfs/*/control.sock')
+        row = bench_busy.measure(at, socket, files=arguments.queued // 2, show=say)
+        host.unmount(at)
+    return row
+
+
 def say(text: str) -> None:
     if sys.stderr.isatty():
         print(f'\r  {text:70}', end='', file=sys.stderr, flush=True)
@@ -235,7 +251,7 @@ def show(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:
     )
     print(f'{"":12} {"value":>8} {"min":>8} {"max":>8} {"best":>8}  {"target":>9}  unit')
     for row in rows:
-        sign = '>=' if row['name'] == FLUSH else '<='
+        sign = '>=' if row['name'] in (FLUSH, 'find busy') else '<='
         print(
             f'{row["name"]:12} {row["value"]:8.2f} {row["min"]:8.2f} {row["max"]:8.2f} {row["best"]:8.2f}  {sign} {row["target"]:>6}  {row["unit"]}'
             + ''.join(f'; {side} {figures["median"]:.3f} s' for side, figures in row.get('seconds', {}).items())
@@ -248,7 +264,8 @@ def file_system(path: Path) -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='scripts/bench', description=__doc__.splitlines()[0])
-    parser.add_argument('--only', action='append', metavar='NAME', choices=[*(step.name for step in STEPS), FLUSH, STATUS], help='may be repeated')
+    parser.add_argument('--only', action='append', metavar='NAME', choices=[*(step.name for step in STEPS), FLUSH, STATUS, BUSY],
+                        help='may be repeated')
     parser.add_argument('--rounds', type=int, default=5, help='of everything but flush')
     parser.add_argument('--flush-rounds', type=int, default=3)
     parser.add_argument('--files', type=int, default=2500, help='in the tree')
@@ -264,8 +281,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def measure_all(arguments: argparse.Namespace) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    wanted = set(arguments.only or [*(step.name for step in STEPS), FLUSH, STATUS])
-    beside_disk = wanted - {FLUSH, STATUS}
+    wanted = set(arguments.only or [*(step.name for step in STEPS), FLUSH, STATUS, BUSY])
+    beside_disk = wanted - {FLUSH, STATUS, BUSY}
     local = Side('local', arguments.dir / 'local')
     local.directory.mkdir()
     bench_tree.write_archive(arguments.dir / ARCHIVE, files=arguments.files, size=arguments.size * 1_000_000)
@@ -283,6 +300,8 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, object]]:
         rows.append(flush(arguments))
     if STATUS in wanted and not arguments.self_test:
         rows += status(arguments)
+    if BUSY in wanted and not arguments.self_test:
+        rows.append(busy(arguments))
     return rows
 
 
