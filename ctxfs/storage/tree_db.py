@@ -80,7 +80,18 @@ class Transaction:
         db.roll_back()
 
 
-class TreeReader:
+class _Connected:
+    """Whoever has a connection can be asked for rows."""
+    _connection: sqlite3.Connection
+
+    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+
+
+class TreeReader(_Connected):
     """A read-only connection of its own: for another thread of the daemon, or another process, also while the daemon runs. Used by one
     thread at a time. Raises NotFound when there is no database, Corrupted when it cannot be read, or is of another schema version."""
 
@@ -93,17 +104,11 @@ class TreeReader:
         except sqlite3.Error as error:
             raise _translate(error) from error
 
-    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
-        try:
-            return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
-        except sqlite3.Error as error:
-            raise _translate(error) from error
-
     def close(self) -> None:
         self._connection.close()
 
 
-class TreeDB:
+class TreeDB(_Connected):
     """See the module docstring. All methods raise only ctxfs.errors: NoSpace, Corrupted, NotFound."""
 
     def __init__(self, path: Path) -> None:
@@ -150,12 +155,6 @@ class TreeDB:
     def execute(self, sql: str, args: Iterable[Any] = ()) -> sqlite3.Cursor:
         try:
             return self._connection.execute(sql, args)  # type: ignore[arg-type]
-        except sqlite3.Error as error:
-            raise _translate(error) from error
-
-    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
-        try:
-            return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
         except sqlite3.Error as error:
             raise _translate(error) from error
 

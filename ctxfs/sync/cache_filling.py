@@ -10,6 +10,7 @@ blocks are there already: the workers look, and a block that is cached costs no 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -48,7 +49,7 @@ class Source(Protocol):
         """Some files, maybe none just now; None at the end. What it raises is tried again as a request is."""
 
 
-class Room:
+class Room(ABC):
     """How many bytes may be fetched; what was granted is given back with what it was really spent for. `counts_cached`: what is in the cache
     already counts, too."""
 
@@ -58,9 +59,9 @@ class Room:
         self._reserved = 0
         self._settled = trio.Event()
 
+    @abstractmethod
     def free(self) -> int:
         """Bytes that nobody has reserved; less than 0 when there is too much already."""
-        raise NotImplementedError
 
     async def reserve(self, wanted: int) -> int:
         """Up to `wanted` bytes; 0 when there is not even a block. Near the bound it waits for requests that may need less than they have."""
