@@ -24,6 +24,9 @@ from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable
 _KEEP = 32
 #: load balancers drop idle connections after a minute or so, some without a FIN that could be seen
 _IDLE_SECONDS = 45.0
+#: servers do so after as little as 5 s (hypercorn, node); a close that crosses a request leaves its outcome unknown, so one that must not be
+#: sent twice takes no connection that was idle for longer than this
+_FRESH_SECONDS = 2.0
 #: bodies up to this go out in one piece with their header
 _JOINED = 64 << 10
 _WITH_BODY = frozenset({'PUT', 'POST'})
@@ -64,7 +67,7 @@ class HttpPool:
         """
         for attempt in (1, 2):
             try:
-                return self._exchange(method, target, headers, body, timeouts)
+                return self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS)
             except ssl.SSLCertVerificationError as exc:
                 raise Denied(f'the certificate of {self.endpoint} is not trusted ({exc.verify_message}); AWS_CA_BUNDLE can name another '
                              'set of authorities') from exc
@@ -78,9 +81,10 @@ class HttpPool:
             with contextlib.suppress(IndexError):
                 self._idle.pop()[1].close()
 
-    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts) -> Response:
+    def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts,
+                  idle_seconds: float) -> Response:
         head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
-        with self._connection(timeouts) as connection:
+        with self._connection(timeouts, idle_seconds) as connection:
             is_broken = _send(connection.sock, head, body)
             with http.client.HTTPResponse(connection.sock, method=method) as response:
                 response.begin()
@@ -91,9 +95,9 @@ class HttpPool:
             return Response(response.status, response.headers, data)
 
     @contextlib.contextmanager
-    def _connection(self, timeouts: Timeouts) -> Iterator[http.client.HTTPConnection]:
+    def _connection(self, timeouts: Timeouts, idle_seconds: float) -> Iterator[http.client.HTTPConnection]:
         """A connected connection; it goes back to the idle ones unless the block raises or closes it."""
-        connection = self._take_idle() or self._connect(timeouts.connect)
+        connection = self._take_idle(idle_seconds) or self._connect(timeouts.connect)
         try:
             connection.sock.settimeout(timeouts.read)
             yield connection
@@ -105,8 +109,9 @@ class HttpPool:
         else:
             self._idle.append((time.monotonic(), connection))
 
-    def _take_idle(self) -> http.client.HTTPConnection | None:
-        """The one used last, if it is still usable: when it can be read although nothing was asked, the server has closed it."""
+    def _take_idle(self, idle_seconds: float) -> http.client.HTTPConnection | None:
+        """The one used last, if that is not longer ago and it is still usable: when it can be read although nothing was asked, the server
+        has closed it."""
         while True:
             try:
                 since, connection = self._idle.pop()
@@ -114,9 +119,13 @@ class HttpPool:
                 return None
             poll = select.poll()
             poll.register(connection.sock, select.POLLIN | select.POLLHUP | select.POLLERR)
-            if time.monotonic() - since < _IDLE_SECONDS and not poll.poll(0):
+            if (idle := time.monotonic() - since) >= _IDLE_SECONDS or poll.poll(0):
+                connection.close()
+            elif idle < idle_seconds:
                 return connection
-            connection.close()
+            else:       # the others are older still; it is good enough for another request
+                self._idle.append((since, connection))
+                return None
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         host, port = self._proxy or (self._host, self._port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -144,6 +145,28 @@ def test_connections_are_kept_and_shared() -> None:
         made.request('PUT', 'k', body=b'y')
         assert fake.objects['k'].body == b'y'
         assert len(fake.connections) == 2
+
+
+def test_a_write_that_must_not_be_sent_twice_takes_no_connection_that_may_be_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers close idle connections after a few seconds. What can be repeated takes them for longer, and they are not given up for it."""
+    now = [1000.0]
+    monkeypatch.setattr('ctxfs.storage.s3_http.time', types.SimpleNamespace(monotonic=lambda: now[0]))
+    with FakeS3() as fake, client(fake) as made:
+        def put(*, is_repeatable: bool) -> int:
+            made.request('PUT', 'k', body=b'x', is_repeatable=is_repeatable)
+            return len(fake.connections)
+        assert put(is_repeatable=False) == 1
+        now[0] += 1
+        assert put(is_repeatable=False) == 1
+        now[0] += 4
+        assert put(is_repeatable=True) == 1
+        now[0] += 4
+        assert put(is_repeatable=False) == 2
+        made.request('GET', 'k')
+        assert len(fake.connections) == 2
+        now[0] += 60
+        made.request('GET', 'k')
+        assert len(fake.connections) == 3
 
 
 def test_a_read_survives_one_lost_connection_and_a_write_does_not_guess() -> None:
