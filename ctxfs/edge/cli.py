@@ -27,6 +27,7 @@ COMMANDS = {
     'pause': ('ctxfs.edge.cli_pause', 'pause', 'Hold back what begins by itself.'),
     'resume': ('ctxfs.edge.cli_pause', 'resume', 'End a pause.'),
     'context': ('ctxfs.edge.cli_context', 'context', 'Create, list and show contexts.'),
+    'doctor': ('ctxfs.edge.cli_doctor', 'doctor', 'Look for what keeps ctxfs from working.'),
     'policy': ('ctxfs.edge.cli_policy', 'policy', 'Check, show and store sync policies.'),
 }
 

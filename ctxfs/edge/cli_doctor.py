@@ -1,0 +1,42 @@
+"""`ctxfs doctor`: looks for what keeps ctxfs from working, and says what to do.
+
+Owns which checks are run, and how findings look. It must not know how anything is checked.
+"""
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from ctxfs.edge import doctor_host, doctor_store, preflight
+from ctxfs.edge.cli_common import Invocation, common_options, print_json, printable
+from ctxfs.edge.doctor import Check, Finding, Level, examine
+
+
+@click.command()
+@click.argument('context', metavar='[CTX]', required=False)
+@common_options
+def doctor(invocation: Invocation, context: str | None) -> int:
+    """Look for what keeps ctxfs from working: one line for each check, ok, warn or fail, with what to do.
+
+    The exit status is 1 when a check fails.
+    """
+    findings = []
+    for finding in examine(_checks(invocation, context)):
+        findings.append(finding)
+        if not invocation.as_json:
+            print(_line(finding), flush=True)
+    if invocation.as_json:
+        print_json({'findings': [{'level': f.level.value, 'check': f.check, 'text': f.text, 'fix': f.fix} for f in findings]})
+    return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
+
+
+def _checks(invocation: Invocation, context: str | None) -> list[Check]:
+    url = invocation.store_url
+    is_embedded = preflight.is_default_store(url, invocation.paths.data)
+    return [('fuse', doctor_host.check_fuse),
+            ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context))]
+
+
+def _line(finding: Finding) -> str:
+    return printable(f'{finding.level.value:5}{finding.check}: {finding.text}{f"; {finding.fix}" if finding.fix else ""}')
