@@ -7,9 +7,8 @@ The kernel shares the cores fairly between processes, but a program on a mount n
 every request, and an upload of small files has a server, workers and the daemon run at once. On 2 cores (the S3 server one of those who
 share them) `find` kept 44 % of its idle speed beside an upload that nothing held back (400 files/s), 40 % with a share of 0.2, 66 to 74 %
 with 0.06 (85 to 123 files/s), and with 0.04 (50 files/s) all of it in the one run that was made.
-So while requests come in at more than
-BUSY_RATE a second, background operations get SHARE of one core, by the CPU time that workers say they took; nothing is held back on a mount that nobody
-uses. A store that is far away costs time but not CPU, so uploads to it are hardly slowed.
+So while requests come in at more than BUSY_RATE a second, background operations get SHARE of one core, by the CPU time that workers say they
+took; nothing is held back on a mount that nobody uses. A store that is far away costs time but not CPU, so uploads to it are hardly slowed.
 """
 from __future__ import annotations
 
