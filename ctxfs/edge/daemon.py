@@ -221,7 +221,8 @@ class Mount:
         self._control.unmounted()
         self._following.poller.end()
         self._warmup.end()
-        self._invalidator.is_known, self._invalidator.take_absence = lambda ino: False, lambda parent, name: False
+        self._invalidator.is_known = self._invalidator.take_listing = lambda ino: False
+        self._invalidator.take_absence = lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()
         self._leave_result(result)
@@ -290,6 +291,7 @@ class Mount:
         reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
+        self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
         pool.courtesy.served = lambda: self._adapter.requests
