@@ -57,6 +57,7 @@ class FileSystem:
         #: directories of which the kernel may remember the listing; and what tells it to forget one
         self._listed: set[int] = set()
         self.forget_listing: Callable[[int], None] = lambda ino: None
+        self._writes = 0
         self.files: HandleTable[FileHandle] = HandleTable()
         self.dirs: HandleTable[DirHandle] = HandleTable()
 
@@ -100,6 +101,11 @@ class FileSystem:
             return False
         self._absences.remove((parent, name))
         return True
+
+    @property
+    def changes(self) -> int:
+        """Unchanged, no inode has other attributes than before. (TreeDB.changes, and writes, which the row learns of later.)"""
+        return self._db.changes + self._writes
 
     def known_inodes(self) -> int:
         """How many the kernel refers to."""
@@ -233,6 +239,15 @@ class FileSystem:
             raise
         return self.files.add(FileHandle(inode, flags))
 
+    def opened_file(self, fh: int, ino: int) -> None:
+        """The kernel has this file open for reading under a number that we did not make, since the inode was new here; now the handle is
+        needed here too."""
+        if fh not in self.files:
+            handle = FileHandle(self.inode(ino), os.O_RDONLY)
+            handle.remote_version = 0
+            self.contents.opened(handle.inode)
+            self.files.put(fh, handle)
+
     @staticmethod
     async def _grown(inode: Inode) -> None:
         """The kernel knows the size that the file has (see sync/growth.py): what is written at its end is."""
@@ -251,14 +266,18 @@ class FileSystem:
         inode = handle.inode
         if handle.remote_version != inode.remote_version and not inode.nlink:   # else it would go where nobody finds it
             raise RemoteChanged('the file was replaced in the bucket after it was opened')
-        return await self.contents.write(inode, offset, data)
+        self._writes += 1
+        try:
+            return await self.contents.write(inode, offset, data)
+        finally:
+            self._writes += 1
 
     async def release(self, fh: int) -> None:
         handle = self.files.remove(fh)
         inode = handle.inode
         try:
             if inode.content == Content.STAGED and inode.nlink:
-                if inode.open_count == 1:
+                if inode.handles == 1:
                     self._db.store_content(inode)
                 if self._on_close is not None and handle.writes and inode.writers == 1:
                     self._on_close(inode)

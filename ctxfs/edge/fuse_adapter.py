@@ -70,6 +70,7 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
             log.exception('%s%s failed unexpectedly', name, args[:2])
             raise FUSEError(errno.EIO) from None
         finally:
+            fuse_ops.note_changes(self._fs.changes)
             if self.is_debugging:
                 log.debug('%s%s %.0f µs', name, args[:2], 1e6 * (time.perf_counter() - started))
 
@@ -95,6 +96,10 @@ class FuseAdapter(pyfuse3.Operations):
     def requests(self) -> int:
         """How many the kernel has made so far."""
         return self._requests + fuse_ops.answered()
+
+    def note_changes(self) -> None:
+        """Before each request: something else may have changed the tree since the last one."""
+        fuse_ops.note_changes(self._fs.changes)
 
     # --- translation --------------------------------------------------------------------------------------------------------------
 
@@ -188,6 +193,9 @@ class FuseAdapter(pyfuse3.Operations):
         """Has no answer, so its failure can only be logged; what stays behind is removed by the next recovery."""
         try:
             self._fs.forget(inode_list)
+            for ino, _ in inode_list:
+                if not self._fs.is_known(ino):
+                    fuse_ops.set_plain(ino, False)
         except Exception:
             log.exception('forget failed')
 
@@ -246,10 +254,15 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=await self._fs.open(inode, flags), keep_cache=True)
+        fh = await self._fs.open(inode, flags)
+        if self._fs.inode(inode).remote_version == 0:
+            fuse_ops.set_plain(inode, True)
+        return FileInfo(fh=fh, keep_cache=True)
 
     @boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        if ino := fuse_ops.ino_of(fh):
+            self._fs.opened_file(fh, ino)
         # A process that waits here dies on a signal; the request itself must end all the same.
         with trio.move_on_after(_HANDLER_LIMIT_S):
             return await self._fs.read(fh, off, size)
@@ -270,6 +283,8 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def fsync(self, fh: int, datasync: bool) -> None:
+        if ino := fuse_ops.ino_of(fh):
+            self._fs.opened_file(fh, ino)
         await self._fs.fsync(fh)
 
     # --- directories --------------------------------------------------------------------------------------------------------------
@@ -316,6 +331,10 @@ class KernelInvalidator:
         """Attributes and pages of the inode are stale."""
         if self.is_known(ino):
             self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
+
+    def replaced(self, ino: int) -> None:
+        """The handles of this file that are open are stale, those that are opened from now on are not."""
+        fuse_ops.set_plain(ino, False)
 
     def attrs(self, ino: int) -> None:
         """Attributes of the inode are stale, and, of a directory, its listing; pages of a file are not."""
@@ -399,9 +418,9 @@ def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
         raise CtxfsError(f'cannot mount on {mountpoint}: {error} (the reason is in the log)') from error
 
 
-async def serve_requests() -> None:
+async def serve_requests(adapter: FuseAdapter) -> None:
     """Answer the kernel until the file system is unmounted."""
-    fuse_loop.install(pyfuse3)
+    fuse_loop.install(pyfuse3, before_request=adapter.note_changes)
     await pyfuse3.main(min_tasks=4)
 
 
