@@ -300,6 +300,7 @@ class Reconciler:
         pending = self._journal.pending_row(inode.ino)
         fresh = self._replacement(inode, names, info, record)
         inode.remote_version += 1
+        self._invalidator.replaced(inode.ino)
         self._journal.put_object(_listed(info, fresh, record))
         self._gating.settle(fresh)
         if pending is not None:

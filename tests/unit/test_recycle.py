@@ -203,7 +203,7 @@ def _move_locally(bench: Bench) -> None:
 
 def _open_locally(bench: Bench) -> None:
     inode = bench.inode_at(b'logs', b'a')
-    inode.open_count += 1
+    inode.handles += 1
     bench.held = inode  # type: ignore[attr-defined]  # a live inode is only as long as somebody has it
 
 
