@@ -11,6 +11,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
+     ├─ CredentialsExpired EACCES (a Denied that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -51,6 +52,11 @@ class NameTooLong(CtxfsError):
 class Denied(CtxfsError):
     """The store or the system refused: wrong credentials, no right. Permanent until somebody changes something."""
     errno = _errno.EACCES
+
+
+class CredentialsExpired(Denied):
+    """The credentials had their time. Whoever gives them out mostly gives out new ones."""
+    transient = True
 
 
 class NotPermitted(CtxfsError):
@@ -100,9 +106,10 @@ class Unsupported(CtxfsError):
 
 
 class RemoteUnavailable(CtxfsError):
-    """The store could not be reached or answered 5xx/429: transient."""
+    """The store could not be reached or answered 5xx/429: transient. `retry_after`: seconds in which it does not want to be asked."""
     errno = _errno.EIO
     transient = True
+    retry_after: float = 0.0
 
 
 class Corrupted(CtxfsError):

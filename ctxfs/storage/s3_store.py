@@ -41,17 +41,17 @@ _BATCH = 1000
 _SINGLE_DELETES = 8
 _CONFLICT_ATTEMPTS = 4
 _META = ('x-amz-meta-', 'x-oss-meta-')
-#: headers that a copy with new metadata would drop, and boto3's names for them
-_KEPT = {'Cache-Control': 'CacheControl', 'Content-Disposition': 'ContentDisposition', 'Content-Encoding': 'ContentEncoding',
-         'Content-Language': 'ContentLanguage', 'Content-Type': 'ContentType'}
+#: headers that a copy with new metadata would drop
+_KEPT = ('Cache-Control', 'Content-Disposition', 'Content-Encoding', 'Content-Language', 'Content-Type')
 
 
 class S3Store:
     """See the port. Nothing is asked of the server before the first verb; `capabilities()` probes once, unless `known` says the result."""
 
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None) -> None:
-        self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing)
+                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
+                 silence: float | None = None) -> None:
+        self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing, silence=silence)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
@@ -182,11 +182,9 @@ class S3Store:
             result = self.put(key, body, metadata=metadata, content_type=content_type, condition=condition, tags=tags)
             progress(size)
             return result
-        create: dict[str, Any] = {'Metadata': dict(check_metadata(metadata or {}))}
-        if content_type:
-            create['ContentType'] = content_type
+        create = _write_headers(metadata, content_type)
         if text := self._tagging(tags):
-            create['Tagging'] = text
+            create['x-amz-tagging'] = text
         self._check_before(key, condition)
         etag = upload_parts(self._client, self._full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
                             before_complete=lambda: self._completion(key, condition))
@@ -205,14 +203,12 @@ class S3Store:
         if content_type is not None:
             kept['Content-Type'] = content_type
         given = _metadata_of(head) if metadata is None else dict(check_metadata(metadata))
+        described = {**kept, **{f'x-amz-meta-{name}': value for name, value in given.items()}}
         if size > COPY_MAX:
-            create = {**{_KEPT[name]: value for name, value in kept.items()}, 'Metadata': given}
-            return self._copy_in_parts(source, key, etag, size, condition, create, tags)
+            return self._copy_in_parts(source, key, etag, size, condition, described, tags)
         headers = self._copy_tagging(tags)
         if not is_plain:
-            headers.update(kept)
-            headers['x-amz-metadata-directive'] = 'REPLACE'
-            headers.update({f'x-amz-meta-{name}': value for name, value in given.items()})
+            headers.update({**described, 'x-amz-metadata-directive': 'REPLACE'})
         return self._copy_at_once(source, key, etag, size, condition, headers)
 
     def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
@@ -223,13 +219,13 @@ class S3Store:
         except ValueError:
             raise self._client.error(response._replace(status=500), f'copy {source} to {key}') from None
 
-    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, Any],
+    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, str],
                        tags: Mapping[str, str] | None) -> PutResult:
         """The parts are a new object, so its tags are given anew as well."""
         if tags is None and self.capabilities().tagging:
             tags = self.tags(source)
         if text := self._tagging(tags):
-            create['Tagging'] = text
+            create['x-amz-tagging'] = text
         self._check_before(key, condition)
         new = copy_parts(self._client, self._full(source), self._full(key), size, source_etag=self._spell(etag), create=create,
                          before_complete=lambda: self._completion(key, condition))
@@ -250,7 +246,7 @@ class S3Store:
         for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
             try:
                 return self._client.request('PUT', self._full(key), headers={**headers, **guard}, body=body,
-                                            is_repeatable=condition == ALWAYS)
+                                            is_repeatable=condition == ALWAYS, is_long=is_copy)
             except NotFound as exc:
                 # AWS's answer to If-Match where nothing is
                 if condition.etag is None or code_of(exc) == 'NoSuchBucket':
@@ -287,9 +283,9 @@ class S3Store:
         """Conditions of a completed multipart upload. Several servers ignore them there (Ceph, moto), so the object is looked at as well."""
         self._check_before(key, condition)
         if condition.absent and self.capabilities().conditional_create:
-            return {'IfNoneMatch': '*'}
+            return {'If-None-Match': '*'}
         if condition.etag is not None and self.capabilities().conditional_overwrite:
-            return {'IfMatch': self._spell(condition.etag)}
+            return {'If-Match': self._spell(condition.etag)}
         return {}
 
     # removing
