@@ -78,10 +78,10 @@ LOCK_SECONDS = 10.0
 #: the log of the tree database is moved into its file when it is longer than this
 WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
+#: a read that is still at it after so many times the wait for a store that does not answer is ended: the store answers, but too slowly
+READ_LIMIT = 5 / 3
 #: how often the cache learns what was used
 TOUCH_SECONDS = 60.0
-#: how long the final upload keeps trying a store that does not answer
-FINAL_RETRY_SECONDS = 120.0
 
 
 def run(options: MountOptions, ready: Readiness) -> int:
@@ -179,7 +179,8 @@ class Mount:
         """See `run`."""
         options = self._options
         worker_options = WorkerOptions(
-            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR},
+            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR,
+                                                          'silence': options.silence},
             cache_dir=options.cache_dir, cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
             log_level=logging.getLogger().level)
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
@@ -236,7 +237,7 @@ class Mount:
             left = int(self._engine.pending()['files'])
             return FlushResult(left == 0, 0, 0, f'{left} changes of an earlier mount are not uploaded: this one was read-only' if left else '')
         started = time.monotonic()
-        result = await self._schedule.write_back(FINAL_RETRY_SECONDS)
+        result = await self._schedule.write_back(self._options.final_seconds)
         level = logging.INFO if result.ok or self._schedule.is_manual else logging.WARNING
         log.log(level, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes, time.monotonic() - started,
                 result.message or 'everything is in the bucket')
@@ -270,7 +271,8 @@ class Mount:
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
-        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
+        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
+                                        answer_seconds=0.75 * options.store_timeout)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
                                    host=options.host_id, publish=self._events.publish)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
@@ -291,7 +293,8 @@ class Mount:
         self._fs = self._build_file_system(pool, spawn)
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
-                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None)
+                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None,
+                                                 read_seconds=READ_LIMIT * options.store_timeout)
         pool.courtesy.served = lambda: self._adapter.requests
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
@@ -308,7 +311,7 @@ class Mount:
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
-        content = RemoteContentLoader(pool, prefix=self._prefix)
+        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)

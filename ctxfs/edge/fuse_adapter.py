@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 #: seconds the kernel may trust a name or attributes; positive and negative
 TIMEOUT = 86_400.0
-#: writes up to this size go to the page cache in the loop; larger ones in a thread, where a throttled disk stalls nobody else
-_HANDLER_LIMIT_S = 100.0
 #: bytes given to the kernel's page cache at a time
 STORE_BYTES = 128 << 10
 
@@ -79,8 +77,9 @@ class FuseAdapter(pyfuse3.Operations):
     enable_writeback_cache = True
     supports_dot_lookup = True
 
-    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None) -> None:
+    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None, read_seconds: float) -> None:
         super().__init__()
+        self._read_seconds = read_seconds
         self._fs = fs
         self._statfs_path = statfs_path
         #: how many the kernel has made so far
@@ -244,9 +243,9 @@ class FuseAdapter(pyfuse3.Operations):
     @boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
         # A process that waits here dies on a signal; the request itself must end all the same.
-        with trio.move_on_after(_HANDLER_LIMIT_S):
+        with trio.move_on_after(self._read_seconds):
             return await self._fs.read(fh, off, size)
-        raise RemoteUnavailable(f'no answer from the store within {_HANDLER_LIMIT_S:g} s')
+        raise RemoteUnavailable(f'no answer from the store within {self._read_seconds:g} s')
 
     @boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:

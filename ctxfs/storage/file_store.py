@@ -58,6 +58,9 @@ class FileStore:
         return Capabilities(conditional_create=True, conditional_overwrite=True, conditional_delete=True, conditional_copy=True,
                             conditional_copy_source=True, batch_delete=True, conditional_batch_delete=True, tagging=True)
 
+    def etag_maker(self, size: int) -> None:
+        return None
+
     def etag_of(self, body: bytes) -> str | None:
         return None
 

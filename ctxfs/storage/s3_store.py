@@ -30,8 +30,10 @@ from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_http import Response, Timeouts
 from ctxfs.storage.s3_lifecycle import ensure_rule
-from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, upload_parts
+from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, part_size, upload_parts
 from ctxfs.storage.s3_probe import probe
+from ctxfs.storage.s3_read import Reader
+from ctxfs.storage.s3_verify import EtagMaker
 from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, parse_tags, quoted_etag
 
 #: all of check(): the user waits for it
@@ -55,6 +57,7 @@ class S3Store:
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
+        self._reader = Reader(self._client, self._scratch)
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
         self._known = msgspec.convert(dict(known), Capabilities) if known else None
         self._is_unquoted = bool(self._known and self._known.unquoted_etags)
@@ -71,6 +74,9 @@ class S3Store:
                                         conditional_copy=False, batch_delete=False)
                 self._is_unquoted = self._known.unquoted_etags
             return self._known
+
+    def etag_maker(self, size: int) -> EtagMaker:
+        return EtagMaker(part_size(size) if size > SINGLE_MAX else 0)
 
     def etag_of(self, body: bytes) -> str | None:
         """The MD5, which is the etag of an object that came in one piece and is not encrypted with KMS (docs.aws.amazon.com, "Object");
@@ -111,16 +117,14 @@ class S3Store:
             return b''
         headers = {} if (start, stop) == (0, None) else {'Range': f'bytes={start}-{"" if stop is None else stop - 1}'}
         try:
-            response = self._get(key, headers, if_match)
+            part = self._reader.read(lambda: self._get(key, headers, if_match), key, if_match, start, stop)
         except InvalidArgument as exc:
             if code_of(exc) not in ('InvalidRange', '416'):
                 raise
             self._expect(key, if_match, missing=NotFound)
             return b''
-        if if_match is not None and quoted_etag(response.headers.get('ETag', '')) != if_match:
-            raise RemoteChanged(f'{key} is no longer the version {if_match}')
-        # status 200: the server does not know ranges and sent everything
-        return response.body[start:stop] if response.status == 200 else response.body
+        # a server that does not know ranges sent everything
+        return part.data if (part.start, part.is_whole) != (0, True) else part.data[start:stop]
 
     def _get(self, key: str, headers: dict[str, str], if_match: str | None) -> Response:
         if if_match is None:
@@ -169,6 +173,7 @@ class S3Store:
         if text := self._tagging(tags):
             headers['x-amz-tagging'] = text
         response = self._write(key, condition, headers, body)
+        self._reader.note_put(body, response)
         return PutResult(etag=quoted_etag(response.headers.get('ETag', '')), size=len(body))
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,

@@ -24,10 +24,11 @@ from ctxfs.errors import CtxfsError
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.ports import Spawn
 from ctxfs.sync.remote_tree import RemoteTreeLoader
-from ctxfs.sync.rounds import NEVER_NS, Rounds, backoff
+from ctxfs.sync.rounds import NEVER_NS, Rounds
 from ctxfs.sync.selection import Everything, Ready, Selection
 from ctxfs.sync.tasks import SyncTask, TaskLog
 
@@ -67,7 +68,8 @@ class UploadEngine:
     async def flush(self, *, retry_seconds: float = 60.0, is_final: bool = False) -> FlushResult:
         """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`. `is_final`: no
         program can change anything any more, so whatever is left is left over. Cancelled: only the waiting ends; the upload goes on."""
-        return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds, is_final), 'upload')
+        deadline = trio.current_time() + retry_seconds
+        return await self._in_own_task(lambda task: self._flush(task, deadline, is_final), 'upload')
 
     async def flush_ready(self, selection: Ready) -> FlushResult:
         """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for
@@ -139,7 +141,7 @@ class UploadEngine:
         if not self._remote.is_complete:
             cause = self._remote.error or 'the store did not answer in time'
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
-        self._begin(Everything())
+        self._begin(Everything(deadline))
         self._journal.retry_all()
         began_ns = time.time_ns()
         task.files_total, task.bytes_total, _ = self._journal.summary()
@@ -177,7 +179,7 @@ class UploadEngine:
         """When something that may succeed is to be tried again; None when there is nothing."""
         retry_ns = self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND retry_ns < ?', (NEVER_NS,))[0]
         if any(failure.transient for failure in failures):
-            later_ns = time.time_ns() + int(backoff(attempt - 1) * 1e9)
+            later_ns = time.time_ns() + int(delay(attempt - 1, max(map(retry_after_of, failures))) * 1e9)
             retry_ns = min(retry_ns, later_ns) if retry_ns else later_ns
         return retry_ns
 
@@ -194,6 +196,7 @@ class UploadEngine:
     async def _one_pass(self, task: SyncTask) -> list[CtxfsError]:
         """Try everything that is due once. Returns what failed beside single files."""
         failures: list[CtxfsError] = []
+        self._selection.begin_pass()
         for step in (lambda: self._rounds.run(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
                      self._finisher.adopt_sealed, self._finisher.compact_index):
             if self._selection.is_over:

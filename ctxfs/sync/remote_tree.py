@@ -3,7 +3,7 @@ where a program looks.
 
 Owns the first listing, the listings and HEADs under way, and what is known to be listed. It must not know what a listed object means
 (reconcile.py), how later changes are found (remote_changes.py), nor FUSE. It implements core's RemoteTree; all its waits are bounded by
-ANSWER_SECONDS and then raise what the store said last.
+`answer_seconds` and then raise what the store said last.
 
 A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
 that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself.
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
+from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
@@ -29,7 +30,6 @@ from ctxfs.sync.remote_index import RemoteIndex
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
-ANSWER_SECONDS = 45.0
 #: HEADs in one request that nobody waits for
 LEARNT = 16
 _RETRY_SECONDS = (0.5, 15.0)
@@ -39,13 +39,14 @@ class RemoteTreeLoader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, doubt: Doubt,
-                 prefix: str, below: str = '') -> None:
+                 prefix: str, below: str = '', answer_seconds: float = 0.75 * STORE_TIMEOUT) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
         self._pool = pool
         self._doubt = doubt
         self._prefix = prefix
+        self._answer_seconds = answer_seconds
         self.is_complete = False
         self.error: CtxfsError | None = None
         #: looks for changes since, and when the last one came to its end (Unix seconds); poller.py counts
@@ -123,7 +124,7 @@ class RemoteTreeLoader:
         """See core.ports.RemoteTree."""
         if self.is_complete or directory.ino in self._listed:
             return
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
                 await self._grace.wait()
@@ -168,7 +169,7 @@ class RemoteTreeLoader:
 
     async def ensure_subtree(self, directory: Inode) -> None:
         """See core.ports.RemoteTree."""
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             await self._complete.wait()
         if not self.is_complete:
             raise self._unavailable()
@@ -176,14 +177,14 @@ class RemoteTreeLoader:
     def _unavailable(self) -> CtxfsError:
         if self.error is not None:
             return type(self.error)(str(self.error))
-        return RemoteUnavailable(f'the context could not be listed within {ANSWER_SECONDS:g} s')
+        return RemoteUnavailable(f'the context could not be listed within {self._answer_seconds:g} s')
 
     # --- attributes -----------------------------------------------------------------------------------------------------------------
 
     async def ensure_attrs(self, inodes: Iterable[Inode]) -> None:
         """See core.ports.RemoteTree."""
         wanted = [inode for inode in inodes if not inode.attrs_known]
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             async with trio.open_nursery() as nursery:
                 for start in range(0, len(wanted), HEADS):
                     nursery.start_soon(self._head, wanted[start:start + HEADS])

@@ -164,7 +164,7 @@ class Worker:
             return Reply(id=request.id, value=protocol.raw(result), cpu=time.thread_time() - began)
         except Exception as error:
             name, message = protocol.describe(translate(error))
-            return Failed(id=request.id, name=name, message=message)
+            return Failed(id=request.id, name=name, message=message, retry_after=getattr(error, 'retry_after', 0.0))
 
 
 def translate(error: Exception) -> Exception:
