@@ -11,7 +11,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
-     ├─ CredentialsExpired EACCES (a Denied that is transient)
+     ├─ CredentialsExpired EACCES (a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -78,6 +78,11 @@ class RemoteChanged(CtxfsError):
 
 class NoSpace(CtxfsError):
     errno = _errno.ENOSPC
+
+
+class DiskFull(NoSpace):
+    """The disk of the state or of the cache has no space, or this user's quota there is used up. Space may become free."""
+    transient = True
 
 
 class TooLarge(CtxfsError):

@@ -38,10 +38,13 @@ from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_status import Parts
+from ctxfs.edge.space import DiskSpace
+from ctxfs.edge.supervision import kept_running, supervised
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
+from ctxfs.storage.disk_space import Reserve
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
@@ -164,6 +167,7 @@ class Mount:
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
         self._cache = BlockCache(options.cache_dir, options.cache_size)
+        self._space = DiskSpace(self._db, self._cache, Reserve(state))
         self._invalidator = fuse_adapter.KernelInvalidator()
         self._events = EventHub()
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
@@ -189,18 +193,18 @@ class Mount:
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
             self._attach()
-            nursery.start_soon(self._supervised, self._remote.run)
-            nursery.start_soon(self._supervised, self._invalidator.run)
+            nursery.start_soon(supervised, self._remote.run)
+            nursery.start_soon(supervised, self._invalidator.run)
             for task in self._following.tasks():
-                nursery.start_soon(self._supervised, task)
+                nursery.start_soon(supervised, task)
             if not options.read_only:
-                nursery.start_soon(self._supervised, self._schedule.run)
-            nursery.start_soon(self._supervised, self._warmup.run)
-            nursery.start_soon(self._supervised, self._housekeep)
-            nursery.start_soon(self._supervised, self._answers.run)
-            nursery.start_soon(self._supervised, self._tidy_cache, pool)
+                nursery.start_soon(kept_running, self._schedule.run)
+            nursery.start_soon(supervised, self._warmup.run)
+            nursery.start_soon(kept_running, self._housekeep)
+            nursery.start_soon(supervised, self._answers.run)
+            nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
-                nursery.start_soon(self._supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
+                nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
             await self._answers.end(server)
@@ -267,7 +271,7 @@ class Mount:
         options, db, journal, staging, prefix = self._options, self._db, self._journal, self._staging, self._prefix
 
         def spawn(function: Callable[..., Any], *args: Any) -> None:
-            nursery.start_soon(self._supervised, function, *args)
+            nursery.start_soon(supervised, function, *args)
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
@@ -294,7 +298,7 @@ class Mount:
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None,
-                                                 read_seconds=READ_LIMIT * options.store_timeout)
+                                                 read_seconds=READ_LIMIT * options.store_timeout, space=self._space)
         pool.courtesy.served = lambda: self._adapter.requests
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
@@ -330,19 +334,14 @@ class Mount:
 
     # --- background -----------------------------------------------------------------------------------------------------------------
 
-    async def _supervised(self, function: Callable[..., Any], *args: Any) -> None:
-        """A bug in a background task must not end the mount: it is logged, and everything that is acknowledged stays journaled."""
-        try:
-            await function(*args)
-        except Exception:
-            log.exception('background task %s failed', getattr(function, '__qualname__', function))
-
     async def _housekeep(self) -> None:
         """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
         touched = trio.current_time()
         while True:
             await trio.sleep(TICK_SECONDS)
             self._room.adjust_cache()
+            self._space.settle()
+            self._fs.settle()
             if self._db.wal_bytes() > WAL_BYTES:
                 await trio.to_thread.run_sync(self._db.checkpoint)
             if trio.current_time() - touched > TOUCH_SECONDS:

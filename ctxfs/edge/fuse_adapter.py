@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyfuse3
 import trio
@@ -28,9 +28,10 @@ from ctxfs.core.filesystem import Change, FileSystem
 from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import fuse_loop
-from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.block_cache import CachedRange
+from ctxfs.storage.disk_space import FULL
 from ctxfs.storage.inode import Inode
 
 log = logging.getLogger(__name__)
@@ -41,17 +42,46 @@ TIMEOUT = 86_400.0
 STORE_BYTES = 128 << 10
 
 
+#: what makes room (also a rename over a file, a truncation), and what takes it
+REMOVING = frozenset({'unlink', 'rmdir', 'rename', 'setattr', 'open'})
+GROWING = frozenset({'write', 'create', 'mkdir', 'mknod', 'symlink', 'link', 'setxattr'})
+#: cannot be done twice
+ENDING = frozenset({'release', 'releasedir'})
+
+
+class Space(Protocol):
+    """What can be done when the disk of the state directory is full."""
+
+    @property
+    def may_grow(self) -> bool:
+        """Not while what little is left is kept for removals."""
+
+    async def free(self, *, is_removal: bool) -> bool:
+        """Whether a second try is worth it."""
+
+
 def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Known errors become their errno, a bound on waiting becomes EIO, anything else is logged and becomes EIO."""
 
     name = handler.__name__
+
+    async def attempt(self: FuseAdapter, args: tuple[Any, ...]) -> Any:
+        """On a full disk a second time, where something could be done about that. A failed attempt has changed nothing."""
+        if name in GROWING and not self._space.may_grow:
+            raise DiskFull('the disk of the state directory is full')
+        try:
+            return await handler(self, *args)
+        except (DiskFull, OSError) as error:
+            if error.errno not in FULL or name in ENDING or not await self._space.free(is_removal=name in REMOVING):
+                raise
+        return await handler(self, *args)
 
     @functools.wraps(handler)
     async def guarded(self: FuseAdapter, *args: Any) -> Any:
         self.requests += 1
         started = time.perf_counter() if self.is_debugging else 0.0
         try:
-            return await handler(self, *args)
+            return await attempt(self, args)
         except FUSEError:
             raise
         except CtxfsError as error:
@@ -77,8 +107,9 @@ class FuseAdapter(pyfuse3.Operations):
     enable_writeback_cache = True
     supports_dot_lookup = True
 
-    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None, read_seconds: float) -> None:
+    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None, read_seconds: float, space: Space) -> None:
         super().__init__()
+        self._space = space
         self._read_seconds = read_seconds
         self._fs = fs
         self._statfs_path = statfs_path

@@ -345,6 +345,12 @@ class BlockCache:
             wanted = self._cache.volume() // 2
             self._cull(limit=wanted)
 
+    def give_back(self) -> int:
+        """Evict half of what is cached, because the disk is full; how many bytes went."""
+        before = self.volume()
+        self._make_room()
+        return max(0, before - self.volume())
+
     # --- bounds ------------------------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: int, *, cull: bool = True) -> None:

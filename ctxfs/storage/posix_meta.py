@@ -43,8 +43,8 @@ _TARGETS = ('symlink-target', '--symlink-target', 'gcsfuse_symlink_target')
 
 
 def encode(attrs: Attrs | None, stamp: Stamp | None = None) -> dict[str, str]:
-    """Metadata for an object, ASCII and within METADATA_MAX. Extended attributes that do not fit are left out (the index has them), and before them the
-    stamp's sums."""
+    """Metadata for an object, ASCII and within METADATA_MAX. Extended attributes that do not fit are left out (the index has them), and before
+    them the stamp's sums."""
     metadata = {} if stamp is None else {'ctxfs': encode_stamp(stamp)}
     if attrs is None:
         return metadata

@@ -123,7 +123,7 @@ class S3Client:
             message = 'refused; check the credentials and their rights'
         error = error_for(response.status, code, message, what=what, bucket=self.bucket)
         if isinstance(error, RemoteUnavailable):
-            error.retry_after = retry_after_of(response.headers)
+            error.retry_after = retry_after_of(response.headers.get('Retry-After', ''))
         return error
 
     def source_header(self, key: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 #: tries of one request, the first included
@@ -33,9 +32,9 @@ def pause(attempt: int, retry_after: float) -> float:
     return max(retry_after, jittered(min(LONGEST_SECONDS, _FIRST_SECONDS * 4.0 ** (attempt - 1))))
 
 
-def retry_after_of(headers: Mapping[str, str]) -> float:
-    """Seconds that a Retry-After header asks for (a number or a date), RETRY_AFTER_MAX at most; 0 without a valid one."""
-    text = (headers.get('Retry-After') or '').strip()
+def retry_after_of(header: str) -> float:
+    """Seconds that a Retry-After header asks for (a number or a date), RETRY_AFTER_MAX at most; 0 for anything else."""
+    text = header.strip()
     if text.isascii() and text.isdigit() and len(text) < 10:
         return min(float(text), RETRY_AFTER_MAX)
     try:

@@ -12,6 +12,7 @@ rows. It must not know why or how often a flush runs (engine.py), which rows it 
 """
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import uuid
@@ -45,6 +46,8 @@ PLAN_SLICE = 40
 IN_FLIGHT = 32
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
+#: what the system says and may not say again
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 #: the retry time of what only a change can help
 NEVER_NS = 2**62
 
@@ -239,12 +242,15 @@ class Rounds:
         return False
 
     def _fail(self, work: Work, error: Exception) -> None:
-        is_transient = isinstance(error, CtxfsError) and error.transient
+        is_transient = error.transient if isinstance(error, CtxfsError) else isinstance(error, OSError) and error.errno in PASSING
         # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
         retry_ns = time.time_ns() + int(delay(work.row.attempt, retry_after_of(error)) * 1e9) if is_transient else NEVER_NS
         message = str(error) or type(error).__name__
-        self._journal.fail(work.row, error=message, retry_ns=retry_ns)
-        self._selection.note_failure(error)
+        try:
+            self._journal.fail(work.row, error=message, retry_ns=retry_ns)
+            self._selection.note_failure(error)
+        except CtxfsError as full:      # then nobody remembers when to try again: the schedule waits instead
+            self._selection.note_step_failure(full)
         log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
 
     async def _break_cycle(self, work: Work) -> int:

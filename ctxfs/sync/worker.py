@@ -175,7 +175,7 @@ def translate(error: Exception) -> Exception:
         return errors.CtxfsError('nobody waited for it any more')
     if isinstance(error, OSError):
         kinds: dict[int | None, type[errors.CtxfsError]] = {
-            errno.ENOSPC: errors.NoSpace, errno.EDQUOT: errors.NoSpace, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
+            errno.ENOSPC: errors.DiskFull, errno.EDQUOT: errors.DiskFull, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
         return kinds.get(error.errno, errors.CtxfsError)(str(error))
     log.error('an operation failed unexpectedly', exc_info=error)
     return error

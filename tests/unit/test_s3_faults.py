@@ -187,7 +187,7 @@ def test_a_long_retry_after_goes_to_the_schedule(pauses: list[float]) -> None:
     (formatdate(time.time() - 100, usegmt=True), 0), (formatdate(time.time() + 10**8, usegmt=True), RETRY_AFTER_MAX)])
 def test_retry_after_is_read_with_care(text: str, seconds: float) -> None:
     """A number or a date; anything else is none, and nothing is longer than it may be."""
-    assert s3_retry.retry_after_of({'Retry-After': text}) == seconds
+    assert s3_retry.retry_after_of(text) == seconds
 
 
 def test_pauses_grow_and_differ() -> None:
