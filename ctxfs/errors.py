@@ -11,6 +11,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
+     │   └─ Damaged EIO
      ├─ CredentialsExpired EACCES (a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
@@ -115,6 +116,10 @@ class RemoteUnavailable(CtxfsError):
     errno = _errno.EIO
     transient = True
     retry_after: float = 0.0
+
+
+class Damaged(RemoteUnavailable):
+    """Bytes came that contradict their checksum, several times: the network, or the store."""
 
 
 class Corrupted(CtxfsError):

@@ -67,7 +67,7 @@ from ctxfs.sync.recovery import recover
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
-from ctxfs.sync.room import DirtyBound
+from ctxfs.sync.room import DirtyBound, clean_share
 from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
@@ -166,14 +166,14 @@ class Mount:
         self._staging = Staging(state / 'staging')
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
-        self._cache = BlockCache(options.cache_dir, options.cache_size)
-        self._space = DiskSpace(self._db, self._cache, Reserve(state))
         self._invalidator = fuse_adapter.KernelInvalidator()
         self._events = EventHub()
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
         self._to_close = contextlib.ExitStack()
         self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
+        self._cache = BlockCache(options.cache_dir, clean_share(options.cache_size, self._staging.used))
+        self._space = DiskSpace(self._db, self._cache, Reserve(state))
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
                  options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
 
@@ -185,7 +185,8 @@ class Mount:
         worker_options = WorkerOptions(
             store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR,
                                                           'silence': options.silence},
-            cache_dir=options.cache_dir, cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
+            cache_dir=options.cache_dir, cache_limit=clean_share(options.cache_size, self._staging.used),
+            host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
             log_level=logging.getLogger().level)
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
             self._build(pool, nursery)
@@ -289,8 +290,8 @@ class Mount:
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
-        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,
-                                schedule=self._schedule)
+        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,
+                                bound_clean=lambda share: self._bound_clean(pool, share))
         self._warmup = Warmup(db, pool, self._cache, prefix=prefix, rules=self._rules, tasks=self._tasks, remote=self._remote,
                               is_paused=lambda: self._engine.is_paused, activity=lambda: self._adapter.requests)
         reconciler.on_content = self._warmup.note_changed
@@ -323,6 +324,11 @@ class Mount:
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None,
                           on_close=lambda inode: self._schedule.wake())
 
+    async def _bound_clean(self, pool: TransferPool, share: int) -> None:
+        """The workers store no more than that, and here the rest is evicted: in a thread, for it may take long."""
+        pool.set_cache_limit(share)
+        await trio.to_thread.run_sync(self._cache.set_limit, share)
+
     async def _collect_dirty_pages(self) -> None:
         await self._invalidator.write_back(self._fs.written_inos())
 
@@ -339,7 +345,7 @@ class Mount:
         touched = trio.current_time()
         while True:
             await trio.sleep(TICK_SECONDS)
-            self._room.adjust_cache()
+            await self._room.adjust_cache()
             self._space.settle()
             self._fs.settle()
             if self._db.wal_bytes() > WAL_BYTES:

@@ -8,7 +8,7 @@ NotFound, RemoteChanged (a condition failed), Denied (credentials, rights), Unsu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 import msgspec
@@ -68,6 +68,9 @@ class ObjectStore(Protocol):
 
     def etag_maker(self, size: int) -> EtagMaker | None:
         """Foretells the etag of an object of `size` bytes that `put` or `put_file` makes, where this store's follow from the content."""
+
+    def proves(self, etag: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
+        """False where the etag says that these pieces, in order, are not the whole content. They are looked at only where it can say so."""
 
     def etag_of(self, body: bytes) -> str | None:
         """An etag that proves that an object holds exactly `body`, in stores whose etags can; another etag proves nothing."""

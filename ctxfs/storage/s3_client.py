@@ -119,7 +119,9 @@ class S3Client:
     def error(self, response: Response, what: str) -> CtxfsError:
         """The error that a response means (also one of status 200 that carries an error document)."""
         code, message = parse_error(response.body)
-        if not code and response.status == 403:
+        if response.status == 400 and not response.body:    # the answer to a HEAD has no room for the reason, and this is the one that there is
+            code = 'ExpiredToken'
+        elif not code and response.status == 403:
             message = 'refused; check the credentials and their rights'
         error = error_for(response.status, code, message, what=what, bucket=self.bucket)
         if isinstance(error, RemoteUnavailable):

@@ -10,16 +10,17 @@ import logging
 import os
 from collections.abc import Callable
 
-from ctxfs.errors import Denied, InvalidArgument, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import Damaged, Denied, InvalidArgument, RemoteChanged, Unsupported
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_http import Response
-from ctxfs.storage.s3_verify import Part, Verdict, judge, md5_in, part_of
+from ctxfs.storage.s3_verify import Part, Verdict, is_encrypted, judge, md5_in, part_of
 from ctxfs.storage.s3_xml import quoted_etag
 
 log = logging.getLogger(__name__)
 
 #: tries of a GET whose bytes contradict their checksum
 ATTEMPTS = 3
+_OPAQUE_MOST = 100_000
 _GOOD = (Verdict.RIGHT, Verdict.UNPROVEN)
 
 
@@ -31,16 +32,20 @@ class Reader:
         self._scratch = scratch
         #: whether etags are MD5s of the content here, as far as is known
         self._are_md5: bool | None = None
+        #: etags of objects that are encrypted, and so are no MD5s, as far as they were met
+        self._opaque: set[str] = set()
 
     def read(self, get: Callable[[], Response], key: str, if_match: str | None, start: int, stop: int | None) -> Part:
-        """What `get` brings of [start, stop), unless it contradicts what came along with it: then once more, and RemoteUnavailable if it does
-        not get better. What comes twice the same although something speaks against it is what the store has, unless that is beyond doubt."""
+        """What `get` brings of [start, stop), unless it contradicts what came along with it: then once more, and Damaged if it does not get
+        better. What comes twice the same although something speaks against it is what the store has, unless that is beyond doubt."""
         before: Part | None = None
         for _ in range(ATTEMPTS):
             response = get()
             etag = quoted_etag(response.headers.get('ETag', ''))
             if if_match is not None and etag != if_match:
                 raise RemoteChanged(f'{key} is no longer the version {if_match}')
+            if is_encrypted(response) and len(self._opaque) < _OPAQUE_MOST:
+                self._opaque.add(etag)
             part = part_of(response, start, stop)
             verdict = Verdict.DAMAGED if part is None else judge(response, part, etag=etag, are_md5=self._are_md5)
             if part is not None and (verdict in _GOOD or (verdict is Verdict.DOUBTED and part == before and self._may_be_right(part, etag))):
@@ -49,11 +54,15 @@ class Reader:
                 return part
             log.info('%s came with bytes that are not the object\'s: %s', key, verdict.value)
             before = part
-        raise RemoteUnavailable(f'{key}: what came is not what the store has (a checksum does not fit)')
+        raise Damaged(f'{key}: what came is not what the store has (a checksum does not fit)')
 
     def _may_be_right(self, part: Part, etag: str) -> bool:
         """Not where the etag is known to be the MD5 of something else."""
         return not (part.is_whole and md5_in(etag) and self._has_md5_etags())
+
+    def md5_of(self, etag: str) -> str | None:
+        """The MD5 of the content that an etag of this server is; None where it is none, or that is not known."""
+        return md5_in(etag) if etag not in self._opaque and self._has_md5_etags() else None
 
     def _has_md5_etags(self) -> bool:
         """Found out with a scratch object where nothing was written yet. False where that may not be."""

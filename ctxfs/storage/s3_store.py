@@ -15,14 +15,14 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import CredentialsExpired, CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 from ctxfs.storage.keys import KEY_MAX
 from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
@@ -33,7 +33,7 @@ from ctxfs.storage.s3_lifecycle import ensure_rule
 from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, part_size, upload_parts
 from ctxfs.storage.s3_probe import probe
 from ctxfs.storage.s3_read import Reader
-from ctxfs.storage.s3_verify import EtagMaker
+from ctxfs.storage.s3_verify import EtagMaker, md5_in
 from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, parse_tags, quoted_etag
 
 #: all of check(): the user waits for it
@@ -68,6 +68,8 @@ class S3Store:
             if self._known is None:
                 try:
                     self._known = probe(self._client, self._scratch)
+                except CredentialsExpired:
+                    raise
                 except Denied:
                     # no right to write here, so no condition will be needed; not remembered, because rights can be given
                     return Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False,
@@ -77,6 +79,16 @@ class S3Store:
 
     def etag_maker(self, size: int) -> EtagMaker:
         return EtagMaker(part_size(size) if size > SINGLE_MAX else 0)
+
+    def proves(self, etag: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
+        """Of an object that came in one piece."""
+        wanted = self._reader.md5_of(etag) if md5_in(etag) else None
+        if wanted is None:
+            return True
+        digest = hashlib.md5(usedforsecurity=False)
+        for piece in pieces():
+            digest.update(piece)
+        return digest.hexdigest() == wanted
 
     def etag_of(self, body: bytes) -> str | None:
         """The MD5, which is the etag of an object that came in one piece and is not encrypted with KMS (docs.aws.amazon.com, "Object");

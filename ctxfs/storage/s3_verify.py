@@ -84,7 +84,7 @@ def _by_stamp(response: Response, part: Part, etag: str) -> Verdict:
 
 def _by_etag(response: Response, part: Part, etag: str, are_md5: bool | None) -> Verdict:
     wanted = md5_in(etag)
-    if not part.is_whole or wanted is None or are_md5 is False or _is_encrypted(response):
+    if not part.is_whole or wanted is None or are_md5 is False or is_encrypted(response):
         return Verdict.UNPROVEN
     if hashlib.md5(part.data, usedforsecurity=False).hexdigest() == wanted:
         return Verdict.RIGHT
@@ -97,7 +97,7 @@ def md5_in(etag: str) -> str | None:
     return match[1] if match else None
 
 
-def _is_encrypted(response: Response) -> bool:
+def is_encrypted(response: Response) -> bool:
     return bool(response.headers.get('x-amz-server-side-encryption', '').startswith('aws:kms')
                 or response.headers.get('x-amz-server-side-encryption-customer-algorithm'))
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from ctxfs.config import STORE_TIMEOUT
-from ctxfs.errors import RemoteUnavailable
+from ctxfs.errors import Damaged, RemoteUnavailable
 from ctxfs.storage.block_cache import BlockCache, CachedRange
 from ctxfs.storage.journal import Known
 from ctxfs.sync.pool import Priority, TransferPool
@@ -18,6 +18,8 @@ from ctxfs.sync.protocol import Fetch, Hydrate, Operation
 R = TypeVar('R')
 
 _RETRY_SECONDS = (0.2, 5.0)
+#: an operation whose bytes were wrong so often, each time several GETs long, is given up
+DAMAGED_MOST = 3
 
 
 class RemoteContentLoader:
@@ -39,12 +41,14 @@ class RemoteContentLoader:
     async def _persist(self, operation: Operation[R]) -> R:
         deadline = trio.current_time() + self._answer_seconds
         delay, longest = _RETRY_SECONDS
+        damaged = 0
         while True:
             try:
                 return await self._pool.call(operation, priority=Priority.INTERACTIVE)
             except RemoteUnavailable as error:
                 pause = max(delay, error.retry_after)
-                if trio.current_time() + pause >= deadline:
+                damaged += isinstance(error, Damaged)
+                if trio.current_time() + pause >= deadline or damaged == DAMAGED_MOST:
                     raise
             await trio.sleep(pause)
             delay = min(longest, delay * 2)

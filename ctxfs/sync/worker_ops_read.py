@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
@@ -137,6 +137,9 @@ def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChan
         try:
             os.ftruncate(fd, op.size)
             fetched = _fill(context, op, channel, fd)
+            if fetched and op.size > RUN_BLOCKS * BLOCK_SIZE and not context.store.proves(op.etag, lambda: _pieces(fd)):
+                context.cache.drop(op.key)      # some of it may have come from there
+                raise Damaged(f'{op.key}: what came is not what the store has (its etag does not fit)')
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -147,6 +150,13 @@ def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChan
             os.unlink(temporary)
         raise
     return protocol.HydrateDone(size=op.size, fetched=fetched)
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    offset = 0
+    while piece := os.pread(fd, BLOCK_SIZE, offset):
+        yield piece
+        offset += len(piece)
 
 
 def _fill(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel, fd: int) -> int:
