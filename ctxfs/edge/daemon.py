@@ -173,7 +173,7 @@ class Mount:
         self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
         self._cache = BlockCache(options.cache_dir, clean_share(options.cache_size, self._staging.used))
-        self._space = DiskSpace(self._db, self._cache, Reserve(state))
+        self._space = DiskSpace(self._db, self._cache, Reserve(state), let_go=lambda: self._blocks.let_go())
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
                  options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
 
@@ -328,6 +328,7 @@ class Mount:
         """The workers store no more than that, and here the rest is evicted: in a thread, for it may take long."""
         pool.set_cache_limit(share)
         await trio.to_thread.run_sync(self._cache.set_limit, share)
+        self._blocks.let_go()
 
     async def _collect_dirty_pages(self) -> None:
         await self._invalidator.write_back(self._fs.written_inos())

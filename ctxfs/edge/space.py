@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -21,10 +22,12 @@ log = logging.getLogger(__name__)
 class DiskSpace:
     """The adapter's Space."""
 
-    def __init__(self, db: TreeDB, cache: BlockCache, reserve: Reserve) -> None:
+    def __init__(self, db: TreeDB, cache: BlockCache, reserve: Reserve, *, let_go: Callable[[], None]) -> None:
+        """`let_go`: whoever holds evicted blocks open closes them."""
         self._db = db
         self._cache = cache
         self._reserve = reserve
+        self._let_go = let_go
 
     @property
     def may_grow(self) -> bool:
@@ -33,6 +36,7 @@ class DiskSpace:
     async def free(self, *, is_removal: bool) -> bool:
         """A checkpoint lets the log begin anew in the space that it has. What grows is tried again only where bytes were given back."""
         freed = await trio.to_thread.run_sync(self._cache.give_back)
+        self._let_go()
         if is_removal:
             self._reserve.give_up()
             with contextlib.suppress(CtxfsError):
