@@ -45,6 +45,8 @@ STORE_BYTES = 128 << 10
 #: what makes room (also a rename over a file, a truncation), and what takes it
 REMOVING = frozenset({'unlink', 'rmdir', 'rename', 'setattr', 'open'})
 GROWING = frozenset({'write', 'create', 'mkdir', 'mknod', 'symlink', 'link', 'setxattr'})
+#: of a request on a full disk: each gives back half of what is cached
+ATTEMPTS = 6
 #: cannot be done twice
 ENDING = frozenset({'release', 'releasedir'})
 
@@ -52,12 +54,11 @@ ENDING = frozenset({'release', 'releasedir'})
 class Space(Protocol):
     """What can be done when the disk of the state directory is full."""
 
-    @property
-    def may_grow(self) -> bool:
-        """Not while what little is left is kept for removals."""
+    def check(self) -> None:
+        """Raises DiskFull while what little is left is kept for removals."""
 
-    async def free(self, *, is_removal: bool) -> bool:
-        """Whether a second try is worth it."""
+    async def free(self, code: int, *, is_removal: bool) -> bool:
+        """The system refused with the errno `code`. Whether another try is worth it."""
 
 
 def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -66,14 +67,16 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
     name = handler.__name__
 
     async def attempt(self: FuseAdapter, args: tuple[Any, ...]) -> Any:
-        """On a full disk a second time, where something could be done about that. A failed attempt has changed nothing."""
-        if name in GROWING and not self._space.may_grow:
-            raise DiskFull('the disk of the state directory is full')
-        try:
-            return await handler(self, *args)
-        except (DiskFull, OSError) as error:
-            if error.errno not in FULL or name in ENDING or not await self._space.free(is_removal=name in REMOVING):
-                raise
+        """On a full disk again, where something could be done about that. A failed attempt has changed nothing."""
+        if name in GROWING:
+            self._space.check()
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await handler(self, *args)
+            except (DiskFull, OSError) as error:
+                code = error.errno or 0
+                if code not in FULL or name in ENDING or not await self._space.free(code, is_removal=name in REMOVING):
+                    raise
         return await handler(self, *args)
 
     @functools.wraps(handler)

@@ -361,11 +361,9 @@ class BlockCache:
             wanted = self._cache.volume() // 2
             self._cull(limit=wanted)
 
-    def give_back(self) -> int:
-        """Evict half of what is cached, because the disk is full; how many bytes went."""
-        before = self.volume()
+    def give_back(self) -> None:
+        """Evict half of what is cached, because the disk is full."""
         self._make_room()
-        return max(0, before - self.volume())
 
     # --- bounds ------------------------------------------------------------------------------------------------------------------
 

@@ -49,8 +49,11 @@ class Reserve:
             return False
         self.is_there, self.is_given_up = False, True
         log.warning('the disk of the state directory is full: the reserve is given up for removals')
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(self._path)
+        except OSError as error:    # some file systems refuse this, too
+            log.warning('%s: %s', self._path, error)
+            return False
         return True
 
     def restore(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.small_disk import SmallDisk, small_disk
+from tests.crash.small_disk import SmallDisk, quota_shim, small_disk
 from tests.crash.watch import eventually
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE
@@ -22,16 +22,16 @@ pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory is no disk'), py
 MIB = 1 << 20
 
 
-class Small:
-    """A host whose state lies on a disk of 64 MiB; nothing is uploaded before it is asked for."""
+class Programs:
+    """A host, and what programs on its mount get. Nothing is uploaded before it is asked for."""
 
-    def __init__(self, site: MountingSite, disk: SmallDisk) -> None:
-        self.site, self.disk = site, disk
+    def __init__(self, site: MountingSite) -> None:
+        self.site = site
         self.host: MountingHost = site.host()  # type: ignore[assignment]
         self.at = site.mount_point()
 
-    def mount(self) -> None:
-        self.host.mount('c', self.at, create=True, options=('--sync-every', 'unmount', '--cache-size', '1G'))
+    def mount(self, env: dict[str, str] | None = None) -> None:
+        self.host.mount('c', self.at, create=True, options=('--sync-every', 'unmount', '--cache-size', '1G'), env=env)
 
     def outcome(self, operation: Callable[[], object]) -> int:
         """0, or the errno that a program gets."""
@@ -47,6 +47,14 @@ class Small:
                 file.write(content(size, seed))
                 os.fsync(file.fileno())
         return self.outcome(save)
+
+
+class Small(Programs):
+    """The host's state lies on a disk of 64 MiB."""
+
+    def __init__(self, site: MountingSite, disk: SmallDisk) -> None:
+        super().__init__(site)
+        self.disk = disk
 
 
 @pytest.fixture
@@ -131,3 +139,23 @@ def test_uploads_and_reads_on_a_full_disk(small: Small) -> None:
     small.host.unmount(small.at)
     bucket = small.site.bucket()
     assert bucket.body(f'contexts/{small.site.context_id("c")}/mine') == content(24 * MIB, 1)
+
+
+@pytest.mark.skipif(shutil.which('cc') is None, reason='there is no C compiler')
+def test_a_quota_that_is_used_up_is_told_as_such(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """EDQUOT, not EIO, from data and from names, where SQLite says no more than "disk I/O error"; and the same mount goes on when there is room."""
+    site = site_maker('file', request)(tmp_path)
+    env, flag = quota_shim(tmp_path, tmp_path / 'state-0')
+    programs = Programs(site)
+    programs.mount(env)
+    at = programs.at
+    assert programs.write('before', 1000) == 0
+    flag.touch()
+    assert programs.write('before', 2 * MIB, 2) == errno.EDQUOT
+    assert programs.outcome((at / 'directory').mkdir) == errno.EDQUOT and os.listdir(at) == ['before']
+    assert programs.outcome(lambda: os.chmod(at / 'before', 0o600)) == errno.EDQUOT and (at / 'before').stat().st_mode & 0o777 == 0o644
+    flag.unlink()
+    eventually('there is room again', lambda: programs.write('after', 1000) == 0)
+    (at / 'directory').mkdir()
+    programs.host.unmount(at)
+    assert site.bucket().body(f'contexts/{site.context_id("c")}/after') == content(1000, 1)
