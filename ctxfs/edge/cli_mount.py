@@ -8,6 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -41,6 +42,8 @@ from ctxfs.storage.registry import ContextRecord, Registry
 
 #: how long a new mount waits for the daemon of the last one to finish its upload
 TAKE_OVER_SECONDS = 60.0
+#: how long one waits for the store to note that the context is used
+NOTE_SECONDS = 5.0
 
 _T = TypeVar('_T')
 
@@ -208,9 +211,13 @@ def _take_over(invocation: Invocation, context: ContextRecord, below: str) -> No
 
 
 def _note_use(store: ObjectStore, context: ContextRecord) -> None:
-    # the mount is what counts: a store that is slow to take this note must not make it fail
-    with contextlib.suppress(CtxfsError):
-        Registry(store).touch(context.id)
+    """The mount is what counts: a store that is slow to take this note, or never does, neither makes it fail nor keeps the user waiting."""
+    def note() -> None:
+        with contextlib.suppress(CtxfsError):
+            Registry(store).touch(context.id)
+    thread = threading.Thread(target=note, name='ctxfs-note', daemon=True)
+    thread.start()
+    thread.join(NOTE_SECONDS)
 
 
 def _say(note: str) -> None:

@@ -393,7 +393,11 @@ class BlockCache:
             return 0
 
     def count(self) -> int:
-        return len(self._cache)
+        """How many entries there are. 0 when it cannot be told."""
+        try:
+            return len(self._cache)
+        except _BROKEN:
+            return 0
 
     def drop(self, key: str) -> int:
         """Forget every version of one object; how many entries went."""

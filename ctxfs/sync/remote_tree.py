@@ -6,17 +6,19 @@ Owns the first listing, the listings and HEADs under way, and what is known to b
 `answer_seconds` and then raise what the store said last.
 
 A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
-that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself.
+that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself. Where an earlier
+mount had listed the whole, and the store does not answer this one, programs get the tree as it was known then; what changed since follows.
 """
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import trio
 
 from ctxfs.config import STORE_TIMEOUT
-from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
@@ -55,6 +57,9 @@ class RemoteTreeLoader:
         self.index = RemoteIndex(db, journal, pool, prefix=prefix, below=below)
         self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
         self._complete = trio.Event()
+        self._was_complete = bool(db.meta('was_listed'))
+        #: the tree as an earlier mount left it has to do
+        self._falls_back = trio.Event()
         self._index_read = trio.Event()
         self._grace = trio.Event()
         self._listed: set[int] = set()
@@ -75,6 +80,12 @@ class RemoteTreeLoader:
             nursery.cancel_scope.cancel()
         self._finish()
 
+    def _failed(self, error: CtxfsError) -> None:
+        self.error = error
+        if self._was_complete:
+            self._reconciler.directories.is_live = True
+            self._falls_back.set()
+
     async def _end_grace(self) -> None:
         await trio.sleep(GRACE_SECONDS)
         self._grace.set()
@@ -88,7 +99,7 @@ class RemoteTreeLoader:
                 return
             except CtxfsError as error:
                 log.warning('cannot read the context yet: %s', error)
-                self.error = error
+                self._failed(error)
                 self._grace.set()
             await trio.sleep(delay)
             delay = min(longest, delay * 2)
@@ -99,6 +110,8 @@ class RemoteTreeLoader:
         self._listed.clear()
         self._grace.set()
         self._complete.set()
+        with suppress(DiskFull):
+            self._db.set_meta('was_listed', 1)
         log.info('the context has %d objects', self.listed_objects)
 
     @property
@@ -122,16 +135,20 @@ class RemoteTreeLoader:
 
     async def ensure_listed(self, directory: Inode) -> None:
         """See core.ports.RemoteTree."""
-        if self.is_complete or directory.ino in self._listed:
+        if self._is_known(directory):
             return
         with trio.move_on_after(self._answer_seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
+                nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
                 await self._list_one(directory)
                 nursery.cancel_scope.cancel()
-        if not (self.is_complete or directory.ino in self._listed):
+        if not self._is_known(directory):
             raise self._unavailable()
+
+    def _is_known(self, directory: Inode) -> bool:
+        return self.is_complete or directory.ino in self._listed or self._falls_back.is_set()
 
     @staticmethod
     async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -151,7 +168,7 @@ class RemoteTreeLoader:
                 await self._list_level(directory)
             except CtxfsError as error:
                 log.warning('cannot list a directory yet: %s', error)
-                self.error = error
+                self._failed(error)
                 await trio.sleep(_RETRY_SECONDS[0])
             finally:
                 self._listing.pop(directory.ino).set()

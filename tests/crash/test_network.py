@@ -247,3 +247,24 @@ def test_credentials_are_renewed_while_mounted(faulty: Faulty, tmp_path: Path) -
     eventually('it is uploaded', lambda: not desk.host.status(desk.at)['pending']['files'])
     assert desk.read('cold') == b'cold' * 100
     desk.host.unmount(desk.at)
+
+
+def test_a_mount_that_the_store_lets_down_shows_what_the_last_one_knew(faulty: Faulty, tmp_path: Path) -> None:
+    """The store answers the mount itself and then nothing more: names, attributes, cached and staged bytes are there, also in directories that nobody
+    looked into; what another host did appears when it answers again."""
+    desk = Desk(faulty, tmp_path, {'cached': b'cached'}, patience=IMPATIENT)
+    (desk.at / 'd').mkdir()
+    (desk.at / 'd/mine').write_bytes(b'mine')
+    assert desk.read('cached') == b'cached'
+    desk.host.unmount(desk.at)
+    first = ('/.ctxfs/contexts/', 'max-keys=1&', '/.ctxfs/policy')      # what `ctxfs mount` asks for
+    desk.proxy.plan = lambda method, path: None if any(mark in path for mark in first) else 'hang'
+    desk.host.mount('c', desk.at, options=desk.options[:4])
+    assert sorted(os.listdir(desk.at)) == ['cached', 'd'] and os.listdir(desk.at / 'd') == ['mine']
+    assert desk.read('cached') == b'cached' and (desk.at / 'd/mine').stat().st_size == 4 and not (desk.at / 'theirs').exists()
+    (desk.at / 'd/new').write_bytes(b'new')
+    faulty.direct.bucket().put(f'contexts/{faulty.direct.context_id("c")}/theirs', b'theirs')
+    faulty.clear()
+    eventually('what another host did is there', lambda: (desk.at / 'theirs').exists())
+    desk.host.unmount(desk.at)
+    assert faulty.direct.bucket().body(f'contexts/{faulty.direct.context_id("c")}/d/new') == b'new'
