@@ -67,9 +67,25 @@ class UploadEngine:
 
     async def flush(self, *, retry_seconds: float = 60.0, is_final: bool = False) -> FlushResult:
         """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`. `is_final`: no
-        program can change anything any more, so whatever is left is left over. Cancelled: only the waiting ends; the upload goes on."""
-        deadline = trio.current_time() + retry_seconds
+        program can change anything any more, so whatever is left is left over, and it goes on for as long as anything gets
+        through. Cancelled: only the waiting ends; the upload goes on."""
+        deadline = trio.current_time() + retry_seconds     # also while it waits for its turn
         return await self._in_own_task(lambda task: self._flush(task, deadline, is_final), 'upload')
+
+    async def flush_finally(self, retry_seconds: float, *, last_seconds: float) -> FlushResult | None:
+        """`flush` when nobody can change anything any more. None when it did not end although nothing got through for so long: it is given up, and
+        what is in doubt then is settled by the next mount."""
+        results: list[FlushResult] = []
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            async def run() -> None:
+                results.append(await self.flush(retry_seconds=retry_seconds, is_final=True))
+                nursery.cancel_scope.cancel()
+            nursery.start_soon(run)
+            while trio.current_time() < max(began, self._selection.progressed_at) + retry_seconds + last_seconds:  # noqa: ASYNC110 - a bound
+                await trio.sleep(1.0)
+            nursery.cancel_scope.cancel()
+        return results[0] if results else None
 
     async def flush_ready(self, selection: Ready) -> FlushResult:
         """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for
@@ -141,18 +157,21 @@ class UploadEngine:
         if not self._remote.is_complete:
             cause = self._remote.error or 'the store did not answer in time'
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
-        self._begin(Everything(deadline))
+        everything = Everything(patience=max(0.0, deadline - trio.current_time()))
+        self._begin(everything)
         self._journal.retry_all()
         began_ns = time.time_ns()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
             failures = await self._passes(task)
             retry_ns = self._next_retry_ns(failures, task.attempt)
-            if retry_ns is None or trio.current_time() >= deadline:
+            # programs may go on, and then there is always something that gets through
+            if retry_ns is None or (everything.is_stalled if is_final else trio.current_time() >= deadline):
                 break
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
-            await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
+            await trio.sleep(max(0.0, retry_ns / 1e9 - time.time()) if is_final
+                             else max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
         files = self._journal.summary()[0]
         if files and not (is_final or failures):    # programs went on meanwhile: what they changed then was not asked for
             files = self._journal.left_from(began_ns) + self._finisher.held_deletes()
@@ -210,7 +229,7 @@ class UploadEngine:
         return failures
 
     async def _delete(self) -> None:
-        failed = await self._finisher.delete_doomed()
+        failed = await self._finisher.delete_doomed(self._selection.note_progress)
         if failed:
             key, error = failed[0]
             raise type(error)(f'cannot delete {key}: {error}')

@@ -53,10 +53,11 @@ NEVER_NS = 2**62
 
 
 class _Meter:
-    """Adds one file's progress to its task's."""
+    """Adds one file's progress to its task's, and tells that there is some."""
 
-    def __init__(self, task: SyncTask) -> None:
+    def __init__(self, task: SyncTask, progressed: Callable[[], None]) -> None:
         self._task = task
+        self._progressed = progressed
         self._noted = 0
 
     def note(self, done: int) -> None:
@@ -64,6 +65,7 @@ class _Meter:
         if done > self._noted:
             self._task.bytes_done += done - self._noted
             self._noted = done
+            self._progressed()
 
 
 class Rounds:
@@ -189,7 +191,7 @@ class Rounds:
         if work.error is not None:
             self._fail(work, work.error)
             return False
-        meter = _Meter(task)
+        meter = _Meter(task, self._selection.note_progress)
         self.uploading.add(inode.ino)
         try:
             await self._carry_out(work, meter)

@@ -39,7 +39,7 @@ LOOK_SECONDS = 1.0
 #: flushes are never closer to each other: whatever is wrong, the loop sleeps
 GAP_SECONDS = 0.05
 #: what is under way when the time of the last flush is over has so long to end
-LAST_SECONDS = 5.0
+LAST_SECONDS = 300.0
 _NEVER = float('inf')
 
 
@@ -198,13 +198,14 @@ class UploadScheduler:
         return not (self.is_paused or self.is_manual or self._is_stopped)
 
     async def write_back(self, retry_seconds: float) -> FlushResult:
-        """What an unmount does: everything is uploaded at once, or, in manual mode, left in the journal. `ok`: nothing is left. It ends within
-        the time, whatever the store does."""
+        """What an unmount does: everything is uploaded at once, or, in manual mode, left in the journal. `ok`: nothing is left. It ends when
+        nothing got through for `retry_seconds`, whatever the store does; what is under way then has LAST_SECONDS more."""
         self._is_stopped = True
         self._woken.set()
         if not self.is_manual:
-            with trio.move_on_after(retry_seconds + LAST_SECONDS):
-                return await self._engine.flush(retry_seconds=retry_seconds, is_final=True)
+            result = await self._engine.flush_finally(retry_seconds, last_seconds=LAST_SECONDS)
+            if result is not None:
+                return result
         left = self._journal.summary()[0]
         if not self.is_manual:      # a request that hangs: its outcome is settled by the next mount
             return FlushResult(left == 0, 0, 0, f'{left} {"change is" if left == 1 else "changes are"} not uploaded: the store does not answer'

@@ -72,17 +72,26 @@ class Everything:
 
     is_cautious = False
 
-    def __init__(self, deadline: float = float('inf')) -> None:
-        """`deadline`, in trio time: nothing more begins after it."""
-        self._deadline = deadline
+    def __init__(self, *, patience: float = float('inf')) -> None:
+        """`patience`: seconds without any progress after which nothing more is begun."""
+        self._patience = patience
         self._failures = 0
+        self.progressed_at = trio.current_time()
         #: inodes that were uploaded as they were at one instant
         self.taken: set[int] = set()
 
     @property
     def is_over(self) -> bool:
-        """Whether the pass that runs is to begin nothing more."""
-        return self._failures >= OUTAGE or trio.current_time() >= self._deadline
+        """Whether the pass that runs is to begin nothing more. Never while all goes well, however long that takes."""
+        return self._failures >= OUTAGE or (self._failures > 0 and self.is_stalled)
+
+    @property
+    def is_stalled(self) -> bool:
+        return trio.current_time() >= self.progressed_at + self._patience
+
+    def note_progress(self) -> None:
+        """Something got through."""
+        self.progressed_at = trio.current_time()
 
     def begin_pass(self) -> None:
         self._failures = 0
@@ -99,6 +108,7 @@ class Everything:
 
     def note_success(self) -> None:
         self._failures = 0
+        self.note_progress()
 
     def note_failure(self, error: Exception) -> None:
         """Tried again by the flush itself, in a later pass: where nothing gets through, it would be asked in vain for every file."""
@@ -117,6 +127,7 @@ class Ready:
         self._now_ns = now_ns
         self._may_go_on = may_go_on
         self._failures = 0
+        self.progressed_at = trio.current_time()
         #: the store is in trouble: what was not done is not to be tried at once
         self.has_failed = False
         self.first_error = ''
@@ -160,6 +171,9 @@ class Ready:
 
     def begin_pass(self) -> None:
         """There is only one."""
+
+    def note_progress(self) -> None:
+        self.progressed_at = trio.current_time()
 
     def took_as_it_is(self, ino: int) -> None:
         self._taken.add(ino)
