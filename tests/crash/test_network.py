@@ -99,7 +99,7 @@ def test_a_hung_store_holds_only_who_needs_it_and_not_for_ever(faulty: Faulty, t
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(30) == -signal.SIGKILL
     faulty.clear()
-    assert {name: desk.read(name) for name in cold} == cold
+    eventually('all is read', lambda: {name: desk.read(name) for name in cold} == cold, every=0.5)
     desk.host.unmount(desk.at)
 
 
@@ -118,7 +118,7 @@ def test_an_unmount_in_an_outage_ends_and_the_next_mount_goes_on(faulty: Faulty,
     assert desk.proxy.count('PUT') < 100
     faulty.clear()
     desk.proxy.asked.clear()
-    desk.host.mount('c', desk.at, options=desk.options)
+    desk.host.mount('c', desk.at, options=desk.options[2:])     # patient now: the machine may be slow, too
     assert sorted(os.listdir(desk.at)) == [*(f'f{number:02}' for number in range(100)), 'old']
     desk.host.unmount(desk.at)
     assert [desk.proxy.count('PUT', f'/f{number:02}') for number in range(100)] == [1] * 100
