@@ -2,7 +2,7 @@
 
 Owns the arithmetic and the waiting. It must not know what an upload is: it asks for one and looks whether bytes became free.
 
-INVARIANT: dirty bytes + what clean blocks may have <= limit, but for one file that is larger than that by itself. So before dirty bytes grow
+INVARIANT: dirty bytes + what clean blocks may have beyond MIN_LIMIT <= limit, but for one file that is larger by itself. So before dirty bytes grow
 into the share of the clean ones, those are evicted; a step more than is needed, so that few writes wait for that. Clean blocks keep MIN_LIMIT
 whatever happens, or nobody could read.
 """
@@ -52,8 +52,6 @@ class DirtyBound:
         self._staging = staging
         self._limit = limit
         self._step = limit // STEPS
-        #: what dirty bytes may have at most
-        self._most = limit - MIN_LIMIT if limit >= 2 * MIN_LIMIT else limit
         self._flush = flush
         self._bound_clean = bound_clean
         self._schedule = schedule
@@ -69,7 +67,7 @@ class DirtyBound:
 
     def _fits(self, size: int, own: int) -> bool:
         others = self._staging.used - own
-        return others <= 0 or others + size <= self._most
+        return others <= 0 or others + size <= self._limit
 
     def _is_beside_clean(self, size: int) -> bool:
         return self._clean <= MIN_LIMIT or self._staging.used + size + self._clean <= self._limit
@@ -125,7 +123,7 @@ class DirtyBound:
 
     async def adjust_cache(self) -> None:
         """Give the block cache what the dirty bytes leave, when that became more by a step."""
-        if self.refusal and self._staging.used < self._most:
+        if self.refusal and self._staging.used < self._limit:
             self.refusal = ''
         async with self._bounding:
             share = clean_share(self._limit, self._staging.used)
