@@ -36,6 +36,8 @@ GIB = 1 << 30
 DEFAULT_CACHE_LIMIT = 10 * GIB
 #: one request each: at 10 s about 8,600 a day, a few cents
 DEFAULT_POLL = 10.0
+#: how long a program waits for a store that does not answer, before EIO
+STORE_TIMEOUT = 60.0
 #: one block of the block cache: a smaller bound could hold nothing
 MIN_CACHE_SIZE = 1 << 20
 #: -o options that go to mount(2) as they are; the rest of -o is ctxfs's own
@@ -76,7 +78,19 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     sync_every: float | None = None
     #: seconds between two looks for remote changes
     poll_every: float = DEFAULT_POLL
+    #: how long a program waits for a store that does not answer, in seconds; the other bounds follow from it
+    store_timeout: float = STORE_TIMEOUT
     log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
+
+    @property
+    def silence(self) -> float:
+        """For which a server may say nothing before one request has failed: three of them fit into a program's wait."""
+        return self.store_timeout / 3
+
+    @property
+    def final_seconds(self) -> float:
+        """How long the last upload, at an unmount, goes on trying."""
+        return 2 * self.store_timeout
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -99,6 +113,7 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     log_level: Literal['debug', 'info', 'warning', 'error'] | None = None
     sync_every: str | float | None = None
     poll_every: str | float | None = None
+    store_timeout: str | float | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
 

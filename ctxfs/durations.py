@@ -1,18 +1,19 @@
 """Times as people write them: `30s`, `5m`, `1h`.
 
-Owns their spelling, both ways, and what --sync-every and --poll-every may say. It must not know what happens at those times.
+Owns their spelling, both ways, and what --sync-every, --poll-every and --store-timeout may say. It must not know what happens at those times.
 """
 from __future__ import annotations
 
 import re
 
-from ctxfs.config import DEFAULT_POLL
+from ctxfs.config import DEFAULT_POLL, STORE_TIMEOUT
 from ctxfs.errors import UsageError
 from ctxfs.policy import ONLY_ON_UNMOUNT
 
 #: the longest time that an option or a policy may name; whoever wants longer wants none
 MAX_DURATION = 366 * 86400.0
 MIN_POLL = 1.0
+MIN_STORE_TIMEOUT = 3.0
 _SECONDS = {'h': 3600.0, 'm': 60.0, 's': 1.0}
 
 
@@ -68,4 +69,17 @@ def poll_every_of(text: str | float | None) -> float:
         raise UsageError(f'--poll-every {text}: {e}') from e
     if seconds < MIN_POLL:
         raise UsageError(f'--poll-every {text}: the least is {MIN_POLL:g}s, for each look is a request')
+    return seconds
+
+
+def store_timeout_of(text: str | float | None) -> float:
+    """Seconds of --store-timeout. Raises UsageError for one that a store that works would exceed."""
+    if text is None:
+        return STORE_TIMEOUT
+    try:
+        seconds = parse_duration(text, unit='s')
+    except UsageError as e:
+        raise UsageError(f'--store-timeout {text}: {e}') from e
+    if seconds < MIN_STORE_TIMEOUT:
+        raise UsageError(f'--store-timeout {text}: the least is {MIN_STORE_TIMEOUT:g}s, for a store that works may take as long')
     return seconds

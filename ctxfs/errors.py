@@ -11,6 +11,8 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
+     │   └─ Damaged EIO
+     ├─ CredentialsExpired EACCES (a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -53,6 +55,11 @@ class Denied(CtxfsError):
     errno = _errno.EACCES
 
 
+class CredentialsExpired(Denied):
+    """The credentials had their time. Whoever gives them out mostly gives out new ones."""
+    transient = True
+
+
 class NotPermitted(CtxfsError):
     errno = _errno.EPERM
 
@@ -72,6 +79,11 @@ class RemoteChanged(CtxfsError):
 
 class NoSpace(CtxfsError):
     errno = _errno.ENOSPC
+
+
+class DiskFull(NoSpace):
+    """The disk of the state or of the cache has no space, or this user's quota there is used up. Space may become free."""
+    transient = True
 
 
 class TooLarge(CtxfsError):
@@ -100,9 +112,14 @@ class Unsupported(CtxfsError):
 
 
 class RemoteUnavailable(CtxfsError):
-    """The store could not be reached or answered 5xx/429: transient."""
+    """The store could not be reached or answered 5xx/429: transient. `retry_after`: seconds in which it does not want to be asked."""
     errno = _errno.EIO
     transient = True
+    retry_after: float = 0.0
+
+
+class Damaged(RemoteUnavailable):
+    """Bytes came that contradict their checksum, several times: the network, or the store."""
 
 
 class Corrupted(CtxfsError):

@@ -65,11 +65,15 @@ class PutResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """Who wrote this version of an object: the `ctxfs` user-metadata key, decoded. A lost response is resolved by it: the object
-    carries our hash, host and revision exactly when our request arrived. `link` is the id of the hard-link group, '' when alone."""
+    carries our hash, host and revision exactly when our request arrived. `link` is the id of the hard-link group, '' when alone.
+
+    `etag` (without quotes): what the object should get; where it did, the stamp is known to be this version's. `sums`: see block_sums.py."""
     sha256: str = ''
     host: str = ''
     revision: int = 0
     link: str = ''
+    etag: str = ''
+    sums: str = ''
 
 
 class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -162,7 +162,8 @@ class BlockReader:
         except CtxfsError:
             return      # nobody asked for these bytes yet; who does gets the error
 
-    def close(self) -> None:
+    def let_go(self) -> None:
+        """Close what is open: space of what was evicted is free only then. Who reads opens again."""
         for found in self._open.values():
             os.close(found.fd)
         self._open.clear()

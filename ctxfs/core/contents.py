@@ -74,7 +74,7 @@ class Contents:
 
     def _descriptor(self, inode: Inode) -> int:
         if inode.staging_fd < 0:
-            inode.staging_fd = self._staging.open(inode.ino)
+            self._staging.opened(inode, self._staging.open(inode.ino))
             self._staging.note_loaded(inode)
         return inode.staging_fd
 
@@ -157,9 +157,16 @@ class Contents:
                 elif keep and inode.size:
                     await self._hydrate(inode, needs_room=needs_room)
                 else:
-                    inode.staging_fd = self._staging.create(inode.ino)
-                    inode.charged = 0
-                    self._turn_staged(inode, size=0)
+                    self._start_empty(inode)
+
+    def _start_empty(self, inode: Inode) -> None:
+        self._staging.opened(inode, self._staging.create(inode.ino))
+        inode.charged = 0
+        try:
+            self._turn_staged(inode, size=0)
+        except BaseException:
+            self._staging.discard(inode)
+            raise
 
     async def _hydrate(self, inode: Inode, *, needs_room: bool) -> None:
         """Bring the clean content into the staging file; turns the row only if nothing changed while it was on its way."""

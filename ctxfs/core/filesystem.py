@@ -5,6 +5,7 @@ not know pyfuse3, the store or any schedule; edge/fuse_adapter.py translates to 
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -15,7 +16,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
-from ctxfs.errors import InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
+from ctxfs.errors import CtxfsError, DiskFull, InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
 from ctxfs.records import ROOT_INO, Fh
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
@@ -58,6 +59,9 @@ class FileSystem:
         self._listed: set[int] = set()
         self.forget_listing: Callable[[int], None] = lambda ino: None
         self._writes = 0
+        #: orphans that are still to be removed, and inodes that grew, whose row could not be written for want of space
+        self._unpurged: list[Inode] = []
+        self._unsaved: dict[int, Inode] = {}
         self.files: HandleTable[FileHandle] = HandleTable()
         self.dirs: HandleTable[DirHandle] = HandleTable()
 
@@ -86,7 +90,7 @@ class FileSystem:
                 if known[0].nlink == 0 and known[0].open_count == 0:
                     gone.append(known[0])
         if gone:
-            self.names.purge(gone)
+            self._purge(gone)
 
     def note_absence(self, parent: int, name: bytes) -> bool:
         """The kernel is told that there is no such name. False: it must ask again next time, because too many are noted already."""
@@ -162,7 +166,25 @@ class FileSystem:
 
     def _purge_if_unknown(self, inode: Inode) -> None:
         if inode.nlink == 0 and inode.open_count == 0 and inode.ino not in self._known:
-            self.names.purge([inode])
+            self._purge([inode])
+
+    def _purge(self, inodes: list[Inode]) -> None:
+        """What the program asked for is done when this is called: that the disk has no space to note it is no failure of it."""
+        self._unpurged += inodes
+        with contextlib.suppress(DiskFull):
+            self.names.purge(self._unpurged)
+            self._unpurged = []
+
+    def settle(self) -> None:
+        """Note what a full disk kept from being noted; called now and then."""
+        if self._unpurged:
+            self._purge([])
+        with contextlib.suppress(DiskFull):
+            while self._unsaved:
+                inode = next(iter(self._unsaved.values()))
+                if inode.content == Content.STAGED and inode.nlink:
+                    self._db.store_content(inode)
+                del self._unsaved[inode.ino]
 
     def readlink(self, ino: int) -> bytes:
         inode = self.inode(ino)
@@ -214,8 +236,12 @@ class FileSystem:
             with self._db.transaction():
                 self._db.store_attrs(inode)
                 self._journal.mark(inode, Reason.ATTRS)
-        else:
+            return
+        try:
             self._db.store_attrs(inode)
+        except CtxfsError:
+            self._db.restore(inode)
+            raise
 
     def stat_blocks(self, inode: Inode) -> int:
         return self.contents.blocks_512(inode) if inode.is_regular else (8 if inode.is_dir else 0)
@@ -278,12 +304,20 @@ class FileSystem:
         try:
             if inode.content == Content.STAGED and inode.nlink:
                 if inode.handles == 1:
-                    self._db.store_content(inode)
+                    self._save_size(inode)
                 if self._on_close is not None and handle.writes and inode.writers == 1:
                     self._on_close(inode)
         finally:
             self.contents.released(inode, writes=handle.writes)
             self._purge_if_unknown(inode)
+
+    def _save_size(self, inode: Inode) -> None:
+        """Nobody hears of a failure here, so it is made good later; until then the inode stays in memory, with the size that it has."""
+        try:
+            self._db.store_content(inode)
+            self._unsaved.pop(inode.ino, None)
+        except DiskFull:
+            self._unsaved[inode.ino] = inode
 
     def written_inos(self) -> list[int]:
         """Files that are open for writing: the kernel may hold pages of them that it did not write yet."""

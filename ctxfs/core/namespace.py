@@ -92,7 +92,7 @@ class Namespace:
         self._gating.place(inode, parent.ino, name)
         if stat.S_ISREG(mode):
             inode.content = Content.STAGED
-            inode.staging_fd = self._staging.create(inode.ino)
+            self._staging.opened(inode, self._staging.create(inode.ino))
             inode.charged = 0
         try:
             with self._db.transaction():
@@ -211,13 +211,16 @@ class Namespace:
         inode.is_planned = False
 
     def purge(self, inodes: list[Inode]) -> None:
-        """Nothing in the kernel or in a handle knows these orphans any more: remove their rows, then their staging files."""
-        with self._db.transaction():
+        """Nothing in the kernel or in a handle knows these orphans any more: remove their rows and their staging files. The files go also
+        when the rows cannot (a full disk, which this makes less full): what recovery finds of an orphan is removed anyway."""
+        try:
+            with self._db.transaction():
+                for inode in inodes:
+                    self._db.delete_inode(inode.ino)
+        finally:
             for inode in inodes:
-                self._db.delete_inode(inode.ino)
-        for inode in inodes:
-            if inode.has_staging:
-                self._staging.discard(inode)
+                if inode.has_staging:
+                    self._staging.discard(inode)
 
     # --- moving -------------------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ from ctxfs.config import (
     private_dir,
     state_dir_of,
 )
-from ctxfs.durations import poll_every_of, sync_every_of
+from ctxfs.durations import poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.edge import busy, flush_wait, launch, policy_choice, preflight
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
 from ctxfs.edge.download_wait import wait_for_download
@@ -41,6 +42,8 @@ from ctxfs.storage.registry import ContextRecord, Registry
 
 #: how long a new mount waits for the daemon of the last one to finish its upload
 TAKE_OVER_SECONDS = 60.0
+#: how long one waits for the store to note that the context is used
+NOTE_SECONDS = 5.0
 
 _T = TypeVar('_T')
 
@@ -56,6 +59,7 @@ _T = TypeVar('_T')
 @click.option('--policy', 'policy_file', metavar='FILE', help='The sync policy, as JSON or TOML (default: the one stored with CTX).')
 @click.option('--sync-every', metavar='TIME', help='Upload so long after a change, like 30s or 5m; 0: on close; unmount: only then.')
 @click.option('--poll-every', metavar='TIME', help='Look for remote changes so often (default: 10s).')
+@click.option('--store-timeout', metavar='TIME', help='How long a program waits for a store that does not answer (default: 60s).')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
 @click.option('-o', 'fuse', metavar='OPTS', multiple=True,
@@ -100,6 +104,7 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     poll_every: float
     is_poll_given: bool
     wait_download: bool
+    store_timeout: float
     #: of --sync-every
     sync_every: float | None
     #: of config.toml: for policies that upload by themselves and have no period
@@ -139,7 +144,9 @@ def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool
         log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
         default_sync_every=_of_config(invocation, sync_every_of, config.sync_every),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
-        else _of_config(invocation, poll_every_of, config.poll_every))
+        else _of_config(invocation, poll_every_of, config.poll_every),
+        store_timeout=store_timeout_of(settings['store_timeout']) if settings['store_timeout'] is not None
+        else _of_config(invocation, store_timeout_of, config.store_timeout))
 
 
 def _of_config(invocation: Invocation, read: Callable[[str | float | None], _T], value: str | float | None) -> _T:
@@ -178,7 +185,8 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         uid=os.getuid() if fuse.uid is None else fuse.uid, gid=os.getgid() if fuse.gid is None else fuse.gid,
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
-        sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, log_level=wishes.log_level)
+        sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
+        log_level=wishes.log_level)
 
 
 def _below(policy: SyncPolicy) -> str:
@@ -203,9 +211,13 @@ def _take_over(invocation: Invocation, context: ContextRecord, below: str) -> No
 
 
 def _note_use(store: ObjectStore, context: ContextRecord) -> None:
-    # the mount is what counts: a store that is slow to take this note must not make it fail
-    with contextlib.suppress(CtxfsError):
-        Registry(store).touch(context.id)
+    """The mount is what counts: a store that is slow to take this note, or never does, neither makes it fail nor keeps the user waiting."""
+    def note() -> None:
+        with contextlib.suppress(CtxfsError):
+            Registry(store).touch(context.id)
+    thread = threading.Thread(target=note, name='ctxfs-note', daemon=True)
+    thread.start()
+    thread.join(NOTE_SECONDS)
 
 
 def _say(note: str) -> None:

@@ -38,10 +38,13 @@ from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_status import Parts
+from ctxfs.edge.space import DiskSpace
+from ctxfs.edge.supervision import kept_running, supervised
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
+from ctxfs.storage.disk_space import Reserve
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
@@ -64,7 +67,7 @@ from ctxfs.sync.recovery import recover
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
-from ctxfs.sync.room import DirtyBound
+from ctxfs.sync.room import DirtyBound, clean_share
 from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
@@ -78,10 +81,10 @@ LOCK_SECONDS = 10.0
 #: the log of the tree database is moved into its file when it is longer than this
 WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
+#: a read that is still at it after so many times the wait for a store that does not answer is ended: the store answers, but too slowly
+READ_LIMIT = 5 / 3
 #: how often the cache learns what was used
 TOUCH_SECONDS = 60.0
-#: how long the final upload keeps trying a store that does not answer
-FINAL_RETRY_SECONDS = 120.0
 
 
 def run(options: MountOptions, ready: Readiness) -> int:
@@ -163,13 +166,14 @@ class Mount:
         self._staging = Staging(state / 'staging')
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
-        self._cache = BlockCache(options.cache_dir, options.cache_size)
         self._invalidator = fuse_adapter.KernelInvalidator()
         self._events = EventHub()
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
         self._to_close = contextlib.ExitStack()
         self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
+        self._cache = BlockCache(options.cache_dir, clean_share(options.cache_size, self._staging.used))
+        self._space = DiskSpace(self._db, self._cache, Reserve(state), let_go=lambda: self._blocks.let_go())
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
                  options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
 
@@ -179,8 +183,10 @@ class Mount:
         """See `run`."""
         options = self._options
         worker_options = WorkerOptions(
-            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR},
-            cache_dir=options.cache_dir, cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
+            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR,
+                                                          'silence': options.silence},
+            cache_dir=options.cache_dir, cache_limit=clean_share(options.cache_size, self._staging.used),
+            host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
             log_level=logging.getLogger().level)
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
             self._build(pool, nursery)
@@ -188,18 +194,18 @@ class Mount:
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
             self._attach()
-            nursery.start_soon(self._supervised, self._remote.run)
-            nursery.start_soon(self._supervised, self._invalidator.run)
+            nursery.start_soon(supervised, self._remote.run)
+            nursery.start_soon(supervised, self._invalidator.run)
             for task in self._following.tasks():
-                nursery.start_soon(self._supervised, task)
+                nursery.start_soon(supervised, task)
             if not options.read_only:
-                nursery.start_soon(self._supervised, self._schedule.run)
-            nursery.start_soon(self._supervised, self._warmup.run)
-            nursery.start_soon(self._supervised, self._housekeep)
-            nursery.start_soon(self._supervised, self._answers.run)
-            nursery.start_soon(self._supervised, self._tidy_cache, pool)
+                nursery.start_soon(kept_running, self._schedule.run)
+            nursery.start_soon(supervised, self._warmup.run)
+            nursery.start_soon(kept_running, self._housekeep)
+            nursery.start_soon(supervised, self._answers.run)
+            nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
-                nursery.start_soon(self._supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
+                nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
             result = await self._serve(ready)
             await self._answers.end(server)
@@ -237,7 +243,7 @@ class Mount:
             left = int(self._engine.pending()['files'])
             return FlushResult(left == 0, 0, 0, f'{left} changes of an earlier mount are not uploaded: this one was read-only' if left else '')
         started = time.monotonic()
-        result = await self._schedule.write_back(FINAL_RETRY_SECONDS)
+        result = await self._schedule.write_back(self._options.final_seconds)
         level = logging.INFO if result.ok or self._schedule.is_manual else logging.WARNING
         log.log(level, 'write-back: %d files, %d bytes in %.1f s; %s', result.files, result.bytes, time.monotonic() - started,
                 result.message or 'everything is in the bucket')
@@ -267,11 +273,12 @@ class Mount:
         options, db, journal, staging, prefix = self._options, self._db, self._journal, self._staging, self._prefix
 
         def spawn(function: Callable[..., Any], *args: Any) -> None:
-            nursery.start_soon(self._supervised, function, *args)
+            nursery.start_soon(supervised, function, *args)
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
-        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
+        self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
+                                        answer_seconds=0.75 * options.store_timeout)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
                                    host=options.host_id, publish=self._events.publish)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
@@ -284,8 +291,8 @@ class Mount:
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
-        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,
-                                schedule=self._schedule)
+        self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,
+                                bound_clean=lambda share: self._bound_clean(pool, share))
         self._warmup = Warmup(db, pool, self._cache, prefix=prefix, rules=self._rules, tasks=self._tasks, remote=self._remote,
                               is_paused=lambda: self._engine.is_paused, activity=lambda: self._adapter.requests)
         reconciler.on_content = self._warmup.note_changed
@@ -294,7 +301,8 @@ class Mount:
         Inode.counted_elsewhere = staticmethod(fuse_ops.opens)
         self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
-                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None)
+                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None,
+                                                 read_seconds=READ_LIMIT * options.store_timeout, space=self._space)
         pool.courtesy.served = lambda: self._adapter.requests
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
@@ -311,13 +319,19 @@ class Mount:
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
-        content = RemoteContentLoader(pool, prefix=self._prefix)
+        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)
         return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote,
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None,
                           on_close=lambda inode: self._schedule.wake())
+
+    async def _bound_clean(self, pool: TransferPool, share: int) -> None:
+        """The workers store no more than that, and here the rest is evicted: in a thread, for it may take long."""
+        pool.set_cache_limit(share)
+        await trio.to_thread.run_sync(self._cache.set_limit, share)
+        self._blocks.let_go()
 
     async def _collect_dirty_pages(self) -> None:
         await self._invalidator.write_back(self._fs.written_inos())
@@ -330,19 +344,14 @@ class Mount:
 
     # --- background -----------------------------------------------------------------------------------------------------------------
 
-    async def _supervised(self, function: Callable[..., Any], *args: Any) -> None:
-        """A bug in a background task must not end the mount: it is logged, and everything that is acknowledged stays journaled."""
-        try:
-            await function(*args)
-        except Exception:
-            log.exception('background task %s failed', getattr(function, '__qualname__', function))
-
     async def _housekeep(self) -> None:
         """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
         touched = trio.current_time()
         while True:
             await trio.sleep(TICK_SECONDS)
-            self._room.adjust_cache()
+            await self._room.adjust_cache()
+            self._space.settle()
+            self._fs.settle()
             if self._db.wal_bytes() > WAL_BYTES:
                 await trio.to_thread.run_sync(self._db.checkpoint)
             if trio.current_time() - touched > TOUCH_SECONDS:

@@ -18,7 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ctxfs.edge import fuse_ops  # before pyfuse3, which is to find what it loads
 
@@ -31,19 +31,37 @@ from ctxfs.core.filesystem import Change, FileSystem
 from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import fuse_loop
-from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.block_cache import CachedRange
+from ctxfs.storage.disk_space import FULL
 from ctxfs.storage.inode import Inode
 
 log = logging.getLogger(__name__)
 
 #: seconds the kernel may trust a name or attributes; positive and negative
 TIMEOUT = 86_400.0
-#: writes up to this size go to the page cache in the loop; larger ones in a thread, where a throttled disk stalls nobody else
-_HANDLER_LIMIT_S = 100.0
 #: bytes given to the kernel's page cache at a time
 STORE_BYTES = 128 << 10
+
+
+#: what makes room (also a rename over a file, a truncation), and what takes it
+REMOVING = frozenset({'unlink', 'rmdir', 'rename', 'setattr', 'open'})
+GROWING = frozenset({'write', 'create', 'mkdir', 'mknod', 'symlink', 'link', 'setxattr'})
+#: of a request on a full disk: each gives back half of what is cached
+ATTEMPTS = 6
+#: cannot be done twice
+ENDING = frozenset({'release', 'releasedir'})
+
+
+class Space(Protocol):
+    """What can be done when the disk of the state directory is full."""
+
+    def check(self) -> None:
+        """Raises DiskFull while what little is left is kept for removals."""
+
+    async def free(self, code: int, *, is_removal: bool) -> bool:
+        """The system refused with the errno `code`. Whether another try is worth it."""
 
 
 def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -51,12 +69,25 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
 
     name = handler.__name__
 
+    async def attempt(self: FuseAdapter, args: tuple[Any, ...]) -> Any:
+        """On a full disk again, where something could be done about that. A failed attempt has changed nothing."""
+        if name in GROWING:
+            self._space.check()
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await handler(self, *args)
+            except (DiskFull, OSError) as error:
+                code = error.errno or 0
+                if code not in FULL or name in ENDING or not await self._space.free(code, is_removal=name in REMOVING):
+                    raise
+        return await handler(self, *args)
+
     @functools.wraps(handler)
     async def guarded(self: FuseAdapter, *args: Any) -> Any:
         self._requests += 1
         started = time.perf_counter() if self.is_debugging else 0.0
         try:
-            return await handler(self, *args)
+            return await attempt(self, args)
         except FUSEError:
             raise
         except CtxfsError as error:
@@ -83,8 +114,10 @@ class FuseAdapter(pyfuse3.Operations):
     enable_writeback_cache = True
     supports_dot_lookup = True
 
-    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None) -> None:
+    def __init__(self, fs: FileSystem, *, statfs_path: str, xattrs: XAttrs | None, read_seconds: float, space: Space) -> None:
         super().__init__()
+        self._space = space
+        self._read_seconds = read_seconds
         self._fs = fs
         self._statfs_path = statfs_path
         self._requests = 0
@@ -264,9 +297,9 @@ class FuseAdapter(pyfuse3.Operations):
         if ino := fuse_ops.ino_of(fh):
             self._fs.opened_file(fh, ino)
         # A process that waits here dies on a signal; the request itself must end all the same.
-        with trio.move_on_after(_HANDLER_LIMIT_S):
+        with trio.move_on_after(self._read_seconds):
             return await self._fs.read(fh, off, size)
-        raise RemoteUnavailable(f'no answer from the store within {_HANDLER_LIMIT_S:g} s')
+        raise RemoteUnavailable(f'no answer from the store within {self._read_seconds:g} s')
 
     @boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:

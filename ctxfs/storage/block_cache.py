@@ -44,6 +44,8 @@ MIN_LIMIT = 32 << 20
 TOUCH_SECONDS = 600.0
 _NEVER = 100 * 365 * 86400.0
 _WHOLE = -1
+#: what one more row may add to the database
+_ROW_BYTES = 64 << 10
 _LOCK_SECONDS = 20.0
 _POLICY = 'ctxfs-least-recently-touched'
 _BROKEN = (_core.sqlite3.DatabaseError, diskcache.Timeout)
@@ -261,12 +263,15 @@ class BlockCache:
                 placed.append((entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
 
     def adopt(self, items: Sequence[AdoptFile], *, on_placed: Callable[[], None] = lambda: None) -> list[str]:
-        """Take files into the cache by link (by copy where that is impossible), in one transaction. The paths that were gone or had
-        another size are returned and left out. `on_placed` is called between the links and their rows. Raises as `store` does."""
+        """Take files into the cache by link (by copy where that is impossible), in one transaction. Paths that were gone, had another
+        size or are above the bound are returned and left out. `on_placed` is called between the links and their rows. Raises as `store`."""
         missing = []
         with self._inserting() as placed:
             for item in items:
                 if item.size == 0:
+                    continue
+                if item.size > self._limit:
+                    missing.append(item.path)
                     continue
                 entry = _entry_hash(item.key, item.etag, 0 if item.size <= BLOCK_SIZE else _WHOLE)
                 linked = self._place_file(entry, item)
@@ -288,11 +293,22 @@ class BlockCache:
             # more. One entry needs no outer transaction.
             with self._guarded(), self._write_lock, self._cache.transact() if len(placed) > 1 else nullcontext():
                 for entry, tag, value in placed:
+                    self._make_way(value.size)
                     self._cache.set(entry, value, expire=_NEVER, tag=tag)
         except BaseException:
             for _, _, value in placed:
                 self._cache.disk.remove(value.name)
             raise
+
+    def _make_way(self, size: int) -> None:
+        """Evict before `size` bytes are counted, so that the bound, which all processes share, holds at every instant."""
+        bound = self._cache.reset('size_limit') - size - _ROW_BYTES
+        if self._cache.volume() > bound:
+            self._cache.reset('size_limit', bound, update=False)
+            try:
+                self._cache.cull()
+            finally:
+                self._cache.reset('size_limit', bound + size + _ROW_BYTES, update=False)
 
     def _name(self, entry: bytes, size: int, mtime_ns: int = 0) -> str:
         # Random at the end: a second copy of an entry must not share the file that the first one's eviction unlinks.
@@ -345,13 +361,17 @@ class BlockCache:
             wanted = self._cache.volume() // 2
             self._cull(limit=wanted)
 
+    def give_back(self) -> None:
+        """Evict half of what is cached, because the disk is full."""
+        self._make_room()
+
     # --- bounds ------------------------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: int, *, cull: bool = True) -> None:
-        """Bound this process's cache to `limit` bytes from now on (never below MIN_LIMIT); `cull`: evict down to it at once."""
+        """Bound the cache to `limit` bytes from now on, in all processes (never below MIN_LIMIT); `cull`: evict down to it at once."""
         self._limit = max(limit, MIN_LIMIT)
-        with self._write_lock:
-            self._cache.reset('size_limit', self._limit, update=False)
+        with self._guarded(), self._write_lock:
+            self._cache.reset('size_limit', self._limit)
         if cull:
             self._cull()
 
@@ -373,7 +393,11 @@ class BlockCache:
             return 0
 
     def count(self) -> int:
-        return len(self._cache)
+        """How many entries there are. 0 when it cannot be told."""
+        try:
+            return len(self._cache)
+        except _BROKEN:
+            return 0
 
     def drop(self, key: str) -> int:
         """Forget every version of one object; how many entries went."""

@@ -8,7 +8,7 @@ NotFound, RemoteChanged (a condition failed), Denied (credentials, rights), Unsu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import BinaryIO, Protocol
 
 import msgspec
@@ -50,12 +50,27 @@ ALWAYS = Condition()
 Failures = list[tuple[str, Exception]]
 
 
+class EtagMaker(Protocol):
+    """Is given the whole content in order, then asked."""
+
+    def update(self, data: bytes) -> None: ...
+
+    def etag(self) -> str:
+        """Without quotes."""
+
+
 class ObjectStore(Protocol):
     """See the module docstring for errors. Keys are non-empty str that encode to at most 1,023 bytes of UTF-8 (S3's and OSS's rule)."""
 
     url: str
 
     def capabilities(self) -> Capabilities: ...
+
+    def etag_maker(self, size: int) -> EtagMaker | None:
+        """Foretells the etag of an object of `size` bytes that `put` or `put_file` makes, where this store's follow from the content."""
+
+    def proves(self, etag: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
+        """False where the etag says that these pieces, in order, are not the whole content. They are looked at only where it can say so."""
 
     def etag_of(self, body: bytes) -> str | None:
         """An etag that proves that an object holds exactly `body`, in stores whose etags can; another etag proves nothing."""
@@ -69,7 +84,8 @@ class ObjectStore(Protocol):
 
     def get(self, key: str, start: int = 0, stop: int | None = None, *, if_match: str | None = None) -> bytes:
         """Bytes [start, stop) of the object (to its end if stop is None; shorter where the object ends). RemoteChanged unless its etag
-        is `if_match`, when given; never a mixture of two versions. An empty range returns b'' (still verified where if_match is set)."""
+        is `if_match`, when given; never a mixture of two versions, and RemoteUnavailable instead of bytes that contradict a checksum that
+        came with them. An empty range returns b'' (still verified where if_match is set)."""
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
             condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None) -> PutResult:

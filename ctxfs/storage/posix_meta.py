@@ -6,7 +6,7 @@ raises: a value that makes no sense is treated as if it were not there, because 
     mode       decimal st_mode (s3fs, ossfs, geesefs); octal where rclone wrote it, see `_parse_mode`
     uid, gid   decimal              mtime, atime, ctime   `seconds.nanoseconds`          rdev   decimal
     xattr      url-encoded JSON {name: base64 of the value}
-    ctxfs      `v=1;sha256=…;host=…;rev=…;link=…`, values url-encoded
+    ctxfs      `v=1;sha256=…;host=…;rev=…;link=…;etag=…;sums=…`, values url-encoded
 
 A symlink's target is its object's body in s3fs's dialect, so that is how it is written; ossfs, geesefs and gcsfuse keep it in the metadata.
 """
@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes
+
+import msgspec
 
 from ctxfs.records import Attrs, Stamp
 from ctxfs.storage.object_store import METADATA_MAX
@@ -41,7 +43,8 @@ _TARGETS = ('symlink-target', '--symlink-target', 'gcsfuse_symlink_target')
 
 
 def encode(attrs: Attrs | None, stamp: Stamp | None = None) -> dict[str, str]:
-    """Metadata for an object, ASCII and within METADATA_MAX. Extended attributes that do not fit are left out (the index has them)."""
+    """Metadata for an object, ASCII and within METADATA_MAX. Extended attributes that do not fit are left out (the index has them), and before
+    them the stamp's sums."""
     metadata = {} if stamp is None else {'ctxfs': encode_stamp(stamp)}
     if attrs is None:
         return metadata
@@ -51,8 +54,9 @@ def encode(attrs: Attrs | None, stamp: Stamp | None = None) -> dict[str, str]:
         metadata['rdev'] = str(attrs.rdev)
     if attrs.xattrs:
         text = _encode_xattrs(attrs.xattrs)
-        room = METADATA_MAX - sum(len(name) + len(value) for name, value in metadata.items()) - len('xattr')
-        if len(text) <= min(_XATTR_MAX, room):
+        if len(text) > _room(metadata) and stamp is not None and stamp.sums:
+            metadata['ctxfs'] = encode_stamp(msgspec.structs.replace(stamp, sums=''))
+        if len(text) <= min(_XATTR_MAX, _room(metadata)):
             metadata['xattr'] = text
     return metadata
 
@@ -78,8 +82,13 @@ def decode(metadata: Mapping[str, str] | None, *, key: str, size: int, mtime_ns:
                  rdev=_first(found, ('rdev',), _parse_rdev, 0), xattrs=_first(found, ('xattr',), _decode_xattrs, None))
 
 
+def _room(metadata: Mapping[str, str]) -> int:
+    return METADATA_MAX - sum(len(name) + len(value) for name, value in metadata.items()) - len('xattr')
+
+
 def encode_stamp(stamp: Stamp) -> str:
-    fields = {'sha256': stamp.sha256, 'host': stamp.host, 'rev': str(stamp.revision) if stamp.revision else '', 'link': stamp.link}
+    fields = {'sha256': stamp.sha256, 'host': stamp.host, 'rev': str(stamp.revision) if stamp.revision else '', 'link': stamp.link,
+              'etag': stamp.etag, 'sums': stamp.sums}
     return ';'.join(['v=1', *(f'{name}={quote(value, safe="")}' for name, value in fields.items() if value)])
 
 
@@ -90,6 +99,7 @@ def decode_stamp(metadata: Mapping[str, str] | None) -> Stamp | None:
         return None
     revision = fields.get('rev', '')
     return Stamp(sha256=unquote(fields.get('sha256', '')), host=unquote(fields.get('host', '')), link=unquote(fields.get('link', '')),
+                 etag=unquote(fields.get('etag', '')), sums=unquote(fields.get('sums', '')),
                  revision=int(revision) if revision.isascii() and revision.isdigit() and len(revision) < 20 else 0)
 
 

@@ -1,10 +1,10 @@
 """Signed requests to one bucket, and the only module that knows boto3 and botocore.
 
-Owns credentials, region, endpoint, addressing, and the one place where what boto raises becomes an error of ctxfs. It must not
-know conditions, capabilities or the store's prefix: keys here are the bucket's.
+Owns credentials (also their renewal), region, endpoint, addressing, what is tried again at once, and the one place where what boto raises
+becomes an error of ctxfs. It must not know conditions, capabilities or the store's prefix: keys here are the bucket's.
 
-Two ways lead to the server. The frequent requests take their credentials from botocore, are signed by `s3_sign` and sent over `s3_http`:
-boto3's client costs about 1 ms of CPU for each, this 0.2 ms. The rare ones (multipart control) go through boto3's client, made on first need.
+Requests take their credentials from botocore, are signed by `s3_sign` and sent over `s3_http`: boto3's client costs about 1 ms of CPU for
+each, this 0.2 ms.
 """
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import base64
 import contextlib
 import hashlib
 import ipaddress
+import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from time import sleep
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -25,23 +28,34 @@ import botocore.httpsession
 
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
-from ctxfs.storage.s3_errors import error_for
+from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
+from ctxfs.storage.s3_retry import ATTEMPTS, BUSY, LONGEST_SECONDS, pause, retry_after_of
 from ctxfs.storage.s3_sign import Credentials, signed_headers
 from ctxfs.storage.s3_xml import parse_error
+
+log = logging.getLogger(__name__)
 
 #: what RFC 3986 leaves alone; S3 signs a key with everything else encoded, and its slashes kept
 _SAFE = '-_.~'
 _USER_AGENT = f'ctxfs/{ctxfs.__version__}'
 _PLAIN_READS = frozenset({'GET', 'HEAD'})
+#: other credentials are looked for that often at most
+_RENEW_SECONDS = 1.0
+#: codes that other credentials may help
+_RENEWABLE = frozenset({'ExpiredToken', 'ExpiredTokenException', 'SecurityTokenExpired', 'TokenRefreshRequired', 'InvalidToken',
+                        'InvalidAccessKeyId', 'SignatureDoesNotMatch', '403', '401'})
 
 
 class S3Client:
-    """One bucket at one endpoint. Thread-safe. Raises UsageError for a profile or an endpoint that cannot be."""
+    """One bucket at one endpoint. Thread-safe. Raises UsageError for a profile or an endpoint that cannot be. `silence`: seconds for which
+    the server may say nothing before a request has failed."""
 
     def __init__(self, bucket: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto') -> None:
+                 addressing: str = 'auto', silence: float | None = None) -> None:
         self.bucket = bucket
+        self._timeouts = Timeouts() if silence is None else Timeouts(connect=min(Timeouts().connect, silence), read=silence)
+        self._profile = profile
         with translate('the AWS configuration', bucket):
             self._session = boto3.Session(profile_name=profile)
             given = endpoint or os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
@@ -55,67 +69,112 @@ class S3Client:
         self._sign_body = origin.startswith('http://')
         self._lock = threading.Lock()
         self._credentials: Any = None
-        self._boto: Any = None
+        self._renewed_at = float('-inf')
 
     def request(self, method: str, key: str = '', *, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None,
-                body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts = Timeouts()) -> Response:  # noqa: B008
+                body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts | None = None,
+                is_long: bool = False) -> Response:
         """The response, if its status is 2xx; else the error of ctxfs that it means. `is_repeatable` (default: reads are) says whether
-        sending twice is as good as once, so that a lost connection can be tried again at once."""
+        sending twice is as good as once. `is_long`: the server has much to do before it answers. With `timeouts` of its own it is tried
+        only once.
+
+        What passes within seconds is tried again here: whatever the server did not begin because it was busy, and what is repeatable also
+        after another failure. Nothing is tried again once the time for one silent request has gone by, or, where much would be lost (a
+        repeatable write is a part of something large), for three."""
         target = self._base + quote(key, safe='/' + _SAFE)
         if query:
             target += '?' + '&'.join(f'{quote(name, safe=_SAFE)}={quote(value, safe=_SAFE)}' for name, value in sorted(query.items()))
         what = what or f'{method} {key}'
-        signed = self._sign(method, target, headers or {}, body, what)
-        response = self._pool.request(method, target, headers=signed, body=body, timeouts=timeouts,
-                                      is_repeatable=method in _PLAIN_READS if is_repeatable is None else is_repeatable)
-        if response.status >= 300:
-            raise self.error(response, what)
-        return response
+        repeatable = method in _PLAIN_READS if is_repeatable is None else is_repeatable
+        until = time.monotonic() + self._timeouts.read * (3 if repeatable and method == 'PUT' else 1)
+        chosen = timeouts or (self._timeouts._replace(read=3 * self._timeouts.read) if is_long else self._timeouts)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._attempt(method, target, headers or {}, body, what, repeatable, chosen)
+            except RemoteUnavailable as error:
+                delay = pause(attempt, error.retry_after)
+                may_repeat = repeatable or status_of(error) in BUSY
+                if not may_repeat or timeouts or attempt == ATTEMPTS or delay > LONGEST_SECONDS or time.monotonic() + delay > until:
+                    raise
+                log.debug('%s; once more in %.1f s', error, delay)
+            sleep(delay)
+        raise AssertionError('not reached: the last attempt returns or raises')
+
+    def _attempt(self, method: str, target: str, headers: Mapping[str, str], body: bytes, what: str, is_repeatable: bool,
+                 timeouts: Timeouts) -> Response:
+        """One request; with other credentials once more, where those it had are refused and there are others by now."""
+        used = self._current_credentials(what)
+        while True:
+            response = self._pool.request(method, target, headers=self._sign(method, target, headers, body, used), body=body,
+                                          is_repeatable=is_repeatable, timeouts=timeouts)
+            if response.status < 300:
+                return response
+            error = self.error(response, what)
+            renewed = self._renewed_credentials(used, what) if code_of(error) in _RENEWABLE else None
+            if renewed is None:
+                raise error
+            log.info('%s; there are other credentials now', error)
+            used = renewed
 
     def error(self, response: Response, what: str) -> CtxfsError:
         """The error that a response means (also one of status 200 that carries an error document)."""
         code, message = parse_error(response.body)
-        if not code and response.status == 403:
+        if response.status == 400 and not response.body:    # the answer to a HEAD has no room for the reason, and this is the one that there is
+            code = 'ExpiredToken'
+        elif not code and response.status == 403:
             message = 'refused; check the credentials and their rights'
-        return error_for(response.status, code, message, what=what, bucket=self.bucket)
+        error = error_for(response.status, code, message, what=what, bucket=self.bucket)
+        if isinstance(error, RemoteUnavailable):
+            error.retry_after = retry_after_of(response.headers.get('Retry-After', ''))
+        return error
 
     def source_header(self, key: str) -> str:
         """The value of x-amz-copy-source for a key of this bucket."""
         return quote(f'/{self.bucket}/{key}', safe='/' + _SAFE)
 
-    def boto(self) -> Any:
-        """boto3's client with the configuration that every provider known accepts, for requests that are rare."""
-        with self._lock:
-            if self._boto is None:
-                with translate('the S3 client', self.bucket):
-                    self._boto = self._session.client('s3', region_name=self.region, endpoint_url=self._service_url,
-                                                      config=_boto_config(self._is_virtual))
-                    self._boto.meta.events.register('before-sign.s3.DeleteObjects', use_content_md5)
-            return self._boto
-
     def close(self) -> None:
         self._pool.close()
-        with self._lock:
-            if self._boto is not None:
-                self._boto.close()
-                self._boto = None
 
-    def _sign(self, method: str, target: str, headers: Mapping[str, str], body: bytes, what: str) -> Mapping[str, str]:
+    def _sign(self, method: str, target: str, headers: Mapping[str, str], body: bytes, credentials: Credentials) -> Mapping[str, str]:
         path, _, query = target.partition('?')
-        with translate(what, self.bucket):
-            credentials = self._current_credentials()
         return signed_headers(method, self._host, path, query, {**headers, 'User-Agent': _USER_AGENT}, body, credentials=credentials,
                               region=self.region, sign_body=self._sign_body)
 
-    def _current_credentials(self) -> Credentials:
+    def _current_credentials(self, what: str) -> Credentials:
         """Asked for each request: temporary ones are renewed by botocore when they near their end."""
-        if self._credentials is None:
-            with self._lock:
-                self._credentials = self._credentials or self._session.get_credentials()
+        with translate(what, self.bucket):
             if self._credentials is None:
-                raise Denied('no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile')
-        frozen = self._credentials.get_frozen_credentials()
+                with self._lock:
+                    self._credentials = self._credentials or self._session.get_credentials()
+                if self._credentials is None:
+                    raise Denied('no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile')
+            frozen = self._credentials.get_frozen_credentials()
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def _renewed_credentials(self, refused: Credentials, what: str) -> Credentials | None:
+        """Others than those that were refused, if there are any: a file that somebody has written anew is read by botocore only once. None
+        also when there are none at all, for then the refusal says more."""
+        with self._lock:
+            if time.monotonic() - self._renewed_at < _RENEW_SECONDS:
+                return self._if_other(refused)
+            self._renewed_at = time.monotonic()
+            try:
+                with translate(what, self.bucket):
+                    session = boto3.Session(profile_name=self._profile)
+                    found = session.get_credentials()
+                    frozen = found.get_frozen_credentials() if found is not None else None
+            except CtxfsError:
+                return None
+            if frozen is None or Credentials(frozen.access_key, frozen.secret_key, frozen.token) == refused:
+                return None
+            self._session, self._credentials = session, found
+            return self._if_other(refused)
+
+    def _if_other(self, refused: Credentials) -> Credentials | None:
+        """The credentials in use, unless they are those: another thread may have found new ones."""
+        frozen = self._credentials.get_frozen_credentials()
+        current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        return None if current == refused else current
 
 
 @contextlib.contextmanager
@@ -139,24 +198,8 @@ def translate(what: str, bucket: str) -> Iterator[None]:
         raise RemoteUnavailable(f'{what}: {exc}') from exc
 
 
-def use_content_md5(request: Any, **_: Any) -> None:
-    """A botocore handler: DeleteObjects with Content-MD5 instead of boto3's CRC32 header, which OSS and Swift refuse."""
-    for name in [name for name in request.headers if name.lower().startswith(('x-amz-checksum-', 'x-amz-sdk-checksum-'))]:
-        del request.headers[name]
-    if 'Content-MD5' not in request.headers:
-        request.headers['Content-MD5'] = content_md5(request.body or b'')
-
-
 def content_md5(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode('ascii')
-
-
-def _boto_config(is_virtual: bool) -> botocore.config.Config:
-    """boto3 >= 1.36 by default adds checksums in aws-chunked encoding over https, which OSS refuses as InvalidArgument: when_required."""
-    return botocore.config.Config(
-        signature_version='s3v4', connect_timeout=5, read_timeout=60, max_pool_connections=8, tcp_keepalive=True,
-        retries={'mode': 'standard', 'total_max_attempts': 2}, request_checksum_calculation='when_required',
-        response_checksum_validation='when_required', s3={'addressing_style': 'virtual' if is_virtual else 'path'})
 
 
 def _aws_endpoint(session: Any, region: str) -> str:

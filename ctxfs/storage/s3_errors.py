@@ -4,16 +4,18 @@ Owns the table, and nothing that sends or parses. It must not know boto3: both w
 """
 from __future__ import annotations
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import CredentialsExpired, CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 
 #: codes that say more than their status; the texts are for a person
 _CODES: dict[str, tuple[type[CtxfsError], str]] = {
     'NoSuchBucket': (NotFound, 'the bucket {bucket} does not exist; check the store URL, or create the bucket'),
     'InvalidAccessKeyId': (Denied, 'the access key is not known there; check the credentials (AWS_ACCESS_KEY_ID, profile)'),
     'SignatureDoesNotMatch': (Denied, 'the secret key does not fit the access key; check the credentials (AWS_SECRET_ACCESS_KEY, profile)'),
-    'ExpiredToken': (Denied, 'the session token has expired; renew the credentials'),
+    'ExpiredToken': (CredentialsExpired, 'the session token has expired; renew the credentials'),
+    'ExpiredTokenException': (CredentialsExpired, 'the session token has expired; renew the credentials'),
+    'TokenRefreshRequired': (CredentialsExpired, 'the session token has expired; renew the credentials'),
     'InvalidToken': (Denied, 'the session token is not valid; renew the credentials'),
-    'SecurityTokenExpired': (Denied, 'the session token has expired; renew the credentials'),
+    'SecurityTokenExpired': (CredentialsExpired, 'the session token has expired; renew the credentials'),
     'RequestTimeTooSkewed': (Denied, "this machine's clock differs from the server's by more than it allows; set the clock"),
     'AuthorizationHeaderMalformed': (Denied, 'the request was signed for another region; give region= in the store URL'),
     'PermanentRedirect': (InvalidArgument, 'the bucket {bucket} is in another region or at another endpoint; give region= or endpoint='),
@@ -38,7 +40,8 @@ _STATUSES: dict[int, type[CtxfsError]] = {
 
 
 def error_for(status: int, code: str, message: str, *, what: str, bucket: str) -> CtxfsError:
-    """The error to raise for a response. `what`: what was being done, as "put KEY". Its attribute `code` keeps the server's code."""
+    """The error to raise for a response. `what`: what was being done, as "put KEY". Its attributes `code` and `status` keep what the server
+    said."""
     kind, text = _CODES.get(code, (None, ''))
     if kind is None:
         kind = _STATUSES.get(status) or (RemoteUnavailable if status >= 500 or code == 'SlowDown' else InvalidArgument)
@@ -46,10 +49,15 @@ def error_for(status: int, code: str, message: str, *, what: str, bucket: str) -
     if 300 <= status < 400:
         kind, text = InvalidArgument, _CODES['PermanentRedirect'][1]
     error = kind(f'{what}: {text.replace("{bucket}", bucket)}')
-    error.code = code or str(status)  # type: ignore[attr-defined]
+    error.code, error.status = code or str(status), status  # type: ignore[attr-defined]
     return error
 
 
 def code_of(error: Exception) -> str:
     """The server's code of an error that `error_for` made, else ''."""
     return getattr(error, 'code', '')
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error that `error_for` made, else 0."""
+    return getattr(error, 'status', 0)

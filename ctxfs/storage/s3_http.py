@@ -3,18 +3,23 @@
 Owns sockets, TLS, proxies, timeouts, and the verdict whether a request that failed may be sent again. It must not know buckets, keys,
 signatures or what a status means. Standard library only: per request it costs a fifth of what the layers of boto3 do (botocore 1.44:
 0.8 ms of CPU through its own session, 0.2 ms here).
+
+Every exchange ends: the peer may be silent for so long, and each direction moves MIN_RATE bytes a second on average, or the request fails.
+So a server that sends a byte now and then holds nobody for longer than one that sends nothing, and a large body has the time that its size
+needs.
 """
 from __future__ import annotations
 
 import collections
 import contextlib
 import http.client
+import io
 import select
 import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -29,13 +34,16 @@ _IDLE_SECONDS = 45.0
 _FRESH_SECONDS = 2.0
 #: bodies up to this go out in one piece with their header
 _JOINED = 64 << 10
+#: a link that is slower than this in bytes per second counts as broken
+MIN_RATE = 1024
+_PIECE = 256 << 10
 _WITH_BODY = frozenset({'PUT', 'POST'})
 
 
 class Timeouts(NamedTuple):
-    """Seconds to connect (per address), and for which the server may stay silent."""
+    """Seconds to connect (per address), and for which the server may stay silent; so long the least rate is not asked for, either."""
     connect: float = 5.0
-    read: float = 60.0
+    read: float = 20.0
 
 
 class Response(NamedTuple):
@@ -85,8 +93,9 @@ class HttpPool:
                   idle_seconds: float) -> Response:
         head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
         with self._connection(timeouts, idle_seconds) as connection:
-            is_broken = _send(connection.sock, head, body)
-            with http.client.HTTPResponse(connection.sock, method=method) as response:
+            is_broken = _send(connection.sock, head, body, timeouts.read)
+            incoming: Any = _Incoming(connection.sock, timeouts.read)
+            with http.client.HTTPResponse(incoming, method=method) as response:
                 response.begin()
                 # read even where nobody wants it: the connection can only be used again behind the last byte
                 data = response.read()
@@ -99,7 +108,6 @@ class HttpPool:
         """A connected connection; it goes back to the idle ones unless the block raises or closes it."""
         connection = self._take_idle(idle_seconds) or self._connect(timeouts.connect)
         try:
-            connection.sock.settimeout(timeouts.read)
             yield connection
         except BaseException:
             connection.close()
@@ -142,14 +150,60 @@ class HttpPool:
         return connection
 
 
-def _send(sock: socket.socket, head: bytes, body: bytes) -> bool:
+class _Pace:
+    """How long one direction of an exchange may still take."""
+
+    def __init__(self, silence: float) -> None:
+        self._silence = silence
+        self._until = time.monotonic() + silence
+
+    def timeout(self) -> float:
+        """For the next piece. Raises TimeoutError when the time is over."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError('too slow')
+        return min(self._silence, left)
+
+    def moved(self, count: int) -> None:
+        self._until += count / MIN_RATE
+
+
+class _Incoming(io.RawIOBase):
+    """What http.client reads an answer from: a socket's bytes, at their pace. The socket stays open."""
+
+    def __init__(self, sock: socket.socket, silence: float) -> None:
+        self._socket = sock
+        self._pace = _Pace(silence)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(self._pace.timeout())
+        count = self._socket.recv_into(buffer)
+        self._pace.moved(count)
+        return count
+
+
+def _send(sock: socket.socket, head: bytes, body: bytes, silence: float) -> bool:
     """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body."""
     if len(body) <= _JOINED:
+        sock.settimeout(silence)
         sock.sendall(head + body)
         return False
+    pace = _Pace(silence)
+    sock.settimeout(pace.timeout())
     sock.sendall(head)
+    rest = memoryview(body)
     try:
-        sock.sendall(body)
+        while rest:
+            sock.settimeout(pace.timeout())
+            count = sock.send(rest[:_PIECE])
+            pace.moved(count)
+            rest = rest[count:]
     except (BrokenPipeError, ConnectionResetError):
         return True
     return False

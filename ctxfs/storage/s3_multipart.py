@@ -6,17 +6,17 @@ headers it is given, nor whether the content moved: `may_commit` tells.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from ctxfs.errors import CtxfsError
+from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage.object_store import Aborted
-from ctxfs.storage.s3_client import S3Client, translate
-from ctxfs.storage.s3_xml import parse_copy_etag, quoted_etag
+from ctxfs.storage.s3_client import S3Client
+from ctxfs.storage.s3_errors import code_of
+from ctxfs.storage.s3_xml import complete_request, parse_copy_etag, parse_upload_id, quoted_etag
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ COPY_MAX = 5 << 30
 _COPY_PART = 1 << 30
 
 Sender = Callable[[str, int], str]
-#: boto3's parameters for CompleteMultipartUpload's conditions
-Conditions = Mapping[str, str]
+#: headers
+Headers = Mapping[str, str]
 
 
 def part_size(size: int) -> int:
@@ -74,9 +74,10 @@ class FileReader:
         return data
 
 
-def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Mapping[str, Any], before_complete: Callable[[], Conditions],
+def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Headers, before_complete: Callable[[], Headers],
                  may_commit: Callable[[], bool], progress: Callable[[int], None]) -> str:
-    """Upload and complete; returns the etag. `before_complete` may raise, and gives the conditions of the completion."""
+    """Upload and complete; returns the etag. `create`: the new object's headers; `before_complete` may raise, and gives the conditions of the
+    completion. Raises RemoteUnavailable where it is unknown whether the object is there now."""
     step = part_size(size)
 
     def send(upload_id: str, number: int) -> str:
@@ -87,7 +88,7 @@ def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, c
         progress(len(data))
         return quoted_etag(response.headers.get('ETag', ''))
 
-    def confirm() -> Conditions:
+    def confirm() -> Headers:
         if not may_commit():
             raise Aborted(f'{key}: the content moved while it was being stored')
         return before_complete()
@@ -95,8 +96,8 @@ def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, c
     return _run(client, key, -(-size // step), send, create=create, confirm=confirm, workers=workers)
 
 
-def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Mapping[str, Any],
-               before_complete: Callable[[], Conditions]) -> str:
+def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Headers,
+               before_complete: Callable[[], Headers]) -> str:
     """Server-side copy of an object above COPY_MAX; returns the etag."""
     step = max(_COPY_PART, part_size(size))
 
@@ -106,7 +107,7 @@ def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_eta
                    'x-amz-copy-source-if-match': source_etag}
         what = f'copy part {number} of {source}'
         response = client.request('PUT', key, query={'partNumber': str(number), 'uploadId': upload_id}, headers=headers, is_repeatable=True,
-                                  what=what)
+                                  what=what, is_long=True)
         try:
             return parse_copy_etag(response.body)
         except ValueError:
@@ -114,21 +115,40 @@ def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_eta
     return _run(client, key, -(-size // step), send, create=create, confirm=before_complete, workers=PARALLEL)
 
 
-def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Mapping[str, Any], confirm: Callable[[], Conditions],
-         workers: int) -> str:
-    boto, where = client.boto(), {'Bucket': client.bucket, 'Key': key}
-    with translate(f'begin the upload of {key}', client.bucket):
-        upload_id: str = boto.create_multipart_upload(**where, **create)['UploadId']
+def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Headers, confirm: Callable[[], Headers], workers: int) -> str:
+    upload_id = _begin(client, key, create)
     try:
         etags = _send_all(send, upload_id, count, workers)
-        parts = [{'PartNumber': number, 'ETag': etag} for number, etag in enumerate(etags, 1)]
-        conditions = confirm()
-        with translate(f'complete the upload of {key}', client.bucket):
-            done = boto.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={'Parts': parts}, **conditions)
-        return quoted_etag(done['ETag'])
+        return _complete(client, key, upload_id, etags, confirm())
     except BaseException:
-        _abort(boto, where, upload_id, client.bucket)
+        _abort(client, key, upload_id)
         raise
+
+
+def _begin(client: S3Client, key: str, headers: Headers) -> str:
+    what = f'begin the upload of {key}'
+    response = client.request('POST', key, query={'uploads': ''}, headers=headers, what=what, is_repeatable=True)
+    try:
+        return parse_upload_id(response.body)
+    except ValueError as exc:
+        raise RemoteUnavailable(f'{what}: the answer cannot be read: {exc}') from exc
+
+
+def _complete(client: S3Client, key: str, upload_id: str, etags: list[str], conditions: Headers) -> str:
+    what = f'complete the upload of {key}'
+    try:
+        response = client.request('POST', key, query={'uploadId': upload_id}, headers={'Content-Type': 'application/xml', **conditions},
+                                  body=complete_request(etags), what=what, is_long=True)
+    except NotFound as exc:
+        if code_of(exc) == 'NoSuchUpload':      # an earlier try, whose answer was lost, may have completed it
+            raise RemoteUnavailable(f'{what}: {exc}') from exc
+        if not conditions or code_of(exc) == 'NoSuchBucket':
+            raise
+        raise RemoteChanged(f'{key} was removed') from exc
+    try:
+        return parse_copy_etag(response.body)
+    except ValueError:
+        raise client.error(response._replace(status=500), what) from None
 
 
 def _send_all(send: Sender, upload_id: str, count: int, workers: int) -> list[str]:
@@ -142,11 +162,11 @@ def _send_all(send: Sender, upload_id: str, count: int, workers: int) -> list[st
         return [future.result() for future in futures]
 
 
-def _abort(boto: Any, where: Mapping[str, str], upload_id: str, bucket: str) -> None:
+def _abort(client: S3Client, key: str, upload_id: str) -> None:
     """Best effort: what fails here is reported by nobody else, but the cause of the abort is what the caller must see."""
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(translate(f'abort the upload of {where["Key"]}', bucket))
-            boto.abort_multipart_upload(**where, UploadId=upload_id)
+        client.request('DELETE', key, query={'uploadId': upload_id}, what=f'abort the upload of {key}')
+    except NotFound:
+        return      # it is completed, or was never begun
     except CtxfsError as exc:
         log.info('%s; its parts stay until the bucket expires them', exc)

@@ -5,6 +5,7 @@ not tell: OSS and Swift answer 501, older proxies and rclone ignore conditions a
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ from collections.abc import Mapping
 from ctxfs.errors import CtxfsError, Denied, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage.object_store import Capabilities
 from ctxfs.storage.s3_client import S3Client, content_md5
-from ctxfs.storage.s3_errors import code_of
+from ctxfs.storage.s3_errors import code_of, status_of
 from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_lifecycle import NO_RULES, is_lifecycle
+from ctxfs.storage.s3_retry import BUSY
 from ctxfs.storage.s3_xml import delete_request, parse_delete_errors, parse_tags
 
 _ATTEMPTS = 3
@@ -38,14 +40,15 @@ class _Probe:
         self._missing = self._key + '-3'
 
     def run(self) -> Capabilities:
-        try:
-            return self._ask()
-        finally:
-            for key in (self._key, self._other, self._missing):
-                self._outcome('DELETE', key)
-
-    def _ask(self) -> Capabilities:
         etag = self._send('PUT', self._key, body=b'probe').headers.get('ETag', '')
+        try:
+            return self._ask(etag)
+        finally:
+            with contextlib.suppress(CtxfsError):       # where one cannot be taken away, the others cannot either
+                for key in (self._key, self._other, self._missing):
+                    self._client.request('DELETE', key, is_repeatable=True, what='take a scratch object away')
+
+    def _ask(self, etag: str) -> Capabilities:
         creates = self._is_refused('PUT', self._key, {'If-None-Match': '*'}) and self._is_done('PUT', self._other, {'If-None-Match': '*'})
         forbids = not creates and self._is_refused('PUT', self._key, {'x-oss-forbid-overwrite': 'true'})
         etag = self._current_etag() or etag
@@ -159,8 +162,8 @@ class _Probe:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return self._client.request(method, key, query=query, headers=headers, body=body, what='find out what the store can do')
-            except RemoteUnavailable:
-                if attempt == _ATTEMPTS:
+            except RemoteUnavailable as error:
+                if attempt == _ATTEMPTS or status_of(error) not in BUSY:
                     raise
             time.sleep(1.1)
         raise AssertionError('not reached: the last attempt returns or raises')

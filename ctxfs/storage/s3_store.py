@@ -15,14 +15,14 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import CredentialsExpired, CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 from ctxfs.storage.keys import KEY_MAX
 from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
@@ -30,8 +30,10 @@ from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_http import Response, Timeouts
 from ctxfs.storage.s3_lifecycle import ensure_rule
-from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, upload_parts
+from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, part_size, upload_parts
 from ctxfs.storage.s3_probe import probe
+from ctxfs.storage.s3_read import Reader
+from ctxfs.storage.s3_verify import EtagMaker, md5_in
 from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, parse_tags, quoted_etag
 
 #: all of check(): the user waits for it
@@ -41,20 +43,21 @@ _BATCH = 1000
 _SINGLE_DELETES = 8
 _CONFLICT_ATTEMPTS = 4
 _META = ('x-amz-meta-', 'x-oss-meta-')
-#: headers that a copy with new metadata would drop, and boto3's names for them
-_KEPT = {'Cache-Control': 'CacheControl', 'Content-Disposition': 'ContentDisposition', 'Content-Encoding': 'ContentEncoding',
-         'Content-Language': 'ContentLanguage', 'Content-Type': 'ContentType'}
+#: headers that a copy with new metadata would drop
+_KEPT = ('Cache-Control', 'Content-Disposition', 'Content-Encoding', 'Content-Language', 'Content-Type')
 
 
 class S3Store:
     """See the port. Nothing is asked of the server before the first verb; `capabilities()` probes once, unless `known` says the result."""
 
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None) -> None:
-        self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing)
+                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
+                 silence: float | None = None) -> None:
+        self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing, silence=silence)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
+        self._reader = Reader(self._client, self._scratch)
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
         self._known = msgspec.convert(dict(known), Capabilities) if known else None
         self._is_unquoted = bool(self._known and self._known.unquoted_etags)
@@ -65,12 +68,27 @@ class S3Store:
             if self._known is None:
                 try:
                     self._known = probe(self._client, self._scratch)
+                except CredentialsExpired:
+                    raise
                 except Denied:
                     # no right to write here, so no condition will be needed; not remembered, because rights can be given
                     return Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False,
                                         conditional_copy=False, batch_delete=False)
                 self._is_unquoted = self._known.unquoted_etags
             return self._known
+
+    def etag_maker(self, size: int) -> EtagMaker:
+        return EtagMaker(part_size(size) if size > SINGLE_MAX else 0)
+
+    def proves(self, etag: str, pieces: Callable[[], Iterable[bytes]]) -> bool:
+        """Of an object that came in one piece."""
+        wanted = self._reader.md5_of(etag) if md5_in(etag) else None
+        if wanted is None:
+            return True
+        digest = hashlib.md5(usedforsecurity=False)
+        for piece in pieces():
+            digest.update(piece)
+        return digest.hexdigest() == wanted
 
     def etag_of(self, body: bytes) -> str | None:
         """The MD5, which is the etag of an object that came in one piece and is not encrypted with KMS (docs.aws.amazon.com, "Object");
@@ -111,16 +129,14 @@ class S3Store:
             return b''
         headers = {} if (start, stop) == (0, None) else {'Range': f'bytes={start}-{"" if stop is None else stop - 1}'}
         try:
-            response = self._get(key, headers, if_match)
+            part = self._reader.read(lambda: self._get(key, headers, if_match), key, if_match, start, stop)
         except InvalidArgument as exc:
             if code_of(exc) not in ('InvalidRange', '416'):
                 raise
             self._expect(key, if_match, missing=NotFound)
             return b''
-        if if_match is not None and quoted_etag(response.headers.get('ETag', '')) != if_match:
-            raise RemoteChanged(f'{key} is no longer the version {if_match}')
-        # status 200: the server does not know ranges and sent everything
-        return response.body[start:stop] if response.status == 200 else response.body
+        # a server that does not know ranges sent everything
+        return part.data if (part.start, part.is_whole) != (0, True) else part.data[start:stop]
 
     def _get(self, key: str, headers: dict[str, str], if_match: str | None) -> Response:
         if if_match is None:
@@ -169,6 +185,7 @@ class S3Store:
         if text := self._tagging(tags):
             headers['x-amz-tagging'] = text
         response = self._write(key, condition, headers, body)
+        self._reader.note_put(body, response)
         return PutResult(etag=quoted_etag(response.headers.get('ETag', '')), size=len(body))
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
@@ -182,11 +199,9 @@ class S3Store:
             result = self.put(key, body, metadata=metadata, content_type=content_type, condition=condition, tags=tags)
             progress(size)
             return result
-        create: dict[str, Any] = {'Metadata': dict(check_metadata(metadata or {}))}
-        if content_type:
-            create['ContentType'] = content_type
+        create = _write_headers(metadata, content_type)
         if text := self._tagging(tags):
-            create['Tagging'] = text
+            create['x-amz-tagging'] = text
         self._check_before(key, condition)
         etag = upload_parts(self._client, self._full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
                             before_complete=lambda: self._completion(key, condition))
@@ -205,14 +220,12 @@ class S3Store:
         if content_type is not None:
             kept['Content-Type'] = content_type
         given = _metadata_of(head) if metadata is None else dict(check_metadata(metadata))
+        described = {**kept, **{f'x-amz-meta-{name}': value for name, value in given.items()}}
         if size > COPY_MAX:
-            create = {**{_KEPT[name]: value for name, value in kept.items()}, 'Metadata': given}
-            return self._copy_in_parts(source, key, etag, size, condition, create, tags)
+            return self._copy_in_parts(source, key, etag, size, condition, described, tags)
         headers = self._copy_tagging(tags)
         if not is_plain:
-            headers.update(kept)
-            headers['x-amz-metadata-directive'] = 'REPLACE'
-            headers.update({f'x-amz-meta-{name}': value for name, value in given.items()})
+            headers.update({**described, 'x-amz-metadata-directive': 'REPLACE'})
         return self._copy_at_once(source, key, etag, size, condition, headers)
 
     def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
@@ -223,13 +236,13 @@ class S3Store:
         except ValueError:
             raise self._client.error(response._replace(status=500), f'copy {source} to {key}') from None
 
-    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, Any],
+    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, str],
                        tags: Mapping[str, str] | None) -> PutResult:
         """The parts are a new object, so its tags are given anew as well."""
         if tags is None and self.capabilities().tagging:
             tags = self.tags(source)
         if text := self._tagging(tags):
-            create['Tagging'] = text
+            create['x-amz-tagging'] = text
         self._check_before(key, condition)
         new = copy_parts(self._client, self._full(source), self._full(key), size, source_etag=self._spell(etag), create=create,
                          before_complete=lambda: self._completion(key, condition))
@@ -250,7 +263,7 @@ class S3Store:
         for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
             try:
                 return self._client.request('PUT', self._full(key), headers={**headers, **guard}, body=body,
-                                            is_repeatable=condition == ALWAYS)
+                                            is_repeatable=condition == ALWAYS, is_long=is_copy)
             except NotFound as exc:
                 # AWS's answer to If-Match where nothing is
                 if condition.etag is None or code_of(exc) == 'NoSuchBucket':
@@ -287,9 +300,9 @@ class S3Store:
         """Conditions of a completed multipart upload. Several servers ignore them there (Ceph, moto), so the object is looked at as well."""
         self._check_before(key, condition)
         if condition.absent and self.capabilities().conditional_create:
-            return {'IfNoneMatch': '*'}
+            return {'If-None-Match': '*'}
         if condition.etag is not None and self.capabilities().conditional_overwrite:
-            return {'IfMatch': self._spell(condition.etag)}
+            return {'If-Match': self._spell(condition.etag)}
         return {}
 
     # removing

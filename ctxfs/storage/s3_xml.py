@@ -58,11 +58,25 @@ def parse_error(body: bytes) -> tuple[str, str]:
 
 
 def parse_copy_etag(body: bytes) -> str:
-    """The etag in a CopyObjectResult. ValueError when there is none: a copy may answer 200 and then report an error."""
+    """The etag in the answer to a copy or a completed upload. ValueError when there is none: both may answer 200 and then report an error."""
     for node in _parse(body).iter():
         if _local(node) == 'ETag' and node.text:
             return quoted_etag(node.text)
-    raise ValueError('no etag in the response to a copy')
+    raise ValueError('no etag in the response')
+
+
+def parse_upload_id(body: bytes) -> str:
+    """Of an upload that was begun. ValueError when there is none."""
+    for node in _parse(body).iter():
+        if _local(node) == 'UploadId' and node.text:
+            return node.text
+    raise ValueError('no upload id in the response')
+
+
+def complete_request(etags: Iterable[str]) -> bytes:
+    """The parts of an upload, in order, from number 1 on."""
+    parts = ''.join(f'<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>' for number, etag in enumerate(etags, 1))
+    return f'<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{parts}</CompleteMultipartUpload>'.encode()
 
 
 def parse_tags(body: bytes) -> dict[str, str]:

@@ -9,6 +9,8 @@ What is found here while the tree database was lost has no owner and goes to `qu
 from __future__ import annotations
 
 import os
+import resource
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +22,18 @@ from ctxfs.storage.inode import Inode
 PER_DIRECTORY = 4096
 
 
-class Staging:
-    """Raises OSError as the system does (ENOSPC, EDQUOT, EIO reach the program that writes), Corrupted when a file is missing."""
+#: descriptors kept open at most, where the process may have that many; a file that is used again is opened again
+OPEN_MOST = 4096
 
-    def __init__(self, root: Path) -> None:
+
+class Staging:
+    """Raises OSError as the system does (ENOSPC, EDQUOT, EIO reach the program that writes), Corrupted when a file is missing. `open_most`:
+    descriptors that inodes may hold; by default a quarter of what the process may have."""
+
+    def __init__(self, root: Path, *, open_most: int | None = None) -> None:
         self.root = root
+        self._open: OrderedDict[int, Inode] = OrderedDict()
+        self._open_most = open_most or min(OPEN_MOST, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._quarantine = root.parent / 'quarantine'
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = str(root)
@@ -57,6 +66,18 @@ class Staging:
             return os.open(self.path(ino), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise Corrupted(f'the staging file of inode {ino} is missing') from error
+
+    def opened(self, inode: Inode, fd: int) -> int:
+        """`fd` is the inode's descriptor from now on, until it is closed, or others were used since: `inode.staging_fd` says -1 then."""
+        inode.staging_fd = fd
+        self._open[inode.ino] = inode
+        self._open.move_to_end(inode.ino)
+        while len(self._open) > self._open_most:
+            _, other = self._open.popitem(last=False)
+            if other.staging_fd >= 0:
+                os.close(other.staging_fd)
+                other.staging_fd = -1
+        return fd
 
     def charge(self, inode: Inode, written: int = 0) -> None:
         """Count what the inode's staging file occupies: exactly, or with `written` bytes more as an estimate until the next exact count."""

@@ -8,6 +8,7 @@ it is answered. A committed transaction survives SIGKILL; `make_durable` (any th
 """
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ctxfs.errors import Corrupted, CtxfsError, NoSpace, NotFound
+from ctxfs.errors import Corrupted, CtxfsError, DiskFull, NotFound
 from ctxfs.records import ROOT_INO, Ino
+from ctxfs.storage.disk_space import why_full
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 
@@ -44,10 +46,13 @@ _MIGRATIONS = {1: '''
     '''}
 
 
-def _translate(error: sqlite3.Error) -> CtxfsError:
+def _translate(error: sqlite3.Error, path: Path) -> CtxfsError:
     text = str(error)
-    if 'full' in text:
-        return NoSpace(f'the disk of the state directory is full: {text}')
+    cause = errno.ENOSPC if 'full' in text else why_full(path.parent) if 'disk I/O error' in text else 0
+    if cause:
+        full = DiskFull(f'the disk of the state directory takes no more: {os.strerror(cause)}')
+        full.errno = cause
+        return full
     return Corrupted(f'the tree database failed: {text}')
 
 
@@ -83,12 +88,13 @@ class Transaction:
 class _Connected:
     """Whoever has a connection can be asked for rows."""
     _connection: sqlite3.Connection
+    path: Path
 
     def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
         try:
             return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
 
 
 class TreeReader(_Connected):
@@ -96,20 +102,21 @@ class TreeReader(_Connected):
     thread at a time. Raises NotFound when there is no database, Corrupted when it cannot be read, or is of another schema version."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         if not path.exists():
             raise NotFound(f'no tree database at {path}')
         try:
             self._connection = sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True, isolation_level=None, timeout=2,
                                                check_same_thread=False)
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
 
     def close(self) -> None:
         self._connection.close()
 
 
 class TreeDB(_Connected):
-    """See the module docstring. All methods raise only ctxfs.errors: NoSpace, Corrupted, NotFound."""
+    """See the module docstring. All methods raise only ctxfs.errors: DiskFull, Corrupted, NotFound."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,7 +129,7 @@ class TreeDB(_Connected):
             os.chmod(path, 0o600)
             self._set_up()
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
         self._wal_fd = os.open(f'{path}-wal', os.O_RDONLY)
         self._next_ino, self._reserved = int(self.meta('next_ino') or ROOT_INO + 1), 0
         self._reserve_inos()
@@ -156,19 +163,19 @@ class TreeDB(_Connected):
         try:
             return self._connection.execute(sql, args)  # type: ignore[arg-type]
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
 
     def row(self, sql: str, args: Iterable[Any] = ()) -> Any:
         try:
             return self._connection.execute(sql, args).fetchone()  # type: ignore[arg-type]
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
 
     def many(self, sql: str, args: Iterable[Iterable[Any]]) -> None:
         try:
             self._connection.executemany(sql, args)  # type: ignore[arg-type]
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
 
     @property
     def changes(self) -> int:
@@ -181,18 +188,22 @@ class TreeDB(_Connected):
     def roll_back(self) -> None:
         """Undo the open transaction and make every live inode equal to its row again."""
         if self._connection.in_transaction:
-            self._connection.execute('ROLLBACK')
+            self.execute('ROLLBACK')
         self._dir_keys.clear()
         for inode in list(self._live.values()):
-            row = self.row(_SELECT_INODE, (inode.ino,))
-            inode.marked, inode.is_touched = 0, False
-            if row is None:
-                self._live.pop(inode.ino, None)
-                continue
-            size, revision = inode.size, inode.revision
-            inode.assign(row)
-            if inode.content == Content.STAGED:     # writes grow these in memory only; the staging file has what they wrote
-                inode.size, inode.revision = size, max(revision, inode.revision)
+            self.restore(inode)
+
+    def restore(self, inode: Inode) -> None:
+        """Make a live inode equal to its row again, after a change of it could not be written."""
+        row = self.row(_SELECT_INODE, (inode.ino,))
+        inode.marked, inode.is_touched = 0, False
+        if row is None:
+            self._live.pop(inode.ino, None)
+            return
+        size, revision = inode.size, inode.revision
+        inode.assign(row)
+        if inode.content == Content.STAGED:     # writes grow these in memory only; the staging file has what they wrote
+            inode.size, inode.revision = size, max(revision, inode.revision)
 
     def make_durable(self) -> None:
         """What was committed survives a power cut when this returns. Blocks for one fsync; call it from a thread."""
@@ -212,7 +223,7 @@ class TreeDB(_Connected):
             finally:
                 connection.close()
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self.path) from error
 
     def wal_bytes(self) -> int:
         return os.fstat(self._wal_fd).st_size
@@ -241,8 +252,9 @@ class TreeDB(_Connected):
         return Ino(ino)
 
     def _reserve_inos(self) -> None:
-        self._reserved = self._next_ino + INO_BATCH
-        self.set_meta('next_ino', self._reserved)
+        reserved = self._next_ino + INO_BATCH
+        self.set_meta('next_ino', reserved)
+        self._reserved = reserved       # only now: a number that is given out must not be given out again after a crash
 
     def inode(self, ino: int) -> Inode:
         """The live inode. Raises NotFound."""

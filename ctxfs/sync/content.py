@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import trio
 
-from ctxfs.errors import RemoteUnavailable
+from ctxfs.config import STORE_TIMEOUT
+from ctxfs.errors import Damaged, RemoteUnavailable
 from ctxfs.storage.block_cache import BlockCache, CachedRange
 from ctxfs.storage.journal import Known
 from ctxfs.sync.pool import Priority, TransferPool
@@ -16,17 +17,18 @@ from ctxfs.sync.protocol import Fetch, Hydrate, Operation
 
 R = TypeVar('R')
 
-#: how long a program waits for a store that does not answer, before EIO
-ANSWER_SECONDS = 60.0
 _RETRY_SECONDS = (0.2, 5.0)
+#: an operation whose bytes were wrong so often, each time several GETs long, is given up
+DAMAGED_MOST = 3
 
 
 class RemoteContentLoader:
-    """See the module docstring. Raises RemoteChanged, NotFound, Denied at once, RemoteUnavailable after ANSWER_SECONDS."""
+    """See the module docstring. Raises RemoteChanged, NotFound, Denied at once, RemoteUnavailable after `answer_seconds`."""
 
-    def __init__(self, pool: TransferPool, *, prefix: str) -> None:
+    def __init__(self, pool: TransferPool, *, prefix: str, answer_seconds: float = STORE_TIMEOUT) -> None:
         self._pool = pool
         self._prefix = prefix
+        self._answer_seconds = answer_seconds
 
     async def fetch(self, source: Known, start: int, count: int) -> None:
         """See core.ports.RemoteContent."""
@@ -37,15 +39,18 @@ class RemoteContentLoader:
         await self._persist(Hydrate(key=self._prefix + source.key, etag=source.etag, size=source.size, path=path))
 
     async def _persist(self, operation: Operation[R]) -> R:
-        deadline = trio.current_time() + ANSWER_SECONDS
+        deadline = trio.current_time() + self._answer_seconds
         delay, longest = _RETRY_SECONDS
+        damaged = 0
         while True:
             try:
                 return await self._pool.call(operation, priority=Priority.INTERACTIVE)
-            except RemoteUnavailable:
-                if trio.current_time() + delay >= deadline:
+            except RemoteUnavailable as error:
+                pause = max(delay, error.retry_after)
+                damaged += isinstance(error, Damaged)
+                if trio.current_time() + pause >= deadline or damaged == DAMAGED_MOST:
                     raise
-            await trio.sleep(delay)
+            await trio.sleep(pause)
             delay = min(longest, delay * 2)
 
 

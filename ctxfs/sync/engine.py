@@ -24,10 +24,11 @@ from ctxfs.errors import CtxfsError
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.ports import Spawn
 from ctxfs.sync.remote_tree import RemoteTreeLoader
-from ctxfs.sync.rounds import NEVER_NS, Rounds, backoff
+from ctxfs.sync.rounds import NEVER_NS, Rounds
 from ctxfs.sync.selection import Everything, Ready, Selection
 from ctxfs.sync.tasks import SyncTask, TaskLog
 
@@ -66,8 +67,25 @@ class UploadEngine:
 
     async def flush(self, *, retry_seconds: float = 60.0, is_final: bool = False) -> FlushResult:
         """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`. `is_final`: no
-        program can change anything any more, so whatever is left is left over. Cancelled: only the waiting ends; the upload goes on."""
-        return await self._in_own_task(lambda task: self._flush(task, trio.current_time() + retry_seconds, is_final), 'upload')
+        program can change anything any more, so whatever is left is left over, and it goes on for as long as anything gets
+        through. Cancelled: only the waiting ends; the upload goes on."""
+        deadline = trio.current_time() + retry_seconds     # also while it waits for its turn
+        return await self._in_own_task(lambda task: self._flush(task, deadline, is_final), 'upload')
+
+    async def flush_finally(self, retry_seconds: float, *, last_seconds: float) -> FlushResult | None:
+        """`flush` when nobody can change anything any more. None when it did not end although nothing got through for so long: it is given up, and
+        what is in doubt then is settled by the next mount."""
+        results: list[FlushResult] = []
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            async def run() -> None:
+                results.append(await self.flush(retry_seconds=retry_seconds, is_final=True))
+                nursery.cancel_scope.cancel()
+            nursery.start_soon(run)
+            while trio.current_time() < max(began, self._selection.progressed_at) + retry_seconds + last_seconds:  # noqa: ASYNC110 - a bound
+                await trio.sleep(1.0)
+            nursery.cancel_scope.cancel()
+        return results[0] if results else None
 
     async def flush_ready(self, selection: Ready) -> FlushResult:
         """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for
@@ -139,18 +157,21 @@ class UploadEngine:
         if not self._remote.is_complete:
             cause = self._remote.error or 'the store did not answer in time'
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
-        self._begin(Everything())
+        everything = Everything(patience=max(0.0, deadline - trio.current_time()))
+        self._begin(everything)
         self._journal.retry_all()
         began_ns = time.time_ns()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:
             failures = await self._passes(task)
             retry_ns = self._next_retry_ns(failures, task.attempt)
-            if retry_ns is None or trio.current_time() >= deadline:
+            # programs may go on, and then there is always something that gets through
+            if retry_ns is None or (everything.is_stalled if is_final else trio.current_time() >= deadline):
                 break
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
-            await trio.sleep(max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
+            await trio.sleep(max(0.0, retry_ns / 1e9 - time.time()) if is_final
+                             else max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
         files = self._journal.summary()[0]
         if files and not (is_final or failures):    # programs went on meanwhile: what they changed then was not asked for
             files = self._journal.left_from(began_ns) + self._finisher.held_deletes()
@@ -177,7 +198,7 @@ class UploadEngine:
         """When something that may succeed is to be tried again; None when there is nothing."""
         retry_ns = self._db.row('SELECT min(retry_ns) FROM pending WHERE retry_ns > 0 AND retry_ns < ?', (NEVER_NS,))[0]
         if any(failure.transient for failure in failures):
-            later_ns = time.time_ns() + int(backoff(attempt - 1) * 1e9)
+            later_ns = time.time_ns() + int(delay(attempt - 1, max(map(retry_after_of, failures))) * 1e9)
             retry_ns = min(retry_ns, later_ns) if retry_ns else later_ns
         return retry_ns
 
@@ -194,6 +215,7 @@ class UploadEngine:
     async def _one_pass(self, task: SyncTask) -> list[CtxfsError]:
         """Try everything that is due once. Returns what failed beside single files."""
         failures: list[CtxfsError] = []
+        self._selection.begin_pass()
         for step in (lambda: self._rounds.run(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
                      self._finisher.adopt_sealed, self._finisher.compact_index):
             if self._selection.is_over:
@@ -207,7 +229,7 @@ class UploadEngine:
         return failures
 
     async def _delete(self) -> None:
-        failed = await self._finisher.delete_doomed()
+        failed = await self._finisher.delete_doomed(self._selection.note_progress)
         if failed:
             key, error = failed[0]
             raise type(error)(f'cannot delete {key}: {error}')

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -126,8 +126,9 @@ class Finisher:
 
     # --- deletes ------------------------------------------------------------------------------------------------------------------
 
-    async def delete_doomed(self) -> list[tuple[str, CtxfsError]]:
-        """Delete the objects that nobody wants, each only if it still is the version we know. Returns what failed."""
+    async def delete_doomed(self, progressed: Callable[[], None] = lambda: None) -> list[tuple[str, CtxfsError]]:
+        """Delete the objects that nobody wants, each only if it still is the version we know. Returns what failed; `progressed` is told of
+        each batch of which anything did not."""
         failures: list[tuple[str, CtxfsError]] = []
         if not self._gating.rules.deletes_remotely:     # what was removed here is not shown here; the bucket keeps it
             self._db.execute('UPDATE object SET doomed = 2 WHERE doomed AND doomed = 1 AND substr(key, 1, 7) <> ?', (RESERVED_DIR,))
@@ -136,7 +137,10 @@ class Finisher:
             after = batch[-1].key
             items = [known for known in batch if not self._is_wanted(known)]
             if items:
-                failures += await self.delete(items)
+                failed = await self.delete(items)
+                failures += failed
+                if len(failed) < len(items):
+                    progressed()
         return failures
 
     def has_deletes(self) -> bool:

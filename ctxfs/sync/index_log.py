@@ -24,8 +24,9 @@ from typing import BinaryIO, cast
 import msgspec
 
 from ctxfs.errors import Corrupted, NotFound, RemoteChanged, Unsupported
-from ctxfs.records import IndexRecord, ObjectInfo
-from ctxfs.storage import index_format
+from ctxfs.records import IndexRecord, ObjectInfo, Stamp
+from ctxfs.storage import index_format, posix_meta
+from ctxfs.storage.block_sums import Summer
 from ctxfs.storage.index_format import INDEX_DIR, Header
 from ctxfs.storage.object_store import Condition, ObjectStore
 from ctxfs.sync.crash_points import crash_point
@@ -204,9 +205,20 @@ class IndexLog:
                 if all(source.problem is None for source in live):
                     name = index_format.object_name('base', host=self._host, created_ns=created_ns)
                     size = body.tell()
-                    body.seek(0)
-                    self._store.put_file(self._directory + name, cast(BinaryIO, body), size, condition=Condition(absent=True))
+                    self._store.put_file(self._directory + name, cast(BinaryIO, body), size, condition=Condition(absent=True),
+                                         metadata=self._checksums(cast(BinaryIO, body), size))
                     return name, count, live
+
+    def _checksums(self, body: BinaryIO, size: int) -> dict[str, str]:
+        """A large base is read in ranges, which are verified with these. Leaves the file at its start."""
+        body.seek(0)
+        summer, etag = Summer(size), self._store.etag_maker(size)
+        while piece := body.read(_SMALL):
+            summer.update(piece)
+            if etag is not None:
+                etag.update(piece)
+        body.seek(0)
+        return posix_meta.encode(None, Stamp(host=self._host, etag=etag.etag() if etag is not None else '', sums=summer.sums().encode()))
 
     def _delete_covered(self, live: list[_Source], sources: list[_Source], grace_ns: int) -> int:
         if not sources:

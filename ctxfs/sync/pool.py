@@ -300,7 +300,7 @@ class TransferPool:
                 self.courtesy.took(message.cpu, pending.charged)
             self._finish(message.id, reply=message.value)
         elif isinstance(message, Failed):
-            self._finish(message.id, error=protocol.revive(message.name, message.message))
+            self._finish(message.id, error=protocol.revive(message.name, message.message, message.retry_after))
         elif isinstance(message, Part):
             pending = self._pending[message.id]
             pending.parts.append(message.value)

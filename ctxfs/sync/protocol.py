@@ -1,6 +1,6 @@
 """What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
 
-Owns every message that crosses the pipe, as msgpack in the frames of frames.py, and the way an error travels (class name and message). It
+Owns every message that crosses the pipe, as msgpack in the frames of frames.py. It
 must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
 
 One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
@@ -16,6 +16,8 @@ import msgspec
 from ctxfs import errors
 from ctxfs.records import Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
 from ctxfs.storage.object_store import ALWAYS, Condition
+from ctxfs.sync.error_travel import describe as describe
+from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
 
 R = TypeVar('R')
@@ -77,7 +79,7 @@ class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
     name: str
     message: str
 
-    def error(self) -> Exception:
+    def error(self) -> errors.CtxfsError:
         return revive(self.name, self.message)
 
 
@@ -393,9 +395,11 @@ class Reply(_Message, frozen=True, kw_only=True, array_like=True):
 
 
 class Failed(_Message, frozen=True, kw_only=True, array_like=True):
+    """`retry_after`: seconds in which the store does not want to be asked."""
     id: int
     name: str
     message: str
+    retry_after: float = 0.0
 
 
 ToWorker = Start | Request | Credit | Cancel | Limit
@@ -428,19 +432,3 @@ def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
 
 def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
     return _part_decoders[type(operation)](value)
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message."""
-    name = type(error).__name__
-    if isinstance(error, errors.CtxfsError):
-        return name, str(error)
-    return 'CtxfsError', f'{name}: {error}'
-
-
-def revive(name: str, message: str) -> Exception:
-    """The exception that `describe` described, as the same class of ctxfs.errors."""
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.CtxfsError)):
-        kind = errors.CtxfsError
-    return kind(message)

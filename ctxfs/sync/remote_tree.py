@@ -3,19 +3,22 @@ where a program looks.
 
 Owns the first listing, the listings and HEADs under way, and what is known to be listed. It must not know what a listed object means
 (reconcile.py), how later changes are found (remote_changes.py), nor FUSE. It implements core's RemoteTree; all its waits are bounded by
-ANSWER_SECONDS and then raise what the store said last.
+`answer_seconds` and then raise what the store said last.
 
 A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
-that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself.
+that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself. Where an earlier
+mount had listed the whole, and the store does not answer this one, programs get the tree as it was known then; what changed since follows.
 """
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import trio
 
-from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.config import STORE_TIMEOUT
+from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
@@ -29,7 +32,6 @@ from ctxfs.sync.remote_index import RemoteIndex
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
-ANSWER_SECONDS = 45.0
 #: HEADs in one request that nobody waits for
 LEARNT = 16
 _RETRY_SECONDS = (0.5, 15.0)
@@ -39,13 +41,14 @@ class RemoteTreeLoader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, doubt: Doubt,
-                 prefix: str, below: str = '') -> None:
+                 prefix: str, below: str = '', answer_seconds: float = 0.75 * STORE_TIMEOUT) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
         self._pool = pool
         self._doubt = doubt
         self._prefix = prefix
+        self._answer_seconds = answer_seconds
         self.is_complete = False
         self.error: CtxfsError | None = None
         #: looks for changes since, and when the last one came to its end (Unix seconds); poller.py counts
@@ -54,6 +57,9 @@ class RemoteTreeLoader:
         self.index = RemoteIndex(db, journal, pool, prefix=prefix, below=below)
         self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
         self._complete = trio.Event()
+        self._was_complete = bool(db.meta('was_listed'))
+        #: the tree as an earlier mount left it has to do
+        self._falls_back = trio.Event()
         self._index_read = trio.Event()
         self._grace = trio.Event()
         self._listed: set[int] = set()
@@ -74,6 +80,12 @@ class RemoteTreeLoader:
             nursery.cancel_scope.cancel()
         self._finish()
 
+    def _failed(self, error: CtxfsError) -> None:
+        self.error = error
+        if self._was_complete:
+            self._reconciler.directories.is_live = True
+            self._falls_back.set()
+
     async def _end_grace(self) -> None:
         await trio.sleep(GRACE_SECONDS)
         self._grace.set()
@@ -87,7 +99,7 @@ class RemoteTreeLoader:
                 return
             except CtxfsError as error:
                 log.warning('cannot read the context yet: %s', error)
-                self.error = error
+                self._failed(error)
                 self._grace.set()
             await trio.sleep(delay)
             delay = min(longest, delay * 2)
@@ -98,6 +110,8 @@ class RemoteTreeLoader:
         self._listed.clear()
         self._grace.set()
         self._complete.set()
+        with suppress(DiskFull):
+            self._db.set_meta('was_listed', 1)
         log.info('the context has %d objects', self.listed_objects)
 
     @property
@@ -121,16 +135,20 @@ class RemoteTreeLoader:
 
     async def ensure_listed(self, directory: Inode) -> None:
         """See core.ports.RemoteTree."""
-        if self.is_complete or directory.ino in self._listed:
+        if self._is_known(directory):
             return
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
+                nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
                 await self._list_one(directory)
                 nursery.cancel_scope.cancel()
-        if not (self.is_complete or directory.ino in self._listed):
+        if not self._is_known(directory):
             raise self._unavailable()
+
+    def _is_known(self, directory: Inode) -> bool:
+        return self.is_complete or directory.ino in self._listed or self._falls_back.is_set()
 
     @staticmethod
     async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -150,7 +168,7 @@ class RemoteTreeLoader:
                 await self._list_level(directory)
             except CtxfsError as error:
                 log.warning('cannot list a directory yet: %s', error)
-                self.error = error
+                self._failed(error)
                 await trio.sleep(_RETRY_SECONDS[0])
             finally:
                 self._listing.pop(directory.ino).set()
@@ -168,7 +186,7 @@ class RemoteTreeLoader:
 
     async def ensure_subtree(self, directory: Inode) -> None:
         """See core.ports.RemoteTree."""
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             await self._complete.wait()
         if not self.is_complete:
             raise self._unavailable()
@@ -176,14 +194,14 @@ class RemoteTreeLoader:
     def _unavailable(self) -> CtxfsError:
         if self.error is not None:
             return type(self.error)(str(self.error))
-        return RemoteUnavailable(f'the context could not be listed within {ANSWER_SECONDS:g} s')
+        return RemoteUnavailable(f'the context could not be listed within {self._answer_seconds:g} s')
 
     # --- attributes -----------------------------------------------------------------------------------------------------------------
 
     async def ensure_attrs(self, inodes: Iterable[Inode]) -> None:
         """See core.ports.RemoteTree."""
         wanted = [inode for inode in inodes if not inode.attrs_known]
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             async with trio.open_nursery() as nursery:
                 for start in range(0, len(wanted), HEADS):
                     nursery.start_soon(self._head, wanted[start:start + HEADS])

@@ -6,12 +6,13 @@ rows. It must not know why or how often a flush runs (engine.py), which rows it 
 
     round:  settle writes in doubt, expand moved directories (journaled, so a crash resumes), plan, upload; work whose target is another's
             only copy waits a round, a cycle is broken by a temporary copy
-    failure of one inode:  transient: its row gets the cause and a retry time (0.5 s, doubling to 20 s);  permanent: the cause, tried again
+    failure of one inode:  transient: its row gets the cause and a retry time (backoff.py);  permanent: the cause, tried again
                            by the next sync or mount, or when it changes;  conflict: conflicts.py keeps both, then it is planned again
     an inode that keeps changing while it is uploaded: a copy of it at one instant is uploaded instead
 """
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import uuid
@@ -25,6 +26,7 @@ from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.localise import Localiser
@@ -44,22 +46,18 @@ PLAN_SLICE = 40
 IN_FLIGHT = 32
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
-_BACKOFF_SECONDS = (0.5, 20.0)
+#: what the system says and may not say again
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 #: the retry time of what only a change can help
 NEVER_NS = 2**62
 
 
-def backoff(attempt: int) -> float:
-    """Seconds before the next try; `attempt` failed before the last one."""
-    first, longest = _BACKOFF_SECONDS
-    return min(longest, first * 2.0 ** min(attempt, 16))
-
-
 class _Meter:
-    """Adds one file's progress to its task's."""
+    """Adds one file's progress to its task's, and tells that there is some."""
 
-    def __init__(self, task: SyncTask) -> None:
+    def __init__(self, task: SyncTask, progressed: Callable[[], None]) -> None:
         self._task = task
+        self._progressed = progressed
         self._noted = 0
 
     def note(self, done: int) -> None:
@@ -67,6 +65,7 @@ class _Meter:
         if done > self._noted:
             self._task.bytes_done += done - self._noted
             self._noted = done
+            self._progressed()
 
 
 class Rounds:
@@ -192,7 +191,7 @@ class Rounds:
         if work.error is not None:
             self._fail(work, work.error)
             return False
-        meter = _Meter(task)
+        meter = _Meter(task, self._selection.note_progress)
         self.uploading.add(inode.ino)
         try:
             await self._carry_out(work, meter)
@@ -245,12 +244,15 @@ class Rounds:
         return False
 
     def _fail(self, work: Work, error: Exception) -> None:
-        is_transient = isinstance(error, CtxfsError) and error.transient
+        is_transient = error.transient if isinstance(error, CtxfsError) else isinstance(error, OSError) and error.errno in PASSING
         # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
-        retry_ns = time.time_ns() + int(backoff(work.row.attempt) * 1e9) if is_transient else NEVER_NS
+        retry_ns = time.time_ns() + int(delay(work.row.attempt, retry_after_of(error)) * 1e9) if is_transient else NEVER_NS
         message = str(error) or type(error).__name__
-        self._journal.fail(work.row, error=message, retry_ns=retry_ns)
-        self._selection.note_failure(error)
+        try:
+            self._journal.fail(work.row, error=message, retry_ns=retry_ns)
+            self._selection.note_failure(error)
+        except CtxfsError as full:      # then nobody remembers when to try again: the schedule waits instead
+            self._selection.note_step_failure(full)
         log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
 
     async def _break_cycle(self, work: Work) -> int:

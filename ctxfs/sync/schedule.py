@@ -24,9 +24,10 @@ from ctxfs.policy import DEFAULT_PERIOD, ONLY_ON_UNMOUNT
 from ctxfs.rules import Rules
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.backoff import delay
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import Publish, unheard
-from ctxfs.sync.rounds import NEVER_NS, backoff
+from ctxfs.sync.rounds import NEVER_NS
 from ctxfs.sync.selection import QuietRule, Ready, Wait
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ COALESCE_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 #: flushes are never closer to each other: whatever is wrong, the loop sleeps
 GAP_SECONDS = 0.05
+#: what is under way when the time of the last flush is over has so long to end
+LAST_SECONDS = 300.0
 _NEVER = float('inf')
 
 
@@ -180,13 +183,14 @@ class UploadScheduler:
             log.info('by the clock: %d files, %d bytes uploaded; %s', result.files, result.bytes, result.message or 'all that was ready')
         now_ns = self._clock()
         self._failures = self._failures + 1 if selection.has_failed else 0
-        self._not_before = trio.current_time() + (backoff(self._failures - 1) if self._failures else GAP_SECONDS)
+        pause = delay(self._failures - 1, selection.retry_after) if self._failures else GAP_SECONDS
+        self._not_before = trio.current_time() + pause
         self._waiting = selection.waiting
         self._marks = self._journal.marks
         self._oldest_ns, self._seen_at = self._journal.oldest_due_ns(now_ns, without=self._waiting), trio.current_time()
         self._retry_ns = self._journal.next_retry_ns(now_ns, NEVER_NS)
         if selection.has_failed:        # also of steps that have no row: the index, deletes
-            self._retry_ns = min(self._retry_ns or NEVER_NS, now_ns + int(backoff(self._failures - 1) * 1e9))
+            self._retry_ns = min(self._retry_ns or NEVER_NS, now_ns + int(pause * 1e9))
         if not self._oldest_ns and self._journal.doomed_count():
             self._oldest_ns = now_ns        # deletes that wait for somebody who has the file open
 
@@ -194,11 +198,17 @@ class UploadScheduler:
         return not (self.is_paused or self.is_manual or self._is_stopped)
 
     async def write_back(self, retry_seconds: float) -> FlushResult:
-        """What an unmount does: everything is uploaded at once, or, in manual mode, left in the journal. `ok`: nothing is left."""
+        """What an unmount does: everything is uploaded at once, or, in manual mode, left in the journal. `ok`: nothing is left. It ends when
+        nothing got through for `retry_seconds`, whatever the store does; what is under way then has LAST_SECONDS more."""
         self._is_stopped = True
         self._woken.set()
         if not self.is_manual:
-            return await self._engine.flush(retry_seconds=retry_seconds, is_final=True)
+            result = await self._engine.flush_finally(retry_seconds, last_seconds=LAST_SECONDS)
+            if result is not None:
+                return result
         left = self._journal.summary()[0]
+        if not self.is_manual:      # a request that hangs: its outcome is settled by the next mount
+            return FlushResult(left == 0, 0, 0, f'{left} {"change is" if left == 1 else "changes are"} not uploaded: the store does not answer'
+                               if left else '')
         return FlushResult(left == 0, 0, 0, '' if not left else f'autoUpload is off: {left} {"change stays" if left == 1 else "changes stay"} '
                            'on this host; ctxfs mount it again and run ctxfs sync')

@@ -22,6 +22,7 @@ import trio
 from ctxfs.errors import CtxfsError
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Pending
+from ctxfs.sync.backoff import retry_after_of
 
 #: a file that was not changed for so long is quiet, where the period is long enough
 QUIET_SECONDS = 2.0
@@ -31,6 +32,8 @@ LONGEST_PERIODS = 5
 OPEN_SECONDS = 30.0
 #: transient failures in a row that mean that the store is in trouble, and not one file
 TROUBLE = 3
+#: the same for a flush that somebody waits for, and that other failures of a bad network must not end
+OUTAGE = 8
 
 
 class Turn(Enum):
@@ -67,12 +70,31 @@ class Everything:
     """An explicit flush: everything at once, again and again until nothing is left. A file that does not hold still is taken as it is,
     once: what is written to it after that instant came after the flush was asked for."""
 
-    is_over = False
     is_cautious = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience: float = float('inf')) -> None:
+        """`patience`: seconds without any progress after which nothing more is begun."""
+        self._patience = patience
+        self._failures = 0
+        self.progressed_at = trio.current_time()
         #: inodes that were uploaded as they were at one instant
         self.taken: set[int] = set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the pass that runs is to begin nothing more. Never while all goes well, however long that takes."""
+        return self._failures >= OUTAGE or (self._failures > 0 and self.is_stalled)
+
+    @property
+    def is_stalled(self) -> bool:
+        return trio.current_time() >= self.progressed_at + self._patience
+
+    def note_progress(self) -> None:
+        """Something got through."""
+        self.progressed_at = trio.current_time()
+
+    def begin_pass(self) -> None:
+        self._failures = 0
 
     def turn_of(self, row: Pending, inode: Inode) -> Turn:
         return Turn.LATER if row.ino in self.taken else Turn.NOW
@@ -85,13 +107,15 @@ class Everything:
         self.taken.add(ino)
 
     def note_success(self) -> None:
-        """Nothing depends on it here."""
+        self._failures = 0
+        self.note_progress()
 
     def note_failure(self, error: Exception) -> None:
-        """Tried again by the flush itself."""
+        """Tried again by the flush itself, in a later pass: where nothing gets through, it would be asked in vain for every file."""
+        self._failures += isinstance(error, CtxfsError) and error.transient
 
     def note_step_failure(self, error: Exception) -> None:
-        """The same."""
+        """The other steps are few."""
 
 
 class Ready:
@@ -103,9 +127,12 @@ class Ready:
         self._now_ns = now_ns
         self._may_go_on = may_go_on
         self._failures = 0
+        self.progressed_at = trio.current_time()
         #: the store is in trouble: what was not done is not to be tried at once
         self.has_failed = False
         self.first_error = ''
+        #: seconds in which the store does not want to be asked
+        self.retry_after = 0.0
         #: the store failed the last time: one file first, then the others
         self.is_cautious = is_cautious
         #: inodes whose time had come and that wait for their writers, or for another's
@@ -142,6 +169,12 @@ class Ready:
             return False
         return True
 
+    def begin_pass(self) -> None:
+        """There is only one."""
+
+    def note_progress(self) -> None:
+        self.progressed_at = trio.current_time()
+
     def took_as_it_is(self, ino: int) -> None:
         self._taken.add(ino)
         self.waiting[ino] = Wait(ino, self._now_ns + int(self._rule.longest_seconds * 1e9))
@@ -156,6 +189,7 @@ class Ready:
         if isinstance(error, CtxfsError) and error.transient:
             self._failures += 1
             self.has_failed = True
+            self.retry_after = max(self.retry_after, retry_after_of(error))
 
     def note_step_failure(self, error: Exception) -> None:
         """What is no file's (an index segment, a batch of deletes) has no retry time of its own."""

@@ -164,7 +164,7 @@ class Worker:
             return Reply(id=request.id, value=protocol.raw(result), cpu=time.thread_time() - began)
         except Exception as error:
             name, message = protocol.describe(translate(error))
-            return Failed(id=request.id, name=name, message=message)
+            return Failed(id=request.id, name=name, message=message, retry_after=getattr(error, 'retry_after', 0.0))
 
 
 def translate(error: Exception) -> Exception:
@@ -175,7 +175,7 @@ def translate(error: Exception) -> Exception:
         return errors.CtxfsError('nobody waited for it any more')
     if isinstance(error, OSError):
         kinds: dict[int | None, type[errors.CtxfsError]] = {
-            errno.ENOSPC: errors.NoSpace, errno.EDQUOT: errors.NoSpace, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
+            errno.ENOSPC: errors.DiskFull, errno.EDQUOT: errors.DiskFull, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
         return kinds.get(error.errno, errors.CtxfsError)(str(error))
     log.error('an operation failed unexpectedly', exc_info=error)
     return error

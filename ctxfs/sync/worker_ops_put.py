@@ -15,6 +15,7 @@ from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
+from ctxfs.storage.block_sums import LEAST, Summer
 from ctxfs.storage.object_store import Aborted
 from ctxfs.sync import protocol
 from ctxfs.sync.crash_points import crash_point
@@ -32,11 +33,13 @@ VERIFY_BYTES = 32 << 20
 def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
     crash_point('worker-put-before-read')
     with open(op.path, 'rb', buffering=0) as file:
-        if op.size <= WHOLE_BYTES:
-            body = _read_whole(file, op.size)
-            digest = hashlib.sha256(body or b'').hexdigest()
-        else:
-            body, digest = None, _hash(file, channel)
+        measured = _Measured(context, op.size)
+        body = _read_whole(file, op.size) if op.size <= WHOLE_BYTES else None
+        if body is not None:
+            measured.update(body)
+        elif op.size > WHOLE_BYTES:
+            _measure(file, channel, measured)
+        digest = measured.sha256()
         unchanged = _watch(context, op, file)
         if not unchanged():
             return protocol.PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
@@ -44,7 +47,7 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
                 digest == op.base_sha256 or (body is not None and context.store.etag_of(body) == op.condition.etag)):
             return protocol.PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
         crash_point('worker-put-before-send')
-        stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
+        stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, etag=measured.etag(), sums=measured.sums())
         done = _send(context, op, stamp, body, file, unchanged, channel)
     crash_point('worker-put-after-commit')
     return done
@@ -59,12 +62,33 @@ def _read_whole(file: BinaryIO, size: int) -> bytes | None:
     return b''.join(pieces) if wanted == 1 else None
 
 
-def _hash(file: BinaryIO, channel: OperationChannel) -> str:
-    digest = hashlib.sha256()
+class _Measured:
+    """What a content's stamp says of it: its hash, the etag that it should get, the sums of its pieces."""
+
+    def __init__(self, context: WorkerContext, size: int) -> None:
+        self._digest = hashlib.sha256()
+        self._etag = context.store.etag_maker(size)
+        self._summer = Summer(size) if size > LEAST else None
+
+    def update(self, data: bytes) -> None:
+        for part in (self._digest, self._etag, self._summer):
+            if part is not None:
+                part.update(data)
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def etag(self) -> str:
+        return self._etag.etag() if self._etag is not None else ''
+
+    def sums(self) -> str:
+        return self._summer.sums().encode() if self._summer is not None else ''
+
+
+def _measure(file: BinaryIO, channel: OperationChannel, measured: _Measured) -> None:
     while (piece := file.read(_CHUNK)) and not channel.is_cancelled:
-        digest.update(piece)
+        measured.update(piece)
     file.seek(0)
-    return digest.hexdigest()
 
 
 def _watch(context: WorkerContext, op: protocol.PutFile, file: BinaryIO) -> Callable[[], bool]:
@@ -141,8 +165,10 @@ def _holds(context: WorkerContext, info: ObjectInfo, digest: str) -> bool:
 
 
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
-    digest = hashlib.sha256(op.body).hexdigest()
-    stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link)
+    measured = _Measured(context, len(op.body))
+    measured.update(op.body)
+    digest = measured.sha256()
+    stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, etag=measured.etag())
     metadata, tags = _metadata(op.attrs, stamp, op.lifecycle)
     is_recovered, lifecycle = False, _written(op.lifecycle)
     try:

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import msgspec
 
-from ctxfs.errors import Corrupted, CtxfsError
+from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
@@ -35,7 +35,10 @@ def _head_one(context: WorkerContext, key: str, wants_tags: bool) -> protocol.He
     try:
         info = context.store.head(key)
         metadata = info.metadata or {}
-        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=posix_meta.decode_stamp(metadata),
+        stamp = posix_meta.decode_stamp(metadata)
+        if stamp is not None and stamp.sums:        # long, and of use only with the bytes
+            stamp = msgspec.structs.replace(stamp, sums='')
+        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=stamp,
                                  lifecycle=_lifecycle(context, info, wants_tags))
     except CtxfsError as error:
         name, message = protocol.describe(error)
@@ -107,7 +110,7 @@ def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate | pro
     start, stop = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, op.size)
     data = context.store.get(op.key, start, stop, if_match=op.etag)
     if len(data) != stop - start:
-        raise Corrupted(f'{op.key}: {len(data)} bytes came where the version {op.etag} has {stop - start}')
+        raise RemoteUnavailable(f'{op.key}: {len(data)} bytes came where the version {op.etag} has {stop - start}')
     return data
 
 
@@ -134,6 +137,9 @@ def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChan
         try:
             os.ftruncate(fd, op.size)
             fetched = _fill(context, op, channel, fd)
+            if fetched and op.size > RUN_BLOCKS * BLOCK_SIZE and not context.store.proves(op.etag, lambda: _pieces(fd)):
+                context.cache.drop(op.key)      # some of it may have come from there
+                raise Damaged(f'{op.key}: what came is not what the store has (its etag does not fit)')
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -144,6 +150,13 @@ def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChan
             os.unlink(temporary)
         raise
     return protocol.HydrateDone(size=op.size, fetched=fetched)
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    offset = 0
+    while piece := os.pread(fd, BLOCK_SIZE, offset):
+        yield piece
+        offset += len(piece)
 
 
 def _fill(context: WorkerContext, op: protocol.Hydrate, channel: OperationChannel, fd: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteUnavailable, UsageError
+from ctxfs.errors import CredentialsExpired, CtxfsError, Denied, InvalidArgument, NotFound, RemoteUnavailable, UsageError
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.stores import open_store
 from tests.fakes.s3_server import FakeS3, Fault
@@ -80,7 +80,8 @@ def test_a_bucket_that_does_not_exist(credentials: S3Server) -> None:
 
 
 @pytest.mark.parametrize(('fault', 'kind', 'word'), [
-    (Fault.UNKNOWN_KEY, Denied, 'AWS_ACCESS_KEY_ID'), (Fault.WRONG_SECRET, Denied, 'AWS_SECRET_ACCESS_KEY'), (Fault.EXPIRED, Denied, 'renew'),
+    (Fault.UNKNOWN_KEY, Denied, 'AWS_ACCESS_KEY_ID'), (Fault.WRONG_SECRET, Denied, 'AWS_SECRET_ACCESS_KEY'),
+    (Fault.EXPIRED, CredentialsExpired, 'renew'),
     (Fault.SKEWED_CLOCK, Denied, 'clock'), (Fault.DENY, Denied, 'AccessDenied'), (Fault.ELSEWHERE, InvalidArgument, 'region='),
     (Fault.UNAVAILABLE, RemoteUnavailable, 'ServiceUnavailable'), (Fault.GARBAGE, RemoteUnavailable, 'cannot be read'),
 ])

@@ -6,60 +6,18 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.crash.fault_proxy import FaultProxy
+from tests.crash.faulty import Faulty, work
 from tests.crash.watch import eventually
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE
-from tests.model.operations import content
 from tests.mount.harness import CommandFailed
-from tests.mount.sites import MountingHost, MountingSite, site_maker
+from tests.mount.sites import MountingHost
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no network'), pytest.mark.timeout(300)]
-
-
-class Faulty:
-    """A site whose store is reached through the proxy, and one that reaches the same bucket directly."""
-
-    def __init__(self, site: MountingSite, proxy: FaultProxy, work: Path) -> None:
-        self.proxy = proxy
-        self.direct = site
-        (work / 'faulty').mkdir()
-        self.site = MountingSite(work / 'faulty', site.url.partition('?')[0] + f'?endpoint={proxy.endpoint}', site.env, site.bucket)
-
-    def check(self, name: str, want: observe.Tree) -> None:
-        """Another host, with a network that works, sees exactly that: no conflict copy, nothing missing."""
-        other, there = self.direct.host(), self.direct.mount_point()
-        other.mount(name, there)
-        got = observe.snapshot(os.fsencode(there))
-        assert other.status(there)['conflicts'] == 0
-        other.unmount(there)
-        assert observe.differences(got, want, directory_times=False) == []
-
-
-@pytest.fixture
-def faulty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Faulty]:
-    site = site_maker('s3', request)(tmp_path)
-    with FaultProxy(request.getfixturevalue('s3_server').endpoint) as proxy:
-        yield Faulty(site, proxy, tmp_path)
-
-
-def work(at: Path, generation: int) -> None:
-    """Files small and large, overwritten, renamed and removed, links, directories."""
-    for n in range(40):
-        (at / f'd{n % 4}').mkdir(exist_ok=True)
-        (at / f'd{n % 4}/f{n}').write_bytes(content(3000 + n, n + generation))
-    (at / 'large').write_bytes(content(20 << 20, generation))
-    (at / 'd0/f0').rename(at / f'renamed{generation}')
-    for n in range(1, 40, 8):
-        (at / f'd{n % 4}/f{n}').unlink()
-    os.symlink('large', at / f'soft{generation}')
-    (at / f'empty{generation}').mkdir()
-    os.chmod(at / 'd2/f2', 0o600 + generation)
 
 
 def sync_until_done(host: MountingHost, at: Path) -> None:
@@ -76,16 +34,17 @@ def mounts(host: MountingHost, at: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize('fault', ['unavailable', 'cut', 'lost', 'truncated', 'slow'])
+@pytest.mark.parametrize('fault', ['unavailable', 'cut', 'lost', 'truncated', 'slow', 'internal reset busy flipped'])
 def test_faults_of_one_kind(fault: str, faulty: Faulty) -> None:
     """A fifth of all requests fail, in two generations of one tree: everything arrives once, as it was written, at the latest by the
     next mount where an unmount gives up before its luck turns."""
+    kinds = fault.split()
     seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
     print(f'CTXFS_FUZZ_SEED={seed}')
     rng = random.Random(seed)
     host, at = faulty.site.host(), faulty.site.mount_point()
     host.mount('c', at, create=True)
-    faulty.proxy.plan = lambda method, path: fault if rng.random() < 0.2 else None
+    faulty.proxy.plan = lambda method, path: rng.choice(kinds) if rng.random() < 0.2 else None
     work(at, 0)
     host.cli('sync', at, check=False)
     work(at, 1)
@@ -98,7 +57,7 @@ def test_faults_of_one_kind(fault: str, faulty: Faulty) -> None:
         eventually('a mount that meets no fault', lambda: mounts(host, at))
         assert observe.differences(observe.snapshot(os.fsencode(at)), want) == []
     assert waited.returncode == 0, waited.stderr
-    assert faulty.proxy.done[fault] > 10
+    assert sum(faulty.proxy.done[kind] for kind in kinds) > 10
     faulty.check('c', want)
 
 

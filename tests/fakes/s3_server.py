@@ -357,13 +357,14 @@ def _get(fake: FakeS3, request: Request) -> Answer:
     stored = _existing(fake, request.key)
     if 'if-match' in request.headers:
         fake.check_match(request.headers['if-match'], stored)
-    status, body = 200, stored.body
+    status, body, ranged = 200, stored.body, {}
     if 'range' in request.headers and Quirk.IGNORES_RANGE not in fake.quirks:
         first, _, last = request.headers['range'].removeprefix('bytes=').partition('-')
         if int(first) >= len(body):
             raise Refused(416, 'InvalidRange')
         status, body = 206, body[int(first):int(last) + 1 if last else None]
-    headers = {**stored.headers, 'ETag': stored.etag, 'Last-Modified': formatdate(stored.modified, usegmt=True),
+        ranged = {'Content-Range': f'bytes {first}-{int(first) + len(body) - 1}/{len(stored.body)}'}
+    headers = {**stored.headers, **ranged, 'ETag': stored.etag, 'Last-Modified': formatdate(stored.modified, usegmt=True),
                'Content-Length': str(len(body))}
     return status, headers, body
 

@@ -46,6 +46,10 @@ ME = Caller(0, 0)
 LOCAL = (Adopt,)
 
 
+async def bound_clean(share: int) -> None:
+    """There is no cache to be bounded."""
+
+
 class _Parts(Channel):
     """The parts of a streaming operation, all made before the first is read."""
 
@@ -92,7 +96,7 @@ class Disk(Host):
                         localiser=Localiser(db, journal, self.gating, stage=lambda inode: self.fs.contents.stage(inode)), prefix=PREFIX)
         self.engine = UploadEngine(db, journal, rounds=rounds, finisher=self.finisher, remote=self.remote, tasks=self.tasks, spawn=self.spawn)
         self.schedule = UploadScheduler(self.engine, db, journal, rules=self.rules, sync_every=sync_every, clock=lambda: time.time_ns())
-        self.room = DirtyBound(staging, limit=1 << 20, flush=self.engine.flush, set_cache_limit=lambda limit: None, schedule=self.schedule)
+        self.room = DirtyBound(staging, limit=1 << 20, flush=self.engine.flush, bound_clean=bound_clean, schedule=self.schedule)
         content = RemoteContentLoader(pool, prefix=PREFIX)
         blocks = BlockReader(ContextCache(self.workers.context.cache, prefix=PREFIX), content, block_size=BLOCK_SIZE, spawn=self.spawn,
                              refresh=self.remote.refresh)

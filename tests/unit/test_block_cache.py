@@ -241,3 +241,46 @@ def test_many_writers_and_a_reader_at_once(tmp_path: Path) -> None:
     assert found and reader.volume() <= MIN_LIMIT + BLOCK_SIZE
     for cache in (*writers, reader):
         cache.close()
+
+
+def test_the_bound_holds_at_every_instant_for_all_processes(tmp_path: Path) -> None:
+    """Three processes store blocks and adopt files, small and larger than the bound, while it is made smaller: what is counted is never above it,
+    and what lies on the disk by no more than what each of them is just putting there."""
+    limit, directory = MIN_LIMIT + (8 << 20), tmp_path / 'cache'
+    cache = BlockCache(directory, limit)
+    script = (
+        'import os, random, sys\n'
+        'from ctxfs.storage.block_cache import AdoptFile, BlockCache, BLOCK_SIZE\n'
+        'directory, staging, limit, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])\n'
+        'rng, cache = random.Random(seed), BlockCache(directory, limit)\n'
+        'for number in range(40):\n'
+        '    if rng.random() < 0.6:\n'
+        '        cache.store(f"k{seed}-{number}", "e", 0, bytes(rng.randrange(1, 4 * BLOCK_SIZE)))\n'
+        '        continue\n'
+        '    items = []\n'
+        '    for part in range(rng.randrange(1, 8)):\n'
+        '        path, size = f"{staging}/{seed}-{number}-{part}", rng.choice((100, 300_000, 2 << 20, 64 << 20))\n'
+        '        with open(path, "wb") as file: file.truncate(size)\n'
+        '        items.append(AdoptFile(path, f"a{seed}-{number}-{part}", "e", size))\n'
+        '    cache.adopt(items)\n'
+        '    for item in items: os.unlink(item.path)\n')
+    (tmp_path / 'staging').mkdir()
+    workers = [subprocess.Popen([sys.executable, '-c', script, str(directory), str(tmp_path / 'staging'), str(limit), str(seed)])
+               for seed in range(3)]
+    looks = 0
+    while any(worker.poll() is None for worker in workers):
+        assert cache.volume() <= limit
+        assert sum(size_of(path) for path in files_of(directory)) <= limit + len(workers) * (12 << 20)
+        looks += 1
+        if looks == 30:
+            limit = MIN_LIMIT
+            cache.set_limit(limit)
+    assert [worker.returncode for worker in workers] == [0] * 3 and cache.count() > 0
+    cache.close()
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:       # evicted since it was listed
+        return 0

@@ -20,6 +20,7 @@ from ctxfs.records import LIFECYCLE_NAME, IndexRecord, ObjectInfo
 from ctxfs.rules import Rules
 from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Known
+from ctxfs.storage.s3_retry import ATTEMPTS
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.pool import Priority
@@ -391,7 +392,7 @@ def test_an_unreachable_store_is_asked_again(bench: Bench, on_server: Callable[.
     """No verdict from a moment without an answer: the upload goes on, the next one asks anew."""
     fake = on_server()
     bench.workers.context.store.capabilities()
-    fake.fail_next('GET', Fault.UNAVAILABLE, when=lambda request: 'lifecycle' in request.query)
+    fake.fail_next('GET', Fault.UNAVAILABLE, when=lambda request: 'lifecycle' in request.query, times=ATTEMPTS)
     assert lifecycle_for(bench, 'logs/a') == DAY
     assert bench.recycler.state()['state'] == ''
     assert lifecycle_for(bench, 'logs/a') == DAY

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
+import os
 import threading
 import types
 from collections.abc import Iterator
@@ -17,9 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, UsageError
+from ctxfs.storage import s3_client, s3_multipart
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_http import HttpPool
+from ctxfs.storage.s3_retry import ATTEMPTS
 from ctxfs.storage.s3_sign import UNSIGNED, Credentials, signed_headers
+from ctxfs.storage.s3_store import S3Store
 from tests.fakes.s3_server import CERTIFICATE, FakeS3, Fault
 
 NOW = 1_790_000_000
@@ -30,6 +35,14 @@ PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7e), max_s
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKID')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is waited for between two tries, instead of waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr(s3_client, 'sleep', waited.append)
+    return waited
 
 
 def client(fake: FakeS3, **options: Any) -> contextlib.closing[S3Client]:
@@ -52,7 +65,7 @@ def botocore_signature(method: str, url: str, headers: dict[str, str], body: byt
 def test_the_signature_is_botocores(key: str, body: bytes, values: list[str], query: dict[str, str], token: str | None) -> None:
     """For any key, query, metadata and session token."""
     path = '/bucket/' + quote(key, safe='/-_.~')
-    text = '&'.join(sorted(f'{quote(name, safe="-_.~")}={quote(value, safe="-_.~")}' for name, value in query.items()))
+    text = '&'.join(f'{name}={value}' for name, value in sorted((quote(n, safe='-_.~'), quote(v, safe='-_.~')) for n, v in query.items()))
     headers = {f'x-amz-meta-{number}': value for number, value in enumerate(values)}
     url = f'http://127.0.0.1:9{path}' + (f'?{text}' if text else '')
     ours = signed_headers('PUT', '127.0.0.1:9', path, text, headers, body, credentials=Credentials('AKID', 'secret', token),
@@ -100,20 +113,19 @@ def tls_fake() -> Iterator[FakeS3]:
 
 
 def test_over_https_bodies_are_unsigned_and_plain(tls_fake: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No aws-chunked encoding and no checksum headers, from boto3's client either: OSS refuses both."""
+    """No aws-chunked encoding and no checksum headers, whatever the request: OSS refuses both."""
     monkeypatch.setenv('AWS_CA_BUNDLE', str(CERTIFICATE))
-    with client(tls_fake) as made:
-        made.request('PUT', 'k', body=b'body')
-        upload = made.boto().create_multipart_upload(Bucket=tls_fake.bucket, Key='m')['UploadId']
-        made.boto().upload_part(Bucket=tls_fake.bucket, Key='m', UploadId=upload, PartNumber=1, Body=b'part')
-        made.boto().delete_objects(Bucket=tls_fake.bucket, Delete={'Objects': [{'Key': 'k'}]})
-    put, *rest = tls_fake.requests
-    assert put.headers['x-amz-content-sha256'] == UNSIGNED
-    assert (put.body, rest[1].body) == (b'body', b'part')
+    data = os.urandom(s3_multipart.SINGLE_MAX + 1)
+    with contextlib.closing(S3Store(tls_fake.bucket, endpoint=tls_fake.endpoint)) as store:
+        store.put('k', b'body')
+        store.put_file('m', io.BytesIO(data), len(data), metadata={'mode': '33188'}, content_type='text/plain')
+    put, begin, *parts, complete = tls_fake.requests
+    assert put.headers['x-amz-content-sha256'] == UNSIGNED and put.body == b'body'
+    assert (begin.headers['x-amz-meta-mode'], begin.headers['content-type']) == ('33188', 'text/plain')
+    assert tls_fake.objects['m'].body == data and len(parts) == 3 and b'<PartNumber>3</PartNumber>' in complete.body
     for request in tls_fake.requests:
         assert 'content-encoding' not in request.headers
         assert not [name for name in request.headers if 'checksum' in name]
-    assert 'content-md5' in rest[2].headers
 
 
 def test_an_untrusted_certificate_is_named(tls_fake: FakeS3) -> None:
@@ -169,27 +181,29 @@ def test_a_write_that_must_not_be_sent_twice_takes_no_connection_that_may_be_clo
         assert len(fake.connections) == 3
 
 
-def test_a_read_survives_one_lost_connection_and_a_write_does_not_guess() -> None:
-    """GET is sent again; a PUT that is not marked repeatable is not, since the server may have done it."""
+def test_a_read_survives_lost_connections_and_a_write_does_not_guess(pauses: list[float]) -> None:
+    """GET is sent again, at once and then after pauses that grow; a PUT that is not marked repeatable is not, since the server may have done
+    it."""
     with FakeS3() as fake, client(fake) as made:
         made.request('PUT', 'k', body=b'x')
         fake.fail_next('GET', Fault.DROP)
-        assert made.request('GET', 'k').body == b'x'
-        fake.fail_next('GET', Fault.DROP, times=2)
+        assert made.request('GET', 'k').body == b'x' and pauses == []
+        fake.fail_next('GET', Fault.DROP, times=2 * ATTEMPTS)
         with pytest.raises(RemoteUnavailable):
             made.request('GET', 'k')
+        assert len(pauses) == ATTEMPTS - 1 and pauses == sorted(pauses)
         fake.fail_next('PUT', Fault.LOSE_ANSWER)
         with pytest.raises(RemoteUnavailable):
             made.request('PUT', 'k', body=b'y')
         assert fake.objects['k'].body == b'y'
-        assert [request.method for request in fake.requests] == ['PUT', 'GET', 'GET', 'GET', 'GET', 'PUT']
+        assert [request.method for request in fake.requests] == ['PUT', *['GET'] * (2 + 2 * ATTEMPTS), 'PUT']
 
 
-def test_a_cut_body_is_no_body() -> None:
+def test_a_cut_body_is_no_body(pauses: list[float]) -> None:
     """Fewer bytes than announced are an error, never content."""
     with FakeS3() as fake, client(fake) as made:
         made.request('PUT', 'k', body=b'0123456789')
-        fake.fail_next('GET', Fault.CUT_BODY, times=2)
+        fake.fail_next('GET', Fault.CUT_BODY, times=2 * ATTEMPTS)
         with pytest.raises(RemoteUnavailable):
             made.request('GET', 'k')
 

@@ -13,6 +13,7 @@ import pytest
 from ctxfs.errors import Denied, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage import s3_multipart
 from ctxfs.storage.object_store import Aborted, Capabilities, Condition
+from ctxfs.storage.s3_retry import ATTEMPTS
 from ctxfs.storage.s3_store import S3Store
 from tests.fakes.s3_server import FakeS3, Fault, Quirk, Request
 
@@ -180,7 +181,7 @@ def test_large_objects_are_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
         assert (set(fake.objects), fake.uploads) == ({'k', 'j'}, {})
 
 
-@pytest.mark.parametrize('fault', [Fault.LOSE_ANSWER, Fault.DROP, Fault.UNAVAILABLE, Fault.SLOW_DOWN])
+@pytest.mark.parametrize('fault', [Fault.LOSE_ANSWER, Fault.DROP])
 def test_a_conditional_put_is_sent_once(fault: Fault) -> None:
     """Its outcome may be unknown: transient, and for the caller to find out."""
     with opened(known=msgspec.to_builtins(EVERYTHING)) as (fake, store):
@@ -190,6 +191,18 @@ def test_a_conditional_put_is_sent_once(fault: Fault) -> None:
         assert caught.value.transient
         assert len(fake.requests) == 1
         assert ('k' in fake.objects) == (fault is Fault.LOSE_ANSWER)
+
+
+@pytest.mark.parametrize('fault', [Fault.UNAVAILABLE, Fault.SLOW_DOWN])
+def test_a_conditional_put_that_a_busy_server_did_not_begin_is_sent_again(fault: Fault) -> None:
+    """Until the server has no more room for it than for other requests."""
+    with opened(known=msgspec.to_builtins(EVERYTHING)) as (fake, store):
+        fake.fail_next('PUT', fault, times=2)
+        store.put('k', b'x', condition=ABSENT)
+        assert fake.objects['k'].body == b'x' and len(fake.requests) == 3
+        fake.fail_next('PUT', fault, times=ATTEMPTS)
+        with pytest.raises(RemoteUnavailable):
+            store.put('j', b'x', condition=ABSENT)
 
 
 def test_an_unconditional_put_is_sent_again_after_a_lost_connection() -> None:
@@ -221,7 +234,7 @@ def test_without_the_right_to_write_nothing_is_known() -> None:
 def test_a_probe_in_an_outage_raises_and_is_tried_again() -> None:
     """An outage is no answer about features."""
     with opened() as (fake, store):
-        fake.fail_next('PUT', Fault.UNAVAILABLE, times=3)
+        fake.fail_next('PUT', Fault.UNAVAILABLE, times=3 * ATTEMPTS)
         with pytest.raises(RemoteUnavailable):
             store.capabilities()
         assert store.capabilities() == EVERYTHING
@@ -235,7 +248,7 @@ def is_part(request: Request) -> bool:
 def test_a_failed_part_ends_and_aborts_the_upload(fault: Fault) -> None:
     """Nothing of it stays on the server, and the error is the part's."""
     with opened() as (fake, store):
-        fake.fail_next('PUT', fault, when=is_part)
+        fake.fail_next('PUT', fault, when=is_part, times=ATTEMPTS * s3_multipart.PARALLEL)
         with pytest.raises(Denied if fault is Fault.DENY else RemoteUnavailable):
             store.put_file('k', io.BytesIO(bytes(40 << 20)), 40 << 20)
         assert (fake.objects, fake.uploads) == ({}, {})
@@ -248,6 +261,27 @@ def test_a_part_with_a_lost_answer_is_sent_again() -> None:
         fake.fail_next('PUT', Fault.LOSE_ANSWER, when=is_part)
         store.put_file('k', io.BytesIO(body), len(body))
         assert fake.objects['k'].body == body
+
+
+def test_a_busy_server_costs_a_part_and_not_the_upload() -> None:
+    """Of three parts each is refused twice and comes again by itself."""
+    body = bytes(range(256)) * (80 << 10)
+    with opened() as (fake, store):
+        fake.fail_next('PUT', Fault.SLOW_DOWN, when=is_part, times=3)
+        store.put_file('k', io.BytesIO(body), len(body))
+        assert fake.objects['k'].body == body and sum(map(is_part, fake.requests)) == 6
+        assert sum('uploads' in request.query for request in fake.requests) == 1
+
+
+@pytest.mark.parametrize('fault', [Fault.LOSE_ANSWER, Fault.DROP])
+def test_the_answer_to_a_completion_is_lost(fault: Fault) -> None:
+    """Whether the object is there is for the caller to find out: transient, whatever the abort of what may be complete says."""
+    body = bytes(range(256)) * (80 << 10)
+    with opened() as (fake, store):
+        fake.fail_next('POST', fault, when=lambda request: 'uploadId' in request.query)
+        with pytest.raises(RemoteUnavailable):
+            store.put_file('k', io.BytesIO(body), len(body))
+        assert ('k' in fake.objects) == (fault is Fault.LOSE_ANSWER) and fake.uploads == {}
 
 
 def test_an_abort_that_fails_hides_nothing() -> None:
@@ -297,7 +331,7 @@ def test_a_batch_delete_that_fails_reports_every_key(fault: Fault) -> None:
     """None is taken for removed."""
     with opened(known=msgspec.to_builtins(EVERYTHING)) as (fake, store):
         store.put('a', b'')
-        fake.fail_next('POST', fault)
+        fake.fail_next('POST', fault, times=ATTEMPTS)
         failed = store.delete_many([('a', '"x"'), ('b', None)])
         assert [key for key, _ in failed] == ['a', 'b']
 

@@ -657,3 +657,75 @@ def test_at_the_bound_a_paused_mount_waits_for_the_resume(play: Play) -> None:
         disk.schedule.resume()
         await disk.save(b'three', b'x' * (900 << 10))
     play(scenario)
+
+
+# --- an unmount ---------------------------------------------------------------------------------------------------------------------
+
+def test_a_last_upload_goes_on_for_as_long_as_anything_gets_through(play: Play) -> None:
+    """Far longer than the time for which it would try a store that is away; a file that fails meanwhile is tried again."""
+    async def scenario(disk: Disk) -> None:
+        for number in range(200):
+            await disk.save(b'f%d' % number, b'x')
+        failures = [3]
+
+        async def slow(operation: Operation[Any]) -> None:
+            if isinstance(operation, PutFile):
+                await trio.sleep(90)
+                if failures[0]:
+                    failures[0] -= 1
+                    raise RemoteUnavailable('hiccup')
+
+        disk.before = slow
+        began = trio.current_time()
+        result = await disk.schedule.write_back(120)
+        assert result.ok and trio.current_time() - began > 400 and len(disk.keys()) == 200
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_a_last_upload_to_a_store_that_is_away_ends(play: Play) -> None:
+    """When nothing got through for the time; every file stays journaled, and only a few were tried."""
+    async def scenario(disk: Disk) -> None:
+        for number in range(200):
+            await disk.save(b'f%d' % number, b'x')
+
+        async def away(operation: Operation[Any]) -> None:
+            await trio.sleep(20)
+            raise RemoteUnavailable('the store is away')
+
+        disk.before = away
+        began = trio.current_time()
+        result = await disk.schedule.write_back(120)
+        assert not result.ok and disk.journal.summary()[0] == 200 and disk.count(PutFile) < 150
+        assert 120 <= trio.current_time() - began < 200
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_a_last_upload_that_hangs_is_given_up(play: Play) -> None:
+    """Whatever hangs although no request may."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+
+        async def hang(operation: Operation[Any]) -> None:
+            await trio.sleep_forever()
+
+        disk.before = hang
+        result = await disk.schedule.write_back(120)
+        assert not result.ok and 'does not answer' in result.message and disk.journal.summary()[0] == 1
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_the_store_says_when_it_wants_to_be_asked(play: Play) -> None:
+    """By the clock, too: no try before that, whatever the backoff says."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        busy = RemoteUnavailable('busy')
+        busy.retry_after = 250.0
+        disk.failure = busy
+        await trio.sleep(70)
+        asked = len(disk.asked)
+        assert asked
+        await trio.sleep(200)
+        assert len(disk.asked) == asked
+        disk.failure = None
+        await until(lambda: disk.journal.summary()[0] == 0, within=120)
+    play(scenario)

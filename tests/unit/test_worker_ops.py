@@ -157,7 +157,7 @@ def test_content_equal_to_the_base_is_not_sent(bench: Bench) -> None:
     first = bench.put(b'same')
     bench.store.calls.clear()
     again = bench.put(b'same', condition=Condition(etag=first.etag), base_sha256=first.sha256)
-    assert again.is_skipped and again.etag == first.etag and bench.store.calls == []
+    assert again.is_skipped and again.etag == first.etag and not {'put', 'put_file', 'head', 'get'} & set(bench.store.calls)
     assert not bench.put(b'other', condition=Condition(etag=first.etag), base_sha256=first.sha256).is_skipped
     assert not bench.put(b'new', key='n', condition=Condition(absent=True), base_sha256=hashlib.sha256(b'new').hexdigest()).is_skipped
 

@@ -1,0 +1,89 @@
+"""What is said of a disk that takes no more, and the reserve for removals."""
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctxfs.errors import Corrupted, DiskFull
+from ctxfs.storage import disk_space
+from ctxfs.storage.disk_space import RESERVE_BYTES, Reserve, why_full
+from ctxfs.storage.tree_db import INO_BATCH, TreeDB
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[TreeDB]:
+    opened = TreeDB(tmp_path / 'tree.db')
+    yield opened
+    opened.close()
+
+
+class Refusing:
+    """A connection that fails as SQLite does on such a disk."""
+
+    def __init__(self, connection: sqlite3.Connection, text: str) -> None:
+        self._connection = connection
+        self.text = text
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        if self.text and sql.startswith(('INSERT', 'UPDATE', 'COMMIT')):
+            raise sqlite3.OperationalError(self.text)
+        return self._connection.execute(sql, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def refuse(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fallocate(fd: int, offset: int, length: int) -> None:
+        raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(disk_space.os, 'posix_fallocate', fallocate)
+
+
+@pytest.mark.parametrize(('text', 'code', 'kind', 'words'), [
+    ('database or disk is full', 0, DiskFull, 'No space left on device'),
+    ('disk I/O error', errno.EDQUOT, DiskFull, 'Disk quota exceeded'),
+    ('disk I/O error', errno.ENOSPC, DiskFull, 'No space left on device'),
+    ('disk I/O error', errno.EIO, Corrupted, 'disk I/O error'),
+    ('disk I/O error', 0, Corrupted, 'disk I/O error')])
+def test_what_sqlite_says_is_told_by_what_the_disk_says(text: str, code: int, kind: type[Exception], words: str, db: TreeDB,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has one text for a broken disk and for a quota: the system is asked. The errno is the program's."""
+    if code:
+        refuse(code, monkeypatch)
+    monkeypatch.setattr(db, '_connection', Refusing(db._connection, text))
+    with pytest.raises(kind, match=words) as caught:
+        db.set_meta('x', 1)
+    if kind is DiskFull:
+        assert caught.value.errno == (code or errno.ENOSPC)  # type: ignore[attr-defined]
+
+
+def test_numbers_that_could_not_be_reserved_are_not_given_out(db: TreeDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash they would be given out a second time."""
+    for _ in range(INO_BATCH):
+        db.allocate_ino()
+    refusing = Refusing(db._connection, 'database or disk is full')
+    monkeypatch.setattr(db, '_connection', refusing)
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            db.allocate_ino()
+    refusing.text = ''
+    assert db.allocate_ino() < int(db.meta('next_ino'))
+
+
+def test_the_reserve_is_given_up_once_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are allocated; while the disk refuses it stays away, and whatever grows knows that."""
+    reserve = Reserve(tmp_path)
+    assert (tmp_path / 'reserve').stat().st_blocks * 512 >= RESERVE_BYTES and not reserve.is_given_up
+    assert reserve.give_up() and not reserve.give_up() and not (tmp_path / 'reserve').exists()
+    with monkeypatch.context() as patch:
+        refuse(errno.ENOSPC, patch)
+        reserve.restore()
+        assert reserve.is_given_up and not (tmp_path / 'reserve').exists() and why_full(tmp_path) == errno.ENOSPC
+    reserve.restore()
+    assert not reserve.is_given_up and Reserve(tmp_path).is_there and why_full(tmp_path) == 0
