@@ -166,7 +166,7 @@ class Mount:
         self._staging = Staging(state / 'staging')
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
-        self._invalidator = fuse_adapter.KernelInvalidator()
+        self._invalidator = fuse_adapter.new_invalidator()
         self._events = EventHub()
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
         self._to_close = contextlib.ExitStack()
