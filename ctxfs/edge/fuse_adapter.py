@@ -45,7 +45,7 @@ TIMEOUT = 86_400.0
 REMOVING = frozenset({'unlink', 'rmdir', 'rename', 'setattr', 'open'})
 GROWING = frozenset({'write', 'create', 'mkdir', 'mknod', 'symlink', 'link', 'setxattr'})
 #: of a request on a full disk: each gives back half of what is cached
-ATTEMPTS = 6
+ATTEMPTS = 8
 #: cannot be done twice
 ENDING = frozenset({'release', 'releasedir'})
 

@@ -29,6 +29,9 @@ class DiskSpace:
         self._let_go = let_go
         #: with which the system refused last
         self._code = errno.ENOSPC
+        self._freeing = trio.Lock()
+        #: how often something was freed
+        self._freed = 0
 
     def check(self) -> None:
         """See fuse_adapter.Space."""
@@ -38,8 +41,16 @@ class DiskSpace:
             raise error
 
     async def free(self, code: int, *, is_removal: bool) -> bool:
-        """See fuse_adapter.Space. A checkpoint lets the database's log begin anew in the space that it has."""
-        self._code = code
+        """See fuse_adapter.Space. Of several that are refused at once one frees something: blocks have no rows any more before their space is
+        there, so the others would find nothing to free."""
+        self._code, before = code, self._freed
+        async with self._freeing:
+            if self._freed == before:
+                self._freed += await self._free_something(is_removal)
+            return self._freed != before
+
+    async def _free_something(self, is_removal: bool) -> bool:
+        """A checkpoint lets the database's log begin anew in the space that it has."""
         has_blocks = await trio.to_thread.run_sync(self._cache.count) > 0
         if has_blocks:
             await trio.to_thread.run_sync(self._cache.give_back)

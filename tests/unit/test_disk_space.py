@@ -4,12 +4,15 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from ctxfs.edge.space import DiskSpace
 from ctxfs.errors import Corrupted, DiskFull
 from ctxfs.storage import disk_space
 from ctxfs.storage.disk_space import RESERVE_BYTES, Reserve, why_full
@@ -87,3 +90,32 @@ def test_the_reserve_is_given_up_once_and_made_again(tmp_path: Path, monkeypatch
         assert reserve.is_given_up and not (tmp_path / 'reserve').exists() and why_full(tmp_path) == errno.ENOSPC
     reserve.restore()
     assert not reserve.is_given_up and Reserve(tmp_path).is_there and why_full(tmp_path) == 0
+
+
+def test_of_several_that_are_refused_at_once_one_frees_something(db: TreeDB, tmp_path: Path) -> None:
+    """The second finds no block in the cache, because the first is removing the last ones: it tries again all the same."""
+    class Cache:
+        blocks = 1
+        gave_back = 0
+
+        def count(self) -> int:
+            return self.blocks
+
+        def give_back(self) -> None:
+            self.blocks = 0     # the rows go first
+            self.gave_back += 1
+            time.sleep(0.05)    # and then, as far as a disk is fast, their files
+
+    async def main() -> None:
+        cache: Any = Cache()
+        space = DiskSpace(db, cache, Reserve(tmp_path), let_go=lambda: None)
+        answers: list[bool] = []
+
+        async def refused() -> None:
+            answers.append(await space.free(errno.ENOSPC, is_removal=False))
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(refused)
+        assert answers == [True] * 3 and cache.gave_back == 1
+        assert not await space.free(errno.ENOSPC, is_removal=False)
+    trio.run(main)
