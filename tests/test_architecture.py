@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     'edge': {'base', 'storage', 'core', 'sync'},
 }
 #: modules of the package itself: what all others may know
-BASE = {'ctxfs', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.durations', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse',
+BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.durations', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse',
         'ctxfs.policy_text', 'ctxfs.records', 'ctxfs.rules'}
 #: no third-party package has two importers, so that it can be replaced, and its errors translated, in one place
 IMPORTERS: dict[str, tuple[str, ...]] = {

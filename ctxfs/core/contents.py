@@ -16,6 +16,7 @@ import trio
 
 from ctxfs.core.block_reader import BlockReader, ReadAhead
 from ctxfs.core.ports import RemoteContent, Room
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import RemoteChanged
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
@@ -102,6 +103,7 @@ class Contents:
         finally:
             inode.size = max(inode.size, position)
             self._count(inode, position - offset)
+        crash_point('write-after-bytes')
         return len(data)
 
     def _count(self, inode: Inode, written: int) -> None:
@@ -132,7 +134,9 @@ class Contents:
             else:
                 await self._stage(inode, keep=size > 0)
         fd = self._about_to_change(inode)
+        crash_point('truncate-before-bytes')
         os.ftruncate(fd, size)
+        crash_point('truncate-after-bytes')
         self._staging.charge(inode)
         inode.size = size
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
@@ -187,6 +191,7 @@ class Contents:
         inode.revision += 1
         if size is not None:
             inode.size = size
+        crash_point('dirty-before-commit')
         try:
             with self._db.transaction():
                 self._db.store_content(inode)
@@ -195,6 +200,7 @@ class Contents:
         except BaseException:
             inode.content, inode.revision, inode.size = before
             raise
+        crash_point('dirty-after-commit')
 
     # --- handles ------------------------------------------------------------------------------------------------------------------
 
@@ -239,6 +245,7 @@ class Contents:
                 if fd >= 0:
                     os.fsync(fd)
                     self._staging.sync_directory(inode.ino)
+                crash_point('fsync-after-bytes')
                 self._db.make_durable()
             finally:
                 if fd >= 0:

@@ -15,6 +15,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
 from ctxfs.records import ROOT_INO, Fh
 from ctxfs.storage.inode import Content, Inode, Reason
@@ -187,6 +188,7 @@ class FileSystem:
             inode.mtime_ns = change.mtime_ns
         inode.ctime_ns = change.ctime_ns if change.ctime_ns is not None else time.time_ns()
         self.store_attrs(inode)
+        crash_point('attributes-before-reply')
         return inode
 
     async def _resize(self, inode: Inode, size: int) -> None:
@@ -255,6 +257,7 @@ class FileSystem:
         try:
             if inode.content == Content.STAGED and inode.nlink:
                 if inode.open_count == 1:
+                    crash_point('close-before-row')
                     self._db.store_content(inode)
                 if self._on_close is not None and handle.writes and inode.writers == 1:
                     self._on_close(inode)

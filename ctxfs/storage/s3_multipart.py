@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.s3_client import S3Client, translate
@@ -123,8 +124,10 @@ def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Mappin
         etags = _send_all(send, upload_id, count, workers)
         parts = [{'PartNumber': number, 'ETag': etag} for number, etag in enumerate(etags, 1)]
         conditions = confirm()
+        crash_point('worker-multipart-before-complete')
         with translate(f'complete the upload of {key}', client.bucket):
             done = boto.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={'Parts': parts}, **conditions)
+        crash_point('worker-multipart-after-complete')
         return quoted_etag(done['ETag'])
     except BaseException:
         _abort(boto, where, upload_id, client.bucket)

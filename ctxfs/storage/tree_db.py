@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import Corrupted, CtxfsError, NoSpace, NotFound
 from ctxfs.records import ROOT_INO, Ino
 from ctxfs.storage.inode import Content, Inode
@@ -71,8 +72,10 @@ class Transaction:
         if db.depth:
             return
         if error is None:
+            crash_point('tree-before-commit')
             try:
                 db.execute('COMMIT')
+                crash_point('tree-after-commit')
                 return
             except CtxfsError:
                 db.roll_back()

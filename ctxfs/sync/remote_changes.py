@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import trio
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError
 from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
 from ctxfs.storage.journal import Journal
@@ -168,6 +169,7 @@ class RemoteChanges:
             await self._let_grow(objects)
             self._reconciler.apply([info for info in objects if info.key], after=after, last=objects[-1].key)
             after = objects[-1].key
+            crash_point('listing-after-slice')
             await trio.lowlevel.checkpoint()
         return after
 
@@ -263,6 +265,7 @@ class RemoteChanges:
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
         freed = self._reconciler.remove_empty_directories()
+        crash_point('listing-before-finish')
         with self._db.transaction():
             self._index.finish()
         self._digest, self._next_digest = self._next_digest or self._digest, b''

@@ -14,12 +14,12 @@ from contextlib import suppress
 
 import msgspec
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import Corrupted, CtxfsError
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
 from ctxfs.sync import protocol
-from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 #: the longest ranged GET; bounds the memory of a transfer

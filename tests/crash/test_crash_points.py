@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ctxfs.sync import crash_points
+from ctxfs import crash_points
 from tests.crash.watch import eventually, is_running
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE, Site
