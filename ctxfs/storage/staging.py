@@ -23,10 +23,12 @@ PER_DIRECTORY = 4096
 class Staging:
     """Raises OSError as the system does (ENOSPC, EDQUOT, EIO reach the program that writes), Corrupted when a file is missing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """Without `create`: to look at what is there, if anything is."""
         self.root = root
         self._quarantine = root.parent / 'quarantine'
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if create:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = str(root)
         #: bytes that staging files occupy which wait for their upload; holes do not count
         self.used = 0
@@ -124,14 +126,17 @@ class Staging:
                         yield int(entry.name), found.st_size, found.st_blocks * 512
 
     def _directories(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
         return [entry.path for entry in os.scandir(self._prefix) if entry.is_dir(follow_symlinks=False)]
 
+    def leftovers(self) -> list[str]:
+        """Half-written hydrations and copies: files with a suffix."""
+        return [entry.path for directory in self._directories() for entry in os.scandir(directory) if not entry.name.isdigit()]
+
     def remove_leftovers(self) -> None:
-        """Half-written hydrations: files with a suffix."""
-        for directory in self._directories():
-            with os.scandir(directory) as entries:
-                for path in [entry.path for entry in entries if not entry.name.isdigit()]:
-                    os.unlink(path)
+        for path in self.leftovers():
+            os.unlink(path)
 
     def quarantine(self, ino: int) -> Path:
         """Set a file without an owner aside, under a name of its own; returns where."""

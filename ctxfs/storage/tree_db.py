@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -106,6 +106,23 @@ class TreeReader(_Connected):
                                                check_same_thread=False)
         except sqlite3.Error as error:
             raise _translate(error) from error
+
+    def meta(self, name: str) -> Any:
+        found = self.rows('SELECT value FROM meta WHERE name = ?', (name,))
+        return found[0][0] if found else None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read in the block is of one instant."""
+        self.rows('BEGIN')
+        try:
+            yield
+        finally:
+            self.rows('COMMIT')
+
+    def integrity_faults(self) -> list[str]:
+        """What SQLite finds wrong with the file, none where it is sound. Costs by the size of the database."""
+        return [text for text, in self.rows('PRAGMA integrity_check(20)') if text != 'ok']
 
     def close(self) -> None:
         self._connection.close()
