@@ -38,6 +38,8 @@ from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
 OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/'))
+#: behind every key
+LAST = '\U0010ffff'
 _decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 
@@ -93,7 +95,10 @@ class Reconciler:
                 self._apply_object(info, self._journal.known(info.key), self._journal.hint(info.key))
             for prefix in prefixes:
                 path = key_to_path(prefix)
-                if not isinstance(path, Unmountable) and self._gating.rules.gate.reach(prefix) is not Reach.NONE:
+                if isinstance(path, Unmountable) or self._gating.rules.gate.reach(prefix) is Reach.NONE:
+                    continue
+                # Known below it, it is here, or it was moved or removed here and the bucket has not followed yet.
+                if not self._journal.has_objects_between(prefix, prefix + LAST):
                     self._directory(prefix, None)
             self.directories.touch()
 

@@ -29,7 +29,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, HeadItem, ListPages
-from ctxfs.sync.reconcile import Reconciler
+from ctxfs.sync.reconcile import LAST, Reconciler
 from ctxfs.sync.remote_index import RemoteIndex, is_tombstone
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ SLICE = 250
 HEADS = 64
 #: objects in a page of a listing (S3's limit)
 PAGE = 1000
-#: what follows every key with a prefix, and what precedes it
-_LAST = '\U0010ffff'
 
 
 class RemoteChanges:
@@ -155,7 +153,7 @@ class RemoteChanges:
 
     async def _list_below(self, key: str) -> None:
         """INVARIANT: what is applied as one stretch was listed as one: no key outside the prefix is taken for missing."""
-        after, last = f'{key[:-1]}{chr(ord(key[-1]) - 1)}{_LAST}', key + _LAST
+        after, last = f'{key[:-1]}{chr(ord(key[-1]) - 1)}{LAST}', key + LAST
         async with self._pool.stream(ListPages(prefix=self._prefix + key), priority=Priority.INTERACTIVE) as pages:
             async for page in pages:
                 after = await self._apply_page(page, after)
