@@ -74,6 +74,12 @@ NAMES: tuple[str, ...] = (
     'recovery-after-orphans',
     'recovery-after-staging',        # files without an owner are gone, rows are as they were
     'recovery-after-rows',
+    # In `ctxfs doctor --repair`.
+    'repair-before-aside',           # the new tree database is complete, under a name that nobody reads
+    'repair-before-ready',           # what belongs to nobody is aside
+    'repair-after-ready',            # from here on whoever comes next completes it
+    'repair-before-swap',            # the log of the damaged file is aside, the file itself is in its place
+    'repair-after-swap',
 )
 _HITS: dict[str, int] = {}
 _setting = os.environ.get(VARIABLE, '')

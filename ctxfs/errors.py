@@ -10,7 +10,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ IsADirectory EISDIR       ├─ RemoteChanged ESTALE      ├─ InvalidArgument EINVAL
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
-     ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
+     ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent; Damaged: the tree database)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -108,6 +108,10 @@ class RemoteUnavailable(CtxfsError):
 class Corrupted(CtxfsError):
     """Bytes or records that contradict their checksum or format: permanent."""
     errno = _errno.EIO
+
+
+class Damaged(Corrupted):
+    """The tree database is damaged: the mount goes on read-only, and `ctxfs doctor --repair` is what helps."""
 
 
 class UsageError(CtxfsError):

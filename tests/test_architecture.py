@@ -37,7 +37,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'exceptiongroup': ('ctxfs.edge.daemon',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
     'rich': ('ctxfs.edge.progress',),
-    'sqlite3': ('ctxfs.storage.tree_db',),
+    'sqlite3': ('ctxfs.storage.tree_connection',),
     'tomli': ('ctxfs.config',),
     'urllib3': ('ctxfs.storage.s3_client',),
     'watchdog': ('ctxfs.edge.watcher',),

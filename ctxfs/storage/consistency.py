@@ -24,7 +24,8 @@ from ctxfs.storage.consistency_rules import RULES, Problem, Severity, several
 from ctxfs.storage.inode import Content
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.staging import Staging
-from ctxfs.storage.tree_db import SCHEMA_VERSION, TreeReader
+from ctxfs.storage.tree_connection import TreeReader
+from ctxfs.storage.tree_db import SCHEMA_VERSION
 
 
 class Bucket(NamedTuple):

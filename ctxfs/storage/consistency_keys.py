@@ -4,8 +4,8 @@ Owns these two comparisons. It must not know the staging files, and changes noth
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.rules import Rules
@@ -13,12 +13,17 @@ from ctxfs.storage.consistency_rules import Problem, Severity, several
 from ctxfs.storage.inode import Reason
 from ctxfs.storage.keys import name_to_component, printable
 from ctxfs.storage.object_store import ObjectStore
-from ctxfs.storage.tree_db import TreeReader
 
 #: rows read at a time
 SLICE = 2_000
 #: (etag, doomed) of an object as it is known
 _Row = tuple[str, int]
+
+
+class Rows(Protocol):
+    """A tree database: whoever has a connection to it."""
+
+    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]: ...
 
 
 class _Place(NamedTuple):
@@ -31,7 +36,7 @@ class _Place(NamedTuple):
 class _Places:
     """Where directories are, each found once. Any depth: keys bound it for what is synced only."""
 
-    def __init__(self, reader: TreeReader) -> None:
+    def __init__(self, reader: Rows) -> None:
         self._reader = reader
         self._moving = {row[0] for row in reader.rows('SELECT ino FROM pending WHERE reason & ?', (Reason.SUBTREE,))}
         self._found: dict[int, _Place] = {ROOT_INO: _Place('', ROOT_INO in self._moving)}
@@ -54,27 +59,41 @@ class _Places:
         return place.key is None or place.is_moving or place.key + name_to_component(name) == key
 
 
-def check_names(reader: TreeReader, rules: Rules | None) -> Iterator[Problem]:
+def check_names(reader: Rows, rules: Rules | None) -> Iterator[Problem]:
     """Each name that the bucket should have has an object with the content, or something says that it is still to come; and no object has
     a key that is not its file's. `rules` None: which names these are is being found out."""
     if rules is None:
         return
-    places, texts = _Places(reader), []
+    yield from several(Severity.WRONG, 'journal', [
+        f'{printable(key)} (inode {ino}) has no object with its content, and the journal does not say that one is to come'
+        for ino, key in unexplained_names(reader, rules)])
+    yield from several(Severity.WRONG, 'journal', [
+        f'object {printable(key)} is inode {ino}\'s, whose name is another, and the journal does not say that it moved'
+        for key, ino in unexplained_objects(reader)])
+
+
+def unexplained_names(reader: Rows, rules: Rules | None) -> list[tuple[int, str]]:
+    """(inode, key) of synced names (all, where `rules` is None) that have no object with the content, and nothing is pending of."""
+    places = _Places(reader)
+    found = []
     for ino, parent, name in _settled_files(reader):
         place = places.of(parent)
         if place.key is None or place.is_moving:
             continue
         key = place.key + name_to_component(name)
-        if rules.gate.is_synced(key) and not reader.rows(
+        if (rules is None or rules.gate.is_synced(key)) and not reader.rows(
                 'SELECT 1 FROM object o JOIN inode i ON i.ino = o.ino WHERE key = ? AND o.ino = ? AND o.revision IN (0, i.revision)', (key, ino)):
-            texts.append(f'{printable(key)} (inode {ino}) has no object with its content, and the journal does not say that one is to come')
-    yield from several(Severity.WRONG, 'journal', texts)
-    yield from several(Severity.WRONG, 'journal', [
-        f'object {printable(key)} is inode {ino}\'s, whose name is another, and the journal does not say that it moved'
-        for key, ino in _settled_objects(reader) if not _is_named(reader, places, key, ino)])
+            found.append((ino, key))
+    return found
 
 
-def _settled_files(reader: TreeReader) -> Iterator[tuple[int, int, bytes]]:
+def unexplained_objects(reader: Rows) -> list[tuple[str, int]]:
+    """(key, inode) of objects that are not at any name of their inode, of which nothing is pending."""
+    places = _Places(reader)
+    return [(key, ino) for key, ino in _settled_objects(reader) if not _is_named(reader, places, key, ino)]
+
+
+def _settled_files(reader: Rows) -> Iterator[tuple[int, int, bytes]]:
     """(inode, parent, name) of what the bucket should have and nothing is pending of."""
     after = 0
     while rows := reader.rows('SELECT ino FROM inode WHERE ino > ? ORDER BY ino LIMIT ?', (after, SLICE)):
@@ -85,7 +104,7 @@ def _settled_files(reader: TreeReader) -> Iterator[tuple[int, int, bytes]]:
         after = rows[-1][0]
 
 
-def _settled_objects(reader: TreeReader) -> Iterator[tuple[str, int]]:
+def _settled_objects(reader: Rows) -> Iterator[tuple[str, int]]:
     after = ''
     while rows := reader.rows('SELECT key, ino, doomed FROM object WHERE key > ? ORDER BY key LIMIT ?', (after, SLICE)):
         after = rows[-1][0]
@@ -94,7 +113,7 @@ def _settled_objects(reader: TreeReader) -> Iterator[tuple[str, int]]:
                 yield key, ino
 
 
-def _is_named(reader: TreeReader, places: _Places, key: str, ino: int) -> bool:
+def _is_named(reader: Rows, places: _Places, key: str, ino: int) -> bool:
     """Whether the key is one of the inode's, or may be; an inode without names is another check's."""
     if key.endswith('/'):
         place = places.of(ino)
@@ -105,7 +124,7 @@ def _is_named(reader: TreeReader, places: _Places, key: str, ino: int) -> bool:
 
 # --- the bucket --------------------------------------------------------------------------------------------------------------------
 
-def check_bucket(reader: TreeReader, store: ObjectStore, prefix: str) -> Iterator[Problem]:
+def check_bucket(reader: Rows, store: ObjectStore, prefix: str) -> Iterator[Problem]:
     """What is known of objects beside a listing of all, both in the order of their keys. Whatever differs, the next mount notices. Raises
     what the store raises."""
     texts: dict[str, list[str]] = {'gone': [], 'other': [], 'new': []}
@@ -122,7 +141,7 @@ def check_bucket(reader: TreeReader, store: ObjectStore, prefix: str) -> Iterato
         yield from several(Severity.NOTE, 'bucket', found)
 
 
-def _known(reader: TreeReader) -> Iterator[tuple[str, _Row]]:
+def _known(reader: Rows) -> Iterator[tuple[str, _Row]]:
     """What the tree database knows, by key."""
     after = ''
     while rows := reader.rows('SELECT key, etag, doomed FROM object WHERE key > ? ORDER BY key LIMIT ?', (after, SLICE)):
