@@ -17,7 +17,7 @@ import trio
 from ctxfs.core.block_reader import BlockReader, ReadAhead
 from ctxfs.core.ports import RemoteContent, Room
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import RemoteChanged
+from ctxfs.errors import ReadOnly, RemoteChanged
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
@@ -114,6 +114,8 @@ class Contents:
     def _about_to_change(self, inode: Inode) -> int:
         """The staging file is about to change: stop an upload that reads it, invalidate what was planned. Returns the descriptor."""
         assert inode.content == Content.STAGED and inode.hold is None
+        if self._db.damage:
+            raise ReadOnly(f'{self._db.damage}; nothing is changed any more')
         fd = self._descriptor(inode)
         inode.changed_at = trio.current_time()
         if inode.upload is not None:

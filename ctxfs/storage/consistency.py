@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,23 +35,35 @@ class Bucket(NamedTuple):
     prefix: str
 
 
-def check_state(state_dir: Path, *, bucket: Bucket | None = None, is_running: bool = False) -> list[Problem]:
-    """Everything that contradicts. `is_running`: a daemon uses the directory, so what a daemon has in the middle of its work is no finding.
-    Raises NotFound where there is no tree database, and what the store raises."""
-    reader = TreeReader(state_dir / 'tree.db')
+def check_state(state_dir: Path, *, is_running: bool = False) -> list[Problem]:
+    """Everything in the directory that contradicts. `is_running`: a daemon uses it, so what a daemon has in the middle of its work is no
+    finding. Raises NotFound where there is no tree database."""
     try:
-        damage = list(_database(reader))
-        if damage:
-            return damage       # nothing that is read from it would mean anything
-        with reader.snapshot():
-            problems = [*_rules(reader, is_running), *consistency_keys.check_names(reader, _rules_of(reader))]
-            staged = _staged(reader)
-            if bucket is not None and not is_running:
-                problems += consistency_keys.check_bucket(reader, bucket.store, bucket.prefix)
-        problems += _bytes(reader, Staging(state_dir / 'staging', create=False), staged, is_running)
-        return [*problems, *_quarantine(state_dir / 'quarantine')]
+        with _reader(state_dir) as reader:
+            damage = list(_database(reader))
+            if damage:
+                return damage       # nothing that is read from it would mean anything
+            with reader.snapshot():
+                problems = [*_rules(reader, is_running), *consistency_keys.check_names(reader, _rules_of(reader))]
+                staged = _staged(reader)
+            problems += _bytes(reader, Staging(state_dir / 'staging', create=False), staged, is_running)
+            return [*problems, *_quarantine(state_dir / 'quarantine')]
     except Corrupted as error:
         return [Problem(Severity.WRONG, 'database', str(error))]
+
+
+def check_against_bucket(state_dir: Path, bucket: Bucket) -> list[Problem]:
+    """What the bucket has otherwise than is known here. For a directory that no daemon uses. Raises as TreeReader, and what the store
+    raises."""
+    with _reader(state_dir) as reader, reader.snapshot():
+        return list(consistency_keys.check_bucket(reader, bucket.store, bucket.prefix))
+
+
+@contextmanager
+def _reader(state_dir: Path) -> Iterator[TreeReader]:
+    reader = TreeReader(state_dir / 'tree.db')
+    try:
+        yield reader
     finally:
         reader.close()
 
@@ -63,7 +76,9 @@ def is_sound(problems: Iterable[Problem]) -> bool:
 def _database(reader: TreeReader) -> Iterator[Problem]:
     version = reader.meta('schema_version')
     if version != SCHEMA_VERSION:
-        yield Problem(Severity.WRONG, 'database', f'schema version {version}, and this ctxfs reads {SCHEMA_VERSION}: mount it once')
+        is_older = isinstance(version, int) and version < SCHEMA_VERSION
+        yield Problem(Severity.NOTE if is_older else Severity.WRONG, 'database', f'it has schema version {version}, and this ctxfs reads '
+                      f'{SCHEMA_VERSION}: {"mount it once" if is_older else "use the ctxfs that wrote it"}')
         return
     for text in reader.integrity_faults():
         yield Problem(Severity.WRONG, 'database', f'SQLite says: {text}')

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ctxfs.errors import Corrupted
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage import consistency_keys
 from ctxfs.storage.inode import Content, Inode, Reason
@@ -30,7 +31,7 @@ from ctxfs.storage.keys import NAME_MAX
 from ctxfs.storage.placing import Placer
 from ctxfs.storage.salvage import Found
 from ctxfs.storage.staging import Staging
-from ctxfs.storage.tree_db import TreeDB
+from ctxfs.storage.tree_db import SCHEMA_VERSION, TreeDB
 
 _EVERYTHING = Reason.CONTENT | Reason.NAMES | Reason.ATTRS
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
@@ -70,7 +71,7 @@ class Mender:
     # --- rows one by one ------------------------------------------------------------------------------------------------------------
 
     def take(self, rows: Iterator[Found]) -> None:
-        """Keep what can be a row at all; of two with one key the first."""
+        """Keep what can be a row at all; of two with one key the first. Raises Corrupted for the rows of a newer ctxfs."""
         with self._db.transaction():
             for table, row, is_certain in rows:
                 checked = self._checked(table, row, is_certain)
@@ -92,6 +93,8 @@ class Mender:
         if table == 'pending':
             return row if 0 < row[1] < 32 and row[2] > 0 else None
         if table == 'meta':
+            if row[0] == 'schema_version' and isinstance(row[1], int) and SCHEMA_VERSION < row[1] < 1000:
+                raise Corrupted(f'it has schema version {row[1]}, and this ctxfs reads {SCHEMA_VERSION}: use the ctxfs that wrote it')
             return None if row[0] in _FORGOTTEN_META else row
         return None if table == 'hint' else row
 

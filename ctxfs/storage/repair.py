@@ -29,6 +29,7 @@ from ctxfs.storage.tree_db import TreeDB
 
 #: a larger file is not looked through before a mount: this takes 70 ms, a context of a million files would take seconds
 CHECKED_BYTES = 8 << 20
+_DAMAGED = 'the tree database is damaged:'
 _LOGS = ('-wal', '-shm')
 
 
@@ -47,22 +48,22 @@ def find_damage(state_dir: Path, *, is_same_boot: bool = True) -> str:
     has_bytes = any(count for _, count, _ in staging.inos())
     expected = sqlite_wal.committed_frames(path)
     if not size:
-        return f'{path} is {"empty" if path.exists() else "missing"}, and what it described is not' if has_bytes or expected else ''
+        return f'{_DAMAGED} it is {"empty" if path.exists() else "gone"}, and what it described is not' if has_bytes or expected else ''
     try:
         reader = TreeReader(path)
         try:
             if not reader.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
-                return f'{path} has no tables' if has_bytes or size > 4096 else ''      # made, and not filled yet
+                return f'{_DAMAGED} it has no tables' if has_bytes or size > 4096 else ''      # made, and not filled yet
             reader.meta('schema_version')
             taken = sqlite_wal.committed_frames(path)
             if is_same_boot and (taken < expected or sqlite_wal.goes_on(path, taken)):
-                return f'{path}-wal is damaged: transactions in it were lost'
+                return f'{_DAMAGED} transactions in its log were lost'
             faults = reader.integrity_faults() if size <= CHECKED_BYTES else []
-            return f'{path} is damaged: {faults[0]}' if faults else ''
+            return f'{_DAMAGED} {faults[0]}' if faults else ''
         finally:
             reader.close()
     except Damaged as error:
-        return f'{path}: {error}'
+        return str(error)
 
 
 def repair(state_dir: Path, *, uid: int, gid: int) -> Repaired:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from ctxfs.storage.sqlite_pages import Damage, Pages, Record, Row
 from ctxfs.storage.tree_db import TreeDB
 
-#: tables that are not worth a guess: what was in them comes again with the next look at the bucket, or is short of a shape of its own
-_CERTAIN_ONLY = ('meta', 'announce', 'touched', 'unmountable', 'hint')
+#: tables whose rows are worth a guess, for nothing brings them again, and have a shape of their own
+_GUESSED = ('inode', 'dentry', 'object', 'pending', 'attempt', 'conflict')
 _TYPES: dict[str, type] = {'INTEGER': int, 'TEXT': str, 'BLOB': bytes}
 
 
@@ -130,7 +130,7 @@ class Salvage:
 
     def _guesses(self, names_by_inode: list[Record]) -> Iterator[Found]:
         free = self._pages.free_pages()
-        shaped = [table for table in self._tables.values() if table.name not in _CERTAIN_ONLY]
+        shaped = [self._tables[name] for name in _GUESSED]
         for number in range(1, self._pages.count + 1):
             for found in self._pages.leaf(number) if number not in free else ():
                 for table in shaped:

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from ctxfs.records import ROOT_INO
-from ctxfs.storage.consistency import Bucket, check_state, is_sound
+from ctxfs.storage.consistency import Bucket, check_against_bucket, check_state, is_sound
 from ctxfs.storage.consistency_rules import LISTED, Problem, Severity
 from ctxfs.storage.stores import open_store
 from tests.unit.rig import ME, Disk
@@ -84,7 +84,7 @@ def test_what_ctxfs_made_is_sound(state: Path, template: Path) -> None:
     assert examined(state) == examined(state, is_running=True) == []
     assert sorted((path, path.stat().st_mtime_ns) for path in state.rglob('*') if path.is_file() and '-' not in path.suffix) == before
     store = open_store(f'file://{template}/bucket')
-    assert check_state(template, bucket=Bucket(store, PREFIX)) == []
+    assert check_against_bucket(template, Bucket(store, PREFIX)) == []
     store.close()
 
 
@@ -117,7 +117,7 @@ WRONG_ROWS = {
     'is of a type that stays': [f'UPDATE inode SET local = 0 WHERE ino = {INO("fifo")}'],
     'has no object with its content, and the journal': ["UPDATE object SET key = 'clean2' WHERE key = 'clean'"],
     'whose name is another': [f'DELETE FROM pending WHERE ino = {INO("new-name")}'],
-    'mount it once': ["UPDATE meta SET value = 1 WHERE name = 'schema_version'"],
+    'use the ctxfs that wrote it': ["UPDATE meta SET value = 99 WHERE name = 'schema_version'"],
 }
 
 
@@ -176,10 +176,10 @@ def test_what_the_bucket_has_otherwise_is_a_note(template: Path, tmp_path: Path)
     """Changed, removed and added by others: each is told, and nothing is wrong."""
     bucket = tmp_path / 'bucket'
     store = open_store(f'file://{bucket}', create=True)
-    assert any('not in the bucket any more' in problem.text for problem in check_state(template, bucket=Bucket(store, PREFIX)))
+    assert any('not in the bucket any more' in problem.text for problem in check_against_bucket(template, Bucket(store, PREFIX)))
     for key in ('clean', 'added'):
         store.put(PREFIX + key, b'otherwise')
-    found = check_state(template, bucket=Bucket(store, PREFIX))
+    found = check_against_bucket(template, Bucket(store, PREFIX))
     store.close()
     assert is_sound(found) and {problem.severity for problem in found} == {Severity.NOTE}
     for text in ('object added is not known', 'object clean is version', 'object one is not in the bucket'):

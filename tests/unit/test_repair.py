@@ -4,6 +4,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +15,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from ctxfs import crash_points
+from ctxfs.errors import CtxfsError, Damaged, ReadOnly
+from ctxfs.records import ROOT_INO
 from ctxfs.storage.consistency import check_state, is_sound
 from ctxfs.storage.inode import Content
 from ctxfs.storage.journal import Journal
-from ctxfs.storage.repair import find_damage, repair
+from ctxfs.storage.repair import complete, find_damage, repair
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.recovery import recover
@@ -140,3 +147,71 @@ def test_a_file_that_was_removed_while_it_was_open_is_set_aside(made: tuple[Path
     repaired = repair(state, uid=0, gid=0)
     assert (repaired.kept / 'staging' / str(ino)).read_bytes() == content
     assert content not in shown(state).values()
+
+
+# --- a crash in the middle ---------------------------------------------------------------------------------------------------------------
+
+REPAIR = 'import sys; from pathlib import Path; from ctxfs.storage.repair import repair; repair(Path(sys.argv[1]), uid=0, gid=0)'
+
+
+@pytest.mark.parametrize('point', [name for name in crash_points.NAMES if name.startswith('repair-')])
+def test_a_repair_that_is_killed_is_completed(point: str, made: tuple[Path, Promise], tmp_path: Path) -> None:
+    """By the next mount once the new file was complete, by another repair before: everything is there, the damaged file too."""
+    template, promise = made
+    state = damage.copy(template, tmp_path / 'state')
+    damage.garbage_pages(state, random.Random(3))
+    original = _content(state)
+    done = subprocess.run([sys.executable, '-c', REPAIR, state], env={**os.environ, crash_points.VARIABLE: point}, check=False,
+                          cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    is_complete = point not in ('repair-before-aside', 'repair-before-ready')
+    assert complete(state) is (is_complete and point != 'repair-after-swap')
+    assert bool(find_damage(state)) is not is_complete
+    if not is_complete:
+        assert _content(state) == original
+        repair(state, uid=0, gid=0)
+    assert [path.read_bytes() for path in (state / 'damaged').glob('*/tree.db')] == [original]
+    check(state, promise, point)
+    assert not [path.name for path in state.iterdir() if path.name.startswith('tree.db.')]
+
+
+# --- damage that shows while it is in use --------------------------------------------------------------------------------------------------
+
+def test_what_is_damaged_while_it_is_in_use_is_only_read_from_then_on(tmp_path: Path) -> None:
+    """Whoever meets the damage gets EIO, whoever changes something from then on EROFS; what is staged stays readable, and the log as it is."""
+    async def main() -> None:
+        disk = Disk(tmp_path)
+        async with disk.running():
+            for n in range(200):
+                await disk.save(b'a file with quite a long name, number %d' % n, b'content')
+            fh, _ = await disk.open_new(b'open')
+            await disk.fs.write(fh, 0, b'before')
+            disk.db.checkpoint()
+            path = tmp_path / 'tree.db'
+            path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+            _outdate_cache(path)
+            with pytest.raises(Damaged):
+                disk.db.rows('SELECT * FROM inode')
+            assert 'damaged' in disk.db.damage
+            log = (tmp_path / 'tree.db-wal').read_bytes()
+            with pytest.raises(ReadOnly):
+                await disk.fs.write(fh, 6, b' and after')
+            for change in (disk.save(b'new', b''), disk.fs.unlink(ROOT_INO, b'open'), disk.rename(b'open', b'closed')):
+                with pytest.raises(CtxfsError):
+                    await change
+            with pytest.raises(ReadOnly):
+                disk.db.execute('DELETE FROM pending')
+            assert await disk.fs.read(fh, 0, 100) == b'before'
+            assert not (await disk.engine.flush(retry_seconds=0)).ok
+        disk.close()
+        assert (tmp_path / 'tree.db-wal').read_bytes() == log
+
+    trio.run(main)
+
+
+def _outdate_cache(path: Path) -> None:
+    """Another connection writes: the pages that the first one keeps are not those of the file any more."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute('PRAGMA wal_autocheckpoint = 0')
+    other.execute('PRAGMA user_version = 7')
+    other.close()
