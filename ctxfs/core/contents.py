@@ -176,7 +176,8 @@ class Contents:
             await self._room.make_room(inode.size, 0)
         self._staging.make_directory(inode.ino)
         try:
-            await self._remote.hydrate(source, self._staging.path(inode.ino))
+            with self._staging.without_leftovers(inode.ino):
+                await self._remote.hydrate(source, self._staging.path(inode.ino))
         except RemoteChanged:
             if not await self._has_other_source(inode, source.etag, version):
                 raise
