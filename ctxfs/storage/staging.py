@@ -143,7 +143,7 @@ class Staging:
         finally:
             directory = os.path.dirname(self.path(ino))
             for name in os.listdir(directory):
-                if name.startswith(f'{ino}.'):
+                if name.startswith(f'{ino}.hydrate-'):
                     os.unlink(f'{directory}/{name}')
 
     def remove_leftovers(self) -> None:

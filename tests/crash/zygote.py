@@ -9,6 +9,7 @@ mounts; only execve(2) and the imports are left out. So hundreds of daemons can 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -158,7 +159,7 @@ def _daemon(options: Any, writer: int) -> _Child:
 
 class _Spares:
     """Workers that were forked before the daemon opened anything: SQLite's locks do not survive a fork. They wait for their descriptors."""
-    COUNT = 4
+    COUNT = 2
     _waiting: list[tuple[int, socket.socket]] = []
 
     @classmethod
@@ -226,6 +227,7 @@ def _preload() -> None:
 
 def main(channel: socket.socket) -> None:
     _preload()
+    gc.freeze()     # else each child's first collection writes to, and so copies, every page
     with channel.makefile('rb') as lines:
         for line in lines:
             request, out, err = json.loads(line), _memory_file('out'), _memory_file('err')
