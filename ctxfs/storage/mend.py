@@ -105,7 +105,9 @@ class Mender:
                        and 0 <= inode.revision < _LARGEST and (inode.target is not None or not inode.is_symlink))
         if not is_possible:
             return None
-        inode.local = int((bool(inode.local) and inode.content != Content.CLEAN) or inode.is_local_type)
+        if inode.content == Content.CLEAN:      # nothing of it is here
+            inode.local = 0
+        inode.local = inode.local or int(inode.is_local_type)
         if inode.local and inode.content == Content.SEALED:
             inode.content = Content.STAGED
         if inode.link_group in self._groups:

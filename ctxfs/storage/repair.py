@@ -72,7 +72,11 @@ def repair(state_dir: Path, *, uid: int, gid: int) -> Repaired:
     path, building = state_dir / 'tree.db', state_dir / 'tree.db.building'
     for leftover in (building, *_logs_of(building)):
         leftover.unlink(missing_ok=True)
-    mended, faults = _build(path, building, Staging(state_dir / 'staging'), uid, gid)
+    try:
+        mended, faults = _build(path, building, Staging(state_dir / 'staging'), uid, gid)
+    except BaseException:
+        building.unlink(missing_ok=True)
+        raise
     crash_point('repair-before-aside')
     kept = _keep(state_dir)
     _set_aside(state_dir, kept, mended.aside)
@@ -100,8 +104,8 @@ def _build(path: Path, building: Path, staging: Staging, uid: int, gid: int) -> 
         db.checkpoint(is_last=True)
     finally:
         db.close()
-    for log in _logs_of(building):
-        log.unlink(missing_ok=True)
+        for log in _logs_of(building):
+            log.unlink(missing_ok=True)
     _sync(building)
     return mended, faults
 

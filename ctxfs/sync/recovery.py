@@ -129,3 +129,4 @@ def _give_up_staging(db: TreeDB, journal: Journal, staging: Staging, inode: Inod
     inode.content, inode.size = Content.STAGED, 0
     os.close(staging.create(inode.ino))
     db.store_content(inode)
+    journal.mark(inode, Reason.CONTENT)

@@ -9,6 +9,7 @@ mounts; only execve(2) and the imports are left out. So hundreds of daemons can 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxfs.sync import worker_process
+from tests import conftest, leftovers
 from tests.mount import harness
 from tests.mount.sites import MountingHost
 
@@ -65,6 +67,18 @@ def zygote(environment: Mapping[str, str]) -> Iterator[Zygote]:
         started.close()
 
 
+@functools.cache
+def shared() -> Zygote:
+    """One for the whole run, which ends it; no test has left it behind."""
+    marker, before = os.environ.pop(leftovers.TEST_VARIABLE, None), leftovers.pids()
+    started = Zygote({})
+    conftest.session_ends.append(started.close)
+    conftest.session_pids.update(pid for pid in leftovers.pids() - before if conftest.parent(pid) == os.getpid())
+    if marker is not None:
+        os.environ[leftovers.TEST_VARIABLE] = marker
+    return started
+
+
 class ForkedHost(MountingHost):
     """A host as harness.Host, but for its `env`, which commands have and the zygote may differ in."""
 
@@ -75,7 +89,7 @@ class ForkedHost(MountingHost):
     def cli(self, *arguments: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None,
             timeout: float = harness.TIMEOUT) -> subprocess.CompletedProcess[str]:
         words = [*map(os.fspath, arguments), '--store', self.store, '--state-dir', str(self.state_dir)]
-        done = self._zygote.run(words, {**self.env, **(env or {})}, timeout=timeout)
+        done = self._zygote.run(words, {**os.environ, **self.env, **(env or {})}, timeout=timeout)
         if check and done.returncode:
             raise harness.CommandFailed(f'ctxfs {" ".join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}')
         return done
@@ -196,6 +210,7 @@ def _run(request: dict[str, Any], out: int, err: int) -> int:
     os.dup2(out, 1)
     os.dup2(err, 2)
     _close_all_but({0, 1, 2})
+    os.environ.clear()
     os.environ.update(request['environment'])
     return cli.run(request['arguments'])
 

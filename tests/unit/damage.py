@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from ctxfs.records import ROOT_INO
+from ctxfs.storage import sqlite_wal
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.tree_db import TreeDB
 from tests.unit.rig import ME, Disk
@@ -181,9 +182,16 @@ def all_but_the_log(state: Path, rng: random.Random) -> None:
     (state / 'tree.db').write_bytes(rng.randbytes(PAGE * 8))
 
 
+def _committed(state: Path) -> int:
+    """Bytes of the log that count; behind them lies what it was used for before."""
+    return 32 + sqlite_wal.committed_frames(state / 'tree.db') * (24 + PAGE)
+
+
 def log_flip(state: Path, rng: random.Random) -> None:
+    size = _committed(state)
+
     def change(data: bytearray) -> None:
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        data[rng.randrange(size)] ^= 1 << rng.randrange(8)
     _change(state / 'tree.db-wal', change)
 
 
@@ -192,7 +200,7 @@ def log_garbage(state: Path, rng: random.Random) -> None:
 
 
 def log_cut(state: Path, rng: random.Random) -> None:
-    os.truncate(state / 'tree.db-wal', rng.randrange((state / 'tree.db-wal').stat().st_size - 1))
+    os.truncate(state / 'tree.db-wal', rng.randrange(_committed(state) - 1))
 
 
 def log_missing(state: Path, rng: random.Random) -> None:
@@ -201,6 +209,8 @@ def log_missing(state: Path, rng: random.Random) -> None:
 
 DAMAGES = (flip, flip_in_header, zero_page, garbage_pages, swapped_pages, cut, empty, missing, all_but_the_log, log_flip, log_garbage, log_cut,
            log_missing)
+#: nothing of the file is as it was: it must be noticed; elsewhere it may be a bit that nobody looks at
+ALWAYS_NOTICED = (empty, missing, all_but_the_log, log_flip, log_garbage, log_cut, log_missing)
 
 
 def is_sound_for_sqlite(state: Path) -> bool:

@@ -15,7 +15,11 @@ import trio
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.consistency import Bucket, check_against_bucket, check_state, is_sound
 from ctxfs.storage.consistency_rules import LISTED, Problem, Severity
+from ctxfs.storage.journal import Journal
+from ctxfs.storage.staging import Staging
 from ctxfs.storage.stores import open_store
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.recovery import recover
 from tests.unit.rig import ME, Disk
 from tests.unit.test_sync_regressions import PREFIX
 
@@ -204,3 +208,13 @@ def test_a_thousand_of_a_kind_are_counted(state: Path) -> None:
     db.close()
     found = examined(state)
     assert len(found) == LISTED + 1 and f'and {1000 - LISTED} more' in found[-1].text
+
+
+def test_what_recovery_could_not_save_is_journaled(state: Path) -> None:
+    """A sealed file whose staging file and object are both gone is empty from then on, and the bucket is told so."""
+    sql(f'UPDATE inode SET content = 2 WHERE ino = {INO("dirty")}', f'DELETE FROM pending WHERE ino = {INO("dirty")}')(state)
+    staging_file(state, 'dirty').unlink()
+    db = TreeDB(state / 'tree.db')
+    recover(db, Journal(db), Staging(state / 'staging'), uid=0, gid=0)
+    db.close()
+    assert examined(state) == []
