@@ -40,7 +40,7 @@ def doctor(invocation: Invocation, context: str | None, is_state: bool, is_repai
 def _checks(invocation: Invocation, context: str | None) -> list[Check]:
     url = invocation.store_url
     is_embedded = preflight.is_default_store(url, invocation.paths.data)
-    return [('fuse', doctor_host.check_fuse),
+    return [('fuse', doctor_host.check_fuse), ('library', doctor_host.check_library),
             ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context))]
 
 

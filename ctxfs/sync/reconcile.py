@@ -28,18 +28,17 @@ from ctxfs.rules import Reach
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
+from ctxfs.storage.keys import LAST, Unmountable, component_to_name, key_to_path, name_to_component
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.changed_directories import ChangedDirectories
 from ctxfs.sync.obstructed import Obstructed
 from ctxfs.sync.ports import Invalidator
+from ctxfs.sync.protocol import HeadItem
 from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
 OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/'))
-#: behind every key
-LAST = '\U0010ffff'
 _decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 
@@ -94,11 +93,9 @@ class Reconciler:
             for info in objects:
                 self._apply_object(info, self._journal.known(info.key), self._journal.hint(info.key))
             for prefix in prefixes:
-                path = key_to_path(prefix)
-                if isinstance(path, Unmountable) or self._gating.rules.gate.reach(prefix) is Reach.NONE:
-                    continue
-                # Known below it, it is here, or it was moved or removed here and the bucket has not followed yet.
-                if not self._journal.has_objects_between(prefix, prefix + LAST):
+                # What is known below it is here, or was moved or removed here, and the bucket has not followed yet.
+                is_new = not self._journal.has_objects_between(prefix, prefix + LAST)
+                if is_new and not isinstance(key_to_path(prefix), Unmountable) and self._gating.rules.gate.reach(prefix) is not Reach.NONE:
                     self._directory(prefix, None)
             self.directories.touch()
 
@@ -304,6 +301,7 @@ class Reconciler:
         pending = self._journal.pending_row(inode.ino)
         fresh = self._replacement(inode, names, info, record)
         inode.remote_version += 1
+        self._invalidator.replaced(inode.ino)
         self._journal.put_object(_listed(info, fresh, record))
         self._gating.settle(fresh)
         if pending is not None:
@@ -414,6 +412,12 @@ class Reconciler:
             inode.attrs_known = 1       # a type that a bucket cannot give to this key: keep what the key says
         self._db.store_all(inode)
         self._invalidator.attrs(inode.ino)
+
+    def describe_by(self, inode: Inode, item: HeadItem, key: str) -> None:
+        """The same, and when it expires, by the answer to a HEAD of its object, which has the key `key`."""
+        self.describe(inode, item.attrs)
+        if item.lifecycle and item.info is not None:
+            self._journal.note_lifetime(key, item.info.etag, item.lifecycle, item.info.mtime_ns)
 
     def _set_others_attrs(self, inode: Inode, attrs: Attrs) -> None:
         """All but what was changed here and is not uploaded yet."""

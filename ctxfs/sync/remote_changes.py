@@ -24,12 +24,12 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError
 from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
 from ctxfs.storage.journal import Journal
-from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.keys import LAST, Unmountable, key_to_path
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, HeadItem, ListPages
-from ctxfs.sync.reconcile import LAST, Reconciler
+from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.remote_index import RemoteIndex, is_tombstone
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ class RemoteChanges:
             inode = None if known is None or item.info is None or known.etag != item.info.etag else self._db.live_inode(known.ino)
             if inode is not None and not inode.attrs_known:
                 with self._db.transaction():
-                    self._reconciler.describe(inode, item.attrs)
+                    self._reconciler.describe_by(inode, item, key)
 
     async def _settle_hints(self) -> None:
         """What the index says beside what is known: the same version's attributes are taken over, another version is looked at."""
