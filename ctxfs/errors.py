@@ -10,8 +10,8 @@ command line prints the message, the sync engine asks `transient`.
      ├─ IsADirectory EISDIR       ├─ RemoteChanged ESTALE      ├─ InvalidArgument EINVAL
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
-     ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
-     │   └─ Damaged EIO
+     ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent; Damaged: the tree database)
+     │   └─ WrongBytes EIO
      ├─ CredentialsExpired EACCES (a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
@@ -118,13 +118,17 @@ class RemoteUnavailable(CtxfsError):
     retry_after: float = 0.0
 
 
-class Damaged(RemoteUnavailable):
+class WrongBytes(RemoteUnavailable):
     """Bytes came that contradict their checksum, several times: the network, or the store."""
 
 
 class Corrupted(CtxfsError):
     """Bytes or records that contradict their checksum or format: permanent."""
     errno = _errno.EIO
+
+
+class Damaged(Corrupted):
+    """The tree database is damaged: the mount goes on read-only, and `ctxfs doctor --repair` is what helps."""
 
 
 class UsageError(CtxfsError):

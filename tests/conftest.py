@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    while session_ends:
+        session_ends.pop()()
     directory = config.stash.get(own_directory, None)
     if directory is not None:
         leftovers.complain(leftovers.report(directory, os.environ[leftovers.RUN_VARIABLE]))
@@ -219,8 +221,9 @@ def tmp_path(tmp: Path) -> Path:
     return tmp
 
 
-#: children that live as long as the session
+#: children that live as long as the session, and what ends them
 session_pids: set[int] = set()
+session_ends: list[Callable[[], None]] = []
 
 
 @pytest.fixture(scope='session')

@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     'edge': {'base', 'storage', 'core', 'sync'},
 }
 #: modules of the package itself: what all others may know
-BASE = {'ctxfs', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.durations', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse',
+BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.durations', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse',
         'ctxfs.policy_text', 'ctxfs.records', 'ctxfs.rules'}
 #: no third-party package has two importers, so that it can be replaced, and its errors translated, in one place
 IMPORTERS: dict[str, tuple[str, ...]] = {
@@ -37,7 +37,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'exceptiongroup': ('ctxfs.edge.daemon',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
     'rich': ('ctxfs.edge.progress',),
-    'sqlite3': ('ctxfs.storage.tree_db',),
+    'sqlite3': ('ctxfs.storage.tree_connection',),
     'tomli': ('ctxfs.config',),
     'urllib3': ('ctxfs.storage.s3_client',),
     'watchdog': ('ctxfs.edge.watcher',),

@@ -16,7 +16,8 @@ import trio
 
 from ctxfs.core.block_reader import BlockReader, ReadAhead
 from ctxfs.core.ports import RemoteContent, Room
-from ctxfs.errors import RemoteChanged
+from ctxfs.crash_points import crash_point
+from ctxfs.errors import ReadOnly, RemoteChanged
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
@@ -102,6 +103,7 @@ class Contents:
         finally:
             inode.size = max(inode.size, position)
             self._count(inode, position - offset)
+        crash_point('write-after-bytes')
         return len(data)
 
     def _count(self, inode: Inode, written: int) -> None:
@@ -112,6 +114,8 @@ class Contents:
     def _about_to_change(self, inode: Inode) -> int:
         """The staging file is about to change: stop an upload that reads it, invalidate what was planned. Returns the descriptor."""
         assert inode.content == Content.STAGED and inode.hold is None
+        if self._db.damage:
+            raise ReadOnly(f'{self._db.damage}; nothing is changed any more')
         fd = self._descriptor(inode)
         inode.changed_at = trio.current_time()
         if inode.upload is not None:
@@ -132,7 +136,9 @@ class Contents:
             else:
                 await self._stage(inode, keep=size > 0)
         fd = self._about_to_change(inode)
+        crash_point('truncate-before-bytes')
         os.ftruncate(fd, size)
+        crash_point('truncate-after-bytes')
         self._staging.charge(inode)
         inode.size = size
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
@@ -177,7 +183,8 @@ class Contents:
             await self._room.make_room(inode.size, 0)
         self._staging.make_directory(inode.ino)
         try:
-            await self._remote.hydrate(source, self._staging.path(inode.ino))
+            with self._staging.without_leftovers(inode.ino):
+                await self._remote.hydrate(source, self._staging.path(inode.ino))
         except RemoteChanged:
             if not await self._has_other_source(inode, source.etag, version):
                 raise
@@ -194,6 +201,7 @@ class Contents:
         inode.revision += 1
         if size is not None:
             inode.size = size
+        crash_point('dirty-before-commit')
         try:
             with self._db.transaction():
                 self._db.store_content(inode)
@@ -202,6 +210,7 @@ class Contents:
         except BaseException:
             inode.content, inode.revision, inode.size = before
             raise
+        crash_point('dirty-after-commit')
 
     # --- handles ------------------------------------------------------------------------------------------------------------------
 
@@ -246,6 +255,7 @@ class Contents:
                 if fd >= 0:
                     os.fsync(fd)
                     self._staging.sync_directory(inode.ino)
+                crash_point('fsync-after-bytes')
                 self._db.make_durable()
             finally:
                 if fd >= 0:

@@ -16,6 +16,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, DiskFull, InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
 from ctxfs.records import ROOT_INO, Fh
 from ctxfs.storage.inode import Content, Inode, Reason
@@ -219,6 +220,7 @@ class FileSystem:
             inode.mtime_ns = change.mtime_ns
         inode.ctime_ns = change.ctime_ns if change.ctime_ns is not None else time.time_ns()
         self.store_attrs(inode)
+        crash_point('attributes-before-reply')
         return inode
 
     async def _resize(self, inode: Inode, size: int) -> None:
@@ -304,6 +306,7 @@ class FileSystem:
         try:
             if inode.content == Content.STAGED and inode.nlink:
                 if inode.handles == 1:
+                    crash_point('close-before-row')
                     self._save_size(inode)
                 if self._on_close is not None and handle.writes and inode.writers == 1:
                     self._on_close(inode)

@@ -15,6 +15,7 @@ import uuid
 from typing import NamedTuple
 
 from ctxfs.core.ports import RemoteTree
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import Exists, InvalidArgument, IsADirectory, NameTooLong, NotADirectory, NotEmpty, NotFound, NotPermitted, TooManyLinks
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage.gating import Gating
@@ -94,6 +95,7 @@ class Namespace:
             inode.content = Content.STAGED
             self._staging.opened(inode, self._staging.create(inode.ino))
             inode.charged = 0
+        crash_point('create-before-commit')
         try:
             with self._db.transaction():
                 self._db.insert_inode(inode)
@@ -103,6 +105,7 @@ class Namespace:
         except BaseException:
             self._drop_staging(inode)
             raise
+        crash_point('create-before-reply')
         return inode
 
     def _check_new_name(self, parent: Inode, name: bytes) -> None:
@@ -158,6 +161,7 @@ class Namespace:
             self._touch(parent)
             self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES)
+        crash_point('link-before-reply')
         return inode
 
     # --- removing -----------------------------------------------------------------------------------------------------------------
@@ -173,6 +177,7 @@ class Namespace:
             self._drop_link(inode)
             self._touch(parent)
             self._mark_if_emptied(parent)
+        crash_point('unlink-before-reply')
         return inode
 
     async def rmdir(self, parent_ino: int, name: bytes) -> Inode:
@@ -186,6 +191,7 @@ class Namespace:
             self._touch(parent, links=-1)
             self._db.forget_dir_keys()
             self._mark_if_emptied(parent)
+        crash_point('rmdir-before-reply')
         return inode
 
     def _check_removable(self, directory: Inode) -> None:
@@ -218,6 +224,7 @@ class Namespace:
                 for inode in inodes:
                     self._db.delete_inode(inode.ino)
         finally:
+            crash_point('purge-before-unlink')
             for inode in inodes:
                 if inode.has_staging:
                     self._staging.discard(inode)
@@ -277,6 +284,8 @@ class Namespace:
             self._touch(new_parent, links if target is None else 0)
             self._mark_moved(inode, old_key)
             self._mark_if_emptied(parent)
+            crash_point('rename-before-commit')
+        crash_point('rename-before-reply')
 
     def _mark_if_emptied(self, directory: Inode) -> None:
         if self._gating.needs_marker(directory):
@@ -295,6 +304,8 @@ class Namespace:
             self._touch(new_parent, -links)
             self._mark_moved(inode, key)
             self._mark_moved(target, new_key)
+            crash_point('rename-before-commit')
+        crash_point('rename-before-reply')
 
     def _mark_moved(self, inode: Inode, old_key: str) -> None:
         inode.ctime_ns = time.time_ns()

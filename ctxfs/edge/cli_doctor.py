@@ -11,18 +11,24 @@ import click
 from ctxfs.edge import doctor_host, doctor_store, preflight
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, printable
 from ctxfs.edge.doctor import Check, Finding, Level, examine
+from ctxfs.errors import UsageError
 
 
 @click.command()
 @click.argument('context', metavar='[CTX]', required=False)
+@click.option('--state', 'is_state', is_flag=True, help='Look through what this host keeps of CTX (of all): names, bytes, journal, bucket.')
+@click.option('--repair', 'is_repair', is_flag=True, help='Rebuild a damaged tree database of CTX, which must not be mounted.')
 @common_options
-def doctor(invocation: Invocation, context: str | None) -> int:
+def doctor(invocation: Invocation, context: str | None, is_state: bool, is_repair: bool) -> int:
     """Look for what keeps ctxfs from working: one line for each check, ok, warn or fail, with what to do.
 
     The exit status is 1 when a check fails.
     """
+    if is_repair and (context is None or is_state):
+        raise UsageError('write ctxfs doctor --repair CTX')
+    checks = _state_checks(invocation, context, is_repair=is_repair) if is_state or is_repair else _checks(invocation, context)
     findings = []
-    for finding in examine(_checks(invocation, context)):
+    for finding in examine(checks):
         findings.append(finding)
         if not invocation.as_json:
             print(_line(finding), flush=True)
@@ -36,6 +42,15 @@ def _checks(invocation: Invocation, context: str | None) -> list[Check]:
     is_embedded = preflight.is_default_store(url, invocation.paths.data)
     return [('fuse', doctor_host.check_fuse), ('library', doctor_host.check_library),
             ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context))]
+
+
+def _state_checks(invocation: Invocation, context: str | None, *, is_repair: bool) -> list[Check]:
+    """Raises NotFound."""
+    from ctxfs.edge import doctor_state  # SQLite, which the other checks can do without
+    places = doctor_state.places(invocation.mounts(), invocation.paths.state, context)
+    if is_repair:
+        return [('repair', partial(doctor_state.repair_state, place)) for place in places]
+    return [('state', partial(doctor_state.check, place)) for place in places]
 
 
 def _line(finding: Finding) -> str:

@@ -83,15 +83,16 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
         chosen = chooser.choose(store, context)
         _take_over(invocation, context, _below(chosen.policy))
         options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground)
-        pid = os.getpid() if foreground else launch.start(options)
+        started = launch.Started(os.getpid(), '') if foreground else launch.start(options)
         _note_use(store, context)
+        _say(started.note)
         _say(chooser.keep(store, context, read_only=options.read_only))
     if foreground:
         from ctxfs.edge import daemon  # pyfuse3 and the rest of the daemon: no other command needs them
         return launch.run_foreground(options, daemon.run)
     if wait_download:
         _wait_for_download(invocation, options)
-    _say_mounted(invocation, options, pid)
+    _say_mounted(invocation, options, started.pid)
     return 0
 
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +31,23 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, fuse_adapter, fuse_ops, launch, runtime_dir
+from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, launch, runtime_dir
+from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_status import Parts
 from ctxfs.edge.space import DiskSpace
+from ctxfs.edge.state_lock import locked
 from ctxfs.edge.supervision import kept_running, supervised
-from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
+from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.disk_space import Reserve
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
-from ctxfs.storage.journal import Journal
 from ctxfs.storage.registry import context_prefix
-from ctxfs.storage.staging import Staging
-from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
@@ -63,7 +60,6 @@ from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
 from ctxfs.sync.reconcile import Defaults, Reconciler
-from ctxfs.sync.recovery import recover
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -76,8 +72,6 @@ from ctxfs.sync.warmup import Warmup
 
 log = logging.getLogger(__name__)
 
-#: the workers of a daemon that was killed a moment ago still hold the lock until they notice
-LOCK_SECONDS = 10.0
 #: the log of the tree database is moved into its file when it is longer than this
 WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
@@ -91,10 +85,10 @@ def run(options: MountOptions, ready: Readiness) -> int:
     """Mount, serve until unmounted, upload; returns 0 when everything is in the bucket, 1 when something stays journaled."""
     _set_up_process(options)
     state = private_dir(Path(options.state_dir))
-    with _locked(state) as lock_fd:
+    with locked(state) as lock_fd, failsafe.opened(options) as home:
         record = runtime_dir.claim(options)
         try:
-            mount = Mount(options, lock_fd, on_attached=lambda: runtime_dir.confirm(record))
+            mount = Mount(home, lock_fd, on_attached=lambda: runtime_dir.confirm(record))
         except BaseException:
             runtime_dir.discard(Path(options.runtime_dir))
             raise
@@ -127,43 +121,18 @@ def _set_up_process(options: MountOptions) -> None:
     log.debug('open files: %d, raised to %d', soft, hard)
 
 
-@contextlib.contextmanager
-def _locked(state: Path) -> Iterator[int]:
-    """Hold the state directory, or raise Exists."""
-    fd = os.open(state / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(fd):
-            if time.monotonic() > deadline:
-                raise Exists(f'the state directory {state} is in use by another mount of this context')
-            time.sleep(0.02)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 class Mount:
     """The parts of one mount and their life. Made before anything is mounted; raises ctxfs.errors."""
 
-    def __init__(self, options: MountOptions, lock_fd: int, *, on_attached: Callable[[], object]) -> None:
-        self._options = options
+    def __init__(self, home: Home, lock_fd: int, *, on_attached: Callable[[], object]) -> None:
+        self._options = options = home.options
+        self._damage = home.damage
         self._started = time.time()
         self._on_attached = on_attached
         self._lock_fd = lock_fd
         self._prefix = context_prefix(options.context_id) + options.below
         self._rules = Rules(options.policy)
-        state = Path(options.state_dir)
-        self._db = TreeDB(state / 'tree.db')
-        self._journal = Journal(self._db)
-        self._staging = Staging(state / 'staging')
+        self._db, self._journal, self._staging = home.db, home.journal, home.staging
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
         self._invalidator = fuse_adapter.new_invalidator()
@@ -171,11 +140,8 @@ class Mount:
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
         self._to_close = contextlib.ExitStack()
         self.was_attached = False
-        found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
         self._cache = BlockCache(options.cache_dir, clean_share(options.cache_size, self._staging.used))
-        self._space = DiskSpace(self._db, self._cache, Reserve(state), let_go=lambda: self._blocks.let_go())
-        log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
-                 options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
+        self._space = DiskSpace(self._db, self._cache, Reserve(self._db.path.parent), let_go=lambda: self._blocks.let_go())
 
     # --- life -----------------------------------------------------------------------------------------------------------------------
 
@@ -203,6 +169,7 @@ class Mount:
             nursery.start_soon(supervised, self._warmup.run)
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(supervised, self._answers.run)
+            nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
@@ -229,18 +196,20 @@ class Mount:
         self._warmup.end()
         self._invalidator.is_known = self._invalidator.take_listing = lambda ino: False
         self._invalidator.take_absence = lambda parent, name: False
-        log.info('unmounted; uploading %s', self._engine.pending())
+        log.info('unmounted; uploading %d files, %d bytes', *self._left())
         result = await self._final_upload()
         self._leave_result(result)
         return result
 
     async def _announce(self, ready: Readiness) -> None:
-        ready.ok()
+        ready.ok(self._damage.text())
         log.info('mounted on %s', self._options.mountpoint)
 
     async def _final_upload(self) -> FlushResult:
+        if self._damage.text():
+            return FlushResult(False, 0, 0, self._damage.text())
         if self._options.read_only:     # what an earlier mount left is still only here, and must not pass for uploaded
-            left = int(self._engine.pending()['files'])
+            left = self._left()[0]
             return FlushResult(left == 0, 0, 0, f'{left} changes of an earlier mount are not uploaded: this one was read-only' if left else '')
         started = time.monotonic()
         result = await self._schedule.write_back(self._options.final_seconds)
@@ -250,11 +219,20 @@ class Mount:
         return result
 
     def _leave_result(self, result: FlushResult) -> None:
-        pending = self._engine.pending()
+        files, size = self._left()
         self._control.final = result
-        runtime_dir.finish(self._options, ok=result.ok, message=result.message,
-                           pending=runtime_dir.Pending(files=int(pending['files']), bytes=int(pending['bytes'])))
+        runtime_dir.finish(self._options, ok=result.ok, message=result.message, pending=runtime_dir.Pending(files=files, bytes=size))
         self._control.finished.set()
+
+    def _left(self) -> tuple[int, int]:
+        """(files, bytes) that the bucket does not have."""
+        if self._damage.files:
+            return self._damage.files, self._damage.bytes
+        try:
+            pending = self._engine.pending()
+        except Damaged:
+            return failsafe.left_in(self._staging)
+        return int(pending['files']), int(pending['bytes'])
 
     def close(self) -> None:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
@@ -312,7 +290,7 @@ class Mount:
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
-                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal),
+                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal, damage=self._damage),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control

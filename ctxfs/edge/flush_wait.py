@@ -60,6 +60,8 @@ def _wait_for(mount: Mount, timeout: float | None, report: Report, asker: _Asker
         if status is not None:
             pending = pending_of(status)
             report(mount, left_to_upload(status))
+            if status.get('damage'):
+                return outcome(mount, ok=False, pending=pending, message=status['damage'])
             if status.get('state') != 'flushing' and mount.is_attached():
                 if not pending.files:
                     return outcome(mount, ok=True, pending=pending, message='everything is in the bucket')

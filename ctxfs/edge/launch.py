@@ -7,7 +7,7 @@ answers or when it cannot. It must not know what a mount is made of: `ctxfs.edge
                  if __name__ == '__main__': sys.exit(launch.daemon_main(run))
 
     stdin of the daemon     {"readyFd": N, "options": {…}} and EOF
-    ready pipe              {"ok": true}  |  {"ok": false, "error": TEXT, "kind": CLASS, "exit": 1|2}  |  EOF: it died
+    ready pipe              {"ok": true, "note": TEXT}  |  {"ok": false, "error": TEXT, "kind": CLASS, "exit": 1|2}  |  EOF: it died
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -55,9 +55,15 @@ class MountFailed(CtxfsError):
 
 # --- the command line's side -------------------------------------------------------------------------------------------------------
 
-def start(options: MountOptions, *, timeout: float = READY_TIMEOUT) -> int:
-    """Start the daemon in a session of its own and return its pid once the mount answers. Raises MountFailed, and then (also when
-    interrupted) no process, mount or runtime directory is left."""
+class Started(NamedTuple):
+    """A mount that answers; `note`: what its user should know, '' where all is as usual."""
+    pid: int
+    note: str
+
+
+def start(options: MountOptions, *, timeout: float = READY_TIMEOUT) -> Started:
+    """Start the daemon in a session of its own and return once the mount answers. Raises MountFailed, and then (also when interrupted) no
+    process, mount or runtime directory is left."""
     private_dir(Path(options.state_dir))
     reader, writer = os.pipe()
     with contextlib.ExitStack() as stack:
@@ -66,13 +72,13 @@ def start(options: MountOptions, *, timeout: float = READY_TIMEOUT) -> int:
         try:
             deadline = time.monotonic() + timeout
             _hand_over(child, options, writer)
-            _check_answer(_read_line(reader, deadline), child, options, timeout)
+            note = _check_answer(_read_line(reader, deadline), child, options, timeout)
             _check_mount(options)
         except BaseException:
             _stop(child, options)
             raise
     child.returncode = 0    # it is init's now: keeps Popen from warning about a process that still runs
-    return child.pid
+    return Started(child.pid, note)
 
 
 def _spawn(options: MountOptions, writer: int) -> subprocess.Popen[bytes]:
@@ -125,7 +131,8 @@ def _read_line(reader: int, deadline: float) -> bytes | None:
     return data
 
 
-def _check_answer(line: bytes | None, child: subprocess.Popen[bytes], options: MountOptions, timeout: float) -> None:
+def _check_answer(line: bytes | None, child: subprocess.Popen[bytes], options: MountOptions, timeout: float) -> str:
+    """The mount's note. Raises MountFailed for what is no mount."""
     if line is None:
         raise MountFailed(f'the mount did not answer within {timeout:g} s; see {options.log_file}')
     try:
@@ -137,6 +144,7 @@ def _check_answer(line: bytes | None, child: subprocess.Popen[bytes], options: M
         raise MountFailed(f'the mount process ended ({how}) before the mount was there{_last_words(options)}') from None
     if not answer.get('ok'):
         raise MountFailed(str(answer.get('error') or f'cannot mount; see {options.log_file}'), int(answer.get('exit', 1)))
+    return str(answer.get('note') or '')
 
 
 def _ending(status: int | None) -> str:
@@ -192,9 +200,9 @@ class Readiness:
     def __init__(self, fd: int | None = None) -> None:
         self._fd = fd
 
-    def ok(self) -> None:
-        """The mount answers."""
-        self._say({'ok': True})
+    def ok(self, note: str = '') -> None:
+        """The mount answers. `note`: what whoever started it should know all the same."""
+        self._say({'ok': True, 'note': note})
 
     def failed(self, error: BaseException) -> None:
         message = ' '.join(str(error).split()) or type(error).__name__

@@ -18,7 +18,8 @@ from ctxfs.errors import CtxfsError
 from ctxfs.storage import tally
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tally import Tally
-from ctxfs.storage.tree_db import TreeDB, TreeReader
+from ctxfs.storage.tree_connection import TreeReader
+from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.tasks import TaskLog
 
 log = logging.getLogger(__name__)

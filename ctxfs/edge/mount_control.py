@@ -92,6 +92,8 @@ class DaemonControl:
         """Everything pending is uploaded, `path` or not: more than asked for, never less. A download is of what is at and below `path`."""
         if not self._is_mounted:
             return await self._final()
+        if self._report.damage:
+            return {'ok': False, 'files': 0, 'bytes': 0, 'message': self._report.damage}
         run = self._engine.flush if mode == 'upload' else partial(self._download, self._explainer.names_of(path or ''))
         with trio.move_on_after(PAGES_SECONDS) as pages:
             await self._collect_dirty_pages()

@@ -16,6 +16,7 @@ from ctxfs import __version__
 from ctxfs.config import MountOptions
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.tally_json import pending_of, tally_to_dict
+from ctxfs.errors import Damaged
 from ctxfs.policy_text import policy_answer
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BlockCache
@@ -56,6 +57,17 @@ class Schedule(Protocol):
         """Unix seconds of the next upload that begins by itself; 0: none is due."""
 
 
+class Damage(Protocol):
+    """What is wrong with the tree database, and what it hides."""
+
+    #: staged files that it does not know of, and their bytes
+    files: int
+    bytes: int
+
+    def text(self) -> str:
+        """For the user, in one line; '' when nothing is wrong."""
+
+
 class ReadCounts(Protocol):
     """Reads of clean content: blocks that were at hand, and those that had to be fetched."""
     hits: int
@@ -82,6 +94,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     recycle: Callable[[], dict[str, Any]]
     #: why writers get ENOSPC, '' while there is room
     refusal: Callable[[], str]
+    damage: Damage
 
 
 class StatusReport:
@@ -107,7 +120,25 @@ class StatusReport:
     # --- status -----------------------------------------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
-        """See edge.control.MountControl."""
+        """See edge.control.MountControl. Answers also when the tree database cannot be read."""
+        try:
+            found = await self._status()
+        except Damaged as error:
+            self._parts.db.protect(str(error))
+            found = {**self._identity(), 'state': self.state, **tally_to_dict(Tally()), 'tasks': self._parts.tasks.to_list()}
+        damage = self._parts.damage
+        found['damage'] = damage.text()
+        if found['damage']:
+            found['readOnly'] = True
+            found['pending'].update(files=max(damage.files, found['pending']['files']), bytes=max(damage.bytes, found['pending']['bytes']))
+        return found
+
+    @property
+    def damage(self) -> str:
+        """Why the mount is read-only although nobody asked for it; '' for nearly all."""
+        return self._parts.damage.text()
+
+    async def _status(self) -> dict[str, Any]:
         parts, counts = self._parts, await self._tally.read()
         return {
             **self._identity(), 'state': self.state, 'readOnly': parts.options.read_only, 'paused': parts.schedule.is_paused,

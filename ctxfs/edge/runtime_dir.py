@@ -62,13 +62,15 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     boot_id: str
     started_at: float
     version: str = __version__
+    #: the prefix in the context that the mount's root stands for
+    below: str = ''
 
     @classmethod
     def of_this_process(cls, options: MountOptions) -> MountRecord:
         pid = os.getpid()
         return cls(context_id=options.context_id, context_name=options.context_name, mountpoint=options.mountpoint,
                    store=options.store_url, state_dir=options.state_dir, log_file=options.log_file, pid=pid,
-                   pid_start=process_start(pid) or 0, boot_id=boot_id(), started_at=time.time())
+                   pid_start=process_start(pid) or 0, boot_id=boot_id(), started_at=time.time(), below=options.below)
 
 
 class MountResult(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):

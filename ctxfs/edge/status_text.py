@@ -30,6 +30,7 @@ def _mount(mount: dict[str, Any]) -> Iterator[str]:
     yield printable(f'{mount["contextName"]} ({mount["contextId"]}) at {mount["mountpoint"]}: {mount.get("state", "mounted")}{is_read_only}{pid}')
     yield from _line('store', mount['store'])
     yield from _line('note', mount.get('message'))
+    yield from _line('damaged', mount.get('damage'))
     yield from _line('policy', _policy(mount.get('policy')))
     if mount.get('paused'):
         yield from _line('paused', f'nothing begins by itself until ctxfs resume {mount["contextName"]}')

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
-from ctxfs.storage.tree_db import TreeReader
+from ctxfs.storage.tree_connection import TreeReader
 
 #: directory entries read at a time
 PAGE = 256

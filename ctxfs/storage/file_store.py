@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, Denied, NoSpace, NotFound, ReadOnly, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 from ctxfs.storage import file_layout as at
@@ -195,8 +196,10 @@ class FileStore:
         with self._layout.key_lock(raw), self._finder.found(raw) as found:
             check_condition(found, condition, raw)
             old = {found.info.etag: found.version} if found and found.version != at.Version() else {}
+            crash_point('worker-store-before-sidecar')
             if version != at.Version():
                 self._layout.write_sidecar(raw, {etag: version, **old})
+            crash_point('worker-store-before-place')
             try:
                 self._place_in_tree(raw, temp)
                 if found and not found.in_tree:
@@ -205,6 +208,7 @@ class FileStore:
                 self._place_odd(raw, temp)
                 if found and found.is_marker:
                     self._remove_marker(raw)
+            crash_point('worker-store-after-place')
             if version != at.Version():
                 self._layout.sync_sidecar(raw)
             elif old:
@@ -292,6 +296,7 @@ class FileStore:
             else:
                 os.unlink(found.name, dir_fd=found.directory)
                 parents = (at.PRIVATE, b'odd', *at.odd_names(raw)[:-1])
+            crash_point('worker-store-delete-before-sidecar')
             if not found.is_marker:
                 self._layout.remove_sidecar(raw)
             changed.add(parents)

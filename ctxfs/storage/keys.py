@@ -20,6 +20,8 @@ from ctxfs.records import RESERVED_DIR
 
 #: bytes of UTF-8 in a key: OSS allows 1,023 (S3 1,024), so the smaller one holds everywhere
 KEY_MAX = 1023
+#: behind every key with the same prefix
+LAST = '\U0010ffff'
 #: bytes in one name: NAME_MAX of Linux's file systems, and FUSE's own bound
 NAME_MAX = 255
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.s3_client import S3Client
@@ -119,7 +120,11 @@ def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Header
     upload_id = _begin(client, key, create)
     try:
         etags = _send_all(send, upload_id, count, workers)
-        return _complete(client, key, upload_id, etags, confirm())
+        conditions = confirm()
+        crash_point('worker-multipart-before-complete')
+        etag = _complete(client, key, upload_id, etags, conditions)
+        crash_point('worker-multipart-after-complete')
+        return etag
     except BaseException:
         _abort(client, key, upload_id)
         raise

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from ctxfs.errors import Damaged, Denied, InvalidArgument, RemoteChanged, Unsupported
+from ctxfs.errors import Denied, InvalidArgument, RemoteChanged, Unsupported, WrongBytes
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_verify import Part, Verdict, is_encrypted, judge, md5_in, part_of
@@ -36,7 +36,7 @@ class Reader:
         self._opaque: set[str] = set()
 
     def read(self, get: Callable[[], Response], key: str, if_match: str | None, start: int, stop: int | None) -> Part:
-        """What `get` brings of [start, stop), unless it contradicts what came along with it: then once more, and Damaged if it does not get
+        """What `get` brings of [start, stop), unless it contradicts what came along with it: then once more, and WrongBytes if it does not get
         better. What comes twice the same although something speaks against it is what the store has, unless that is beyond doubt."""
         before: Part | None = None
         for _ in range(ATTEMPTS):
@@ -54,7 +54,7 @@ class Reader:
                 return part
             log.info('%s came with bytes that are not the object\'s: %s', key, verdict.value)
             before = part
-        raise Damaged(f'{key}: what came is not what the store has (a checksum does not fit)')
+        raise WrongBytes(f'{key}: what came is not what the store has (a checksum does not fit)')
 
     def _may_be_right(self, part: Part, etag: str) -> bool:
         """Not where the etag is known to be the MD5 of something else."""

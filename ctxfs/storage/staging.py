@@ -12,6 +12,7 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ctxfs.errors import Corrupted
@@ -30,12 +31,14 @@ class Staging:
     """Raises OSError as the system does (ENOSPC, EDQUOT, EIO reach the program that writes), Corrupted when a file is missing. `open_most`:
     descriptors that inodes may hold; by default a quarter of what the process may have."""
 
-    def __init__(self, root: Path, *, open_most: int | None = None) -> None:
+    def __init__(self, root: Path, *, create: bool = True, open_most: int | None = None) -> None:
+        """Without `create`: to look at what is there, if anything is."""
         self.root = root
         self._open: OrderedDict[int, Inode] = OrderedDict()
         self._open_most = open_most or min(OPEN_MOST, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._quarantine = root.parent / 'quarantine'
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if create:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prefix = str(root)
         #: bytes that staging files occupy which wait for their upload; holes do not count
         self.used = 0
@@ -145,14 +148,28 @@ class Staging:
                         yield int(entry.name), found.st_size, found.st_blocks * 512
 
     def _directories(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
         return [entry.path for entry in os.scandir(self._prefix) if entry.is_dir(follow_symlinks=False)]
 
+    def leftovers(self) -> list[str]:
+        """Half-written hydrations and copies: files with a suffix."""
+        return [entry.path for directory in self._directories() for entry in os.scandir(directory) if not entry.name.isdigit()]
+
+    @contextmanager
+    def without_leftovers(self, ino: int) -> Iterator[None]:
+        """Around what makes the inode's file in the end, whoever died of it on the way: nothing half made stays. (A millisecond.)"""
+        try:
+            yield
+        finally:
+            directory = os.path.dirname(self.path(ino))
+            for name in os.listdir(directory):
+                if name.startswith(f'{ino}.hydrate-'):
+                    os.unlink(f'{directory}/{name}')
+
     def remove_leftovers(self) -> None:
-        """Half-written hydrations: files with a suffix."""
-        for directory in self._directories():
-            with os.scandir(directory) as entries:
-                for path in [entry.path for entry in entries if not entry.name.isdigit()]:
-                    os.unlink(path)
+        for path in self.leftovers():
+            os.unlink(path)
 
     def quarantine(self, ino: int) -> Path:
         """Set a file without an owner aside, under a name of its own; returns where."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctxfs.records import ROOT_INO
-from ctxfs.storage.tree_db import TreeReader
+from ctxfs.storage.tree_connection import TreeReader
 
 #: entries of a list; the counts beside them are exact
 LISTED = 100

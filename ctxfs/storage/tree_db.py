@@ -1,28 +1,25 @@
 """The tree database: names and attributes in SQLite, one transaction per change, and the live inodes that mirror it.
 
-Owns the connection, the transactions, inode numbers, and the SQL of inodes and dentries (schema.sql says what each row means;
-journal.py has the SQL of objects and pending work). It must not know FUSE, the store or when anything is uploaded.
+Owns the transactions, inode numbers, and the SQL of inodes and dentries (schema.sql says what each row means; journal.py has the SQL of
+objects and pending work, tree_connection.py the connection). It must not know FUSE, the store or when anything is uploaded.
 
 Used from one thread, the daemon's loop: a statement costs 5-25 µs (WAL, synchronous=NORMAL), which is why each change commits before
 it is answered. A committed transaction survives SIGKILL; `make_durable` (any thread) makes it survive a power cut.
 """
 from __future__ import annotations
 
-import errno
-import os
-import sqlite3
 from collections.abc import Iterable
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ctxfs.errors import Corrupted, CtxfsError, DiskFull, NotFound
+from ctxfs.crash_points import crash_point
+from ctxfs.errors import Corrupted, CtxfsError, NotFound
 from ctxfs.records import ROOT_INO, Ino
-from ctxfs.storage.disk_space import why_full
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
+from ctxfs.storage.tree_connection import TreeConnection
 
 SCHEMA_VERSION = 2
 #: inode numbers reserved at a time, so that allocating one is no statement
@@ -46,16 +43,6 @@ _MIGRATIONS = {1: '''
     '''}
 
 
-def _translate(error: sqlite3.Error, path: Path) -> CtxfsError:
-    text = str(error)
-    cause = errno.ENOSPC if 'full' in text else why_full(path.parent) if 'disk I/O error' in text else 0
-    if cause:
-        full = DiskFull(f'the disk of the state directory takes no more: {os.strerror(cause)}')
-        full.errno = cause
-        return full
-    return Corrupted(f'the tree database failed: {text}')
-
-
 class Transaction:
     """`with db.transaction():` all or nothing; nests (the outermost commits). On failure the live inodes are read back."""
 
@@ -76,8 +63,10 @@ class Transaction:
         if db.depth:
             return
         if error is None:
+            crash_point('tree-before-commit')
             try:
                 db.execute('COMMIT')
+                crash_point('tree-after-commit')
                 return
             except CtxfsError:
                 db.roll_back()
@@ -85,112 +74,45 @@ class Transaction:
         db.roll_back()
 
 
-class _Connected:
-    """Whoever has a connection can be asked for rows."""
-    _connection: sqlite3.Connection
-    path: Path
-
-    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
-        try:
-            return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-
-
-class TreeReader(_Connected):
-    """A read-only connection of its own: for another thread of the daemon, or another process, also while the daemon runs. Used by one
-    thread at a time. Raises NotFound when there is no database, Corrupted when it cannot be read, or is of another schema version."""
+class TreeDB(TreeConnection):
+    """See the module docstring. All methods raise only ctxfs.errors: NotFound, and as TreeConnection's."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            raise NotFound(f'no tree database at {path}')
-        try:
-            self._connection = sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True, isolation_level=None, timeout=2,
-                                               check_same_thread=False)
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-class TreeDB(_Connected):
-    """See the module docstring. All methods raise only ctxfs.errors: DiskFull, Corrupted, NotFound."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.is_new = not path.exists()
+        super().__init__(path)
         self.depth = 0
         self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._dir_keys: dict[int, str] = {}
-        try:
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=10, cached_statements=256)
-            os.chmod(path, 0o600)
-            self._set_up()
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-        self._wal_fd = os.open(f'{path}-wal', os.O_RDONLY)
-        self._next_ino, self._reserved = int(self.meta('next_ino') or ROOT_INO + 1), 0
-        self._reserve_inos()
         self._transaction = Transaction(self)
+        try:
+            self._set_up()
+            self._next_ino, self._reserved = int(self.meta('next_ino') or ROOT_INO + 1), 0
+            self._reserve_inos()
+        except BaseException:
+            self.close()
+            raise
 
     def _set_up(self) -> None:
-        run = self._connection.execute
-        run('PRAGMA journal_mode = WAL')
-        run('PRAGMA synchronous = NORMAL')
-        # Checkpoints fsync; they run in a thread with a connection of its own (`checkpoint`), never in the loop.
-        run('PRAGMA wal_autocheckpoint = 0')
-        run('PRAGMA cache_size = -32768')
-        run('PRAGMA temp_store = MEMORY')
-        if run("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0] == 0:
+        if self.row("SELECT count(*) FROM sqlite_master WHERE name = 'meta'")[0] == 0:
             schema = resources.files('ctxfs.storage').joinpath('schema.sql').read_text('utf-8')
-            self._connection.executescript(f'BEGIN;{schema};INSERT INTO meta VALUES (\'schema_version\', {SCHEMA_VERSION});COMMIT')
+            self.script(f'BEGIN;{schema};INSERT INTO meta VALUES (\'schema_version\', {SCHEMA_VERSION});COMMIT')
         self._migrate(int(self.meta('schema_version') or 0))
 
     def _migrate(self, version: int) -> None:
         """Bring the file of an older ctxfs to this schema, each step whole or not at all. A newer one's is refused."""
         while version in _MIGRATIONS:
             version += 1
-            self._connection.executescript(
-                f'BEGIN;{_MIGRATIONS[version - 1]};UPDATE meta SET value = {version} WHERE name = \'schema_version\';COMMIT')
+            self.script(f'BEGIN;{_MIGRATIONS[version - 1]};UPDATE meta SET value = {version} WHERE name = \'schema_version\';COMMIT')
         if version != SCHEMA_VERSION:
             raise Corrupted(f'{self.path} has schema version {version}, and this ctxfs reads {SCHEMA_VERSION}: use the ctxfs that wrote it')
-
-    # --- statements -------------------------------------------------------------------------------------------------------------
-
-    def execute(self, sql: str, args: Iterable[Any] = ()) -> sqlite3.Cursor:
-        try:
-            return self._connection.execute(sql, args)  # type: ignore[arg-type]
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-
-    def row(self, sql: str, args: Iterable[Any] = ()) -> Any:
-        try:
-            return self._connection.execute(sql, args).fetchone()  # type: ignore[arg-type]
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-
-    def many(self, sql: str, args: Iterable[Iterable[Any]]) -> None:
-        try:
-            self._connection.executemany(sql, args)  # type: ignore[arg-type]
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-
-    @property
-    def changes(self) -> int:
-        """Grows with every row that is written: unchanged, nothing that was read is out of date."""
-        return self._connection.total_changes
 
     def transaction(self) -> Transaction:
         return self._transaction
 
     def roll_back(self) -> None:
-        """Undo the open transaction and make every live inode equal to its row again."""
-        if self._connection.in_transaction:
-            self.execute('ROLLBACK')
+        """Undo the open transaction and make every live inode equal to its row again, as far as the rows can be read."""
+        self.undo()
         self._dir_keys.clear()
-        for inode in list(self._live.values()):
+        for inode in list(self._live.values()) if not self.damage else ():
             self.restore(inode)
 
     def restore(self, inode: Inode) -> None:
@@ -204,33 +126,6 @@ class TreeDB(_Connected):
         inode.assign(row)
         if inode.content == Content.STAGED:     # writes grow these in memory only; the staging file has what they wrote
             inode.size, inode.revision = size, max(revision, inode.revision)
-
-    def make_durable(self) -> None:
-        """What was committed survives a power cut when this returns. Blocks for one fsync; call it from a thread."""
-        os.fsync(self._wal_fd)
-
-    def checkpoint(self, *, is_last: bool = False) -> None:
-        """Move the WAL into the database file; call it from a thread. `is_last`: truncate the WAL too."""
-        with self._private_connection() as connection:
-            connection.execute(f'PRAGMA wal_checkpoint({"TRUNCATE" if is_last else "PASSIVE"})')
-
-    @contextmanager
-    def _private_connection(self):  # type: ignore[no-untyped-def]
-        try:
-            connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
-            try:
-                yield connection
-            finally:
-                connection.close()
-        except sqlite3.Error as error:
-            raise _translate(error, self.path) from error
-
-    def wal_bytes(self) -> int:
-        return os.fstat(self._wal_fd).st_size
-
-    def close(self) -> None:
-        os.close(self._wal_fd)
-        self._connection.close()
 
     # --- meta -------------------------------------------------------------------------------------------------------------------
 
@@ -250,6 +145,11 @@ class TreeDB(_Connected):
         ino = self._next_ino
         self._next_ino += 1
         return Ino(ino)
+
+    def skip_inos(self, last: int) -> None:
+        """Numbers up to this one are in use."""
+        self._next_ino = max(self._next_ino, last + 1)
+        self._reserve_inos()
 
     def _reserve_inos(self) -> None:
         reserved = self._next_ino + INO_BATCH

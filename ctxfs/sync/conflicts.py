@@ -12,6 +12,7 @@ import uuid
 
 import msgspec
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import RemoteUnavailable
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
@@ -100,6 +101,8 @@ class ConflictKeeper:
             self._gating.settle(inode)
             self._db.execute('INSERT OR REPLACE INTO conflict VALUES (?, ?, ?)', (inode.ino, key, time.time_ns()))
             winner = self._insert_winner(parent, name, key, item)
+            crash_point('conflict-before-commit')
+        crash_point('conflict-after-commit')
         self._invalidator.entry(parent, name)
         self._invalidator.entry(parent, other)
         log.warning('conflict: %s was changed on another host and here; ours is now %r, theirs keeps the name (inode %d)', key,

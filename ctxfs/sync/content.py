@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from ctxfs.config import STORE_TIMEOUT
-from ctxfs.errors import Damaged, RemoteUnavailable
+from ctxfs.errors import RemoteUnavailable, WrongBytes
 from ctxfs.storage.block_cache import BlockCache, CachedRange
 from ctxfs.storage.journal import Known
 from ctxfs.sync.pool import Priority, TransferPool
@@ -47,7 +47,7 @@ class RemoteContentLoader:
                 return await self._pool.call(operation, priority=Priority.INTERACTIVE)
             except RemoteUnavailable as error:
                 pause = max(delay, error.retry_after)
-                damaged += isinstance(error, Damaged)
+                damaged += isinstance(error, WrongBytes)
                 if trio.current_time() + pause >= deadline or damaged == DAMAGED_MOST:
                     raise
             await trio.sleep(pause)

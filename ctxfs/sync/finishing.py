@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError
 from ctxfs.records import RESERVED_DIR, ROOT_PATH, IndexRecord
 from ctxfs.storage.gating import Gating
@@ -22,7 +23,6 @@ from ctxfs.storage.keys import Unmountable, key_to_path
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
-from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Adopt, AdoptItem, DeleteMany
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -89,6 +89,7 @@ class Finisher:
         """Tombstones for what is deleted: a segment of their own, only where there were deletes."""
         while rows := self._journal.unannounced(SEGMENT_RECORDS):
             await self._write_segment([IndexRecord(path=key, changed_ns=deleted_ns) for key, deleted_ns in rows])
+            crash_point('announce-after-segment')
             with self._db.transaction():
                 self._journal.announced(rows)
 
@@ -223,6 +224,7 @@ class Finisher:
                  for ino, known in sources.items() if known is not None]
         if items:
             await self._pool.call(Adopt(items=items))
+        crash_point('adopt-before-commit')
         for start in range(0, len(inodes), SLICE):
             self._let_go(inodes[start:start + SLICE])
             await trio.lowlevel.checkpoint()

@@ -23,13 +23,13 @@ from typing import BinaryIO, cast
 
 import msgspec
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import Corrupted, NotFound, RemoteChanged, Unsupported
 from ctxfs.records import IndexRecord, ObjectInfo, Stamp
 from ctxfs.storage import index_format, posix_meta
 from ctxfs.storage.block_sums import Summer
 from ctxfs.storage.index_format import INDEX_DIR, Header
 from ctxfs.storage.object_store import Condition, ObjectStore
-from ctxfs.sync.crash_points import crash_point
 
 #: more segments than this, or more bytes in segments than in the bases (and than the floor), make a compaction due
 MAX_SEGMENTS = 64

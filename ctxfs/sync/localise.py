@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import NotFound, RemoteChanged
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.planner import Work
 from ctxfs.sync.uploader import Moved, SourceLost
 

@@ -28,8 +28,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import trio
 
-from ctxfs import errors
-from ctxfs.sync import crash_points, protocol
+from ctxfs import crash_points, errors
+from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortSlots
 from ctxfs.sync.admission import Gate
 from ctxfs.sync.admission import Priority as Priority
@@ -249,7 +249,8 @@ class TransferPool:
     async def _run_one(self) -> None:
         # A crash point kills one worker of a run: its replacements show that the work gets done all the same.
         try:
-            worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds, without=[crash_points.VARIABLE] * bool(self._restarts))
+            worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds,
+                                   without=crash_points.without_after_a_kill() if self._restarts else ())
         except OSError as error:  # no process or memory to be had just now
             log.warning('cannot start a transfer worker: %s', error)
             if not self._gate.workers:

@@ -28,7 +28,7 @@ from ctxfs.rules import Reach
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
+from ctxfs.storage.keys import LAST, Unmountable, component_to_name, key_to_path, name_to_component
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.changed_directories import ChangedDirectories
@@ -93,8 +93,9 @@ class Reconciler:
             for info in objects:
                 self._apply_object(info, self._journal.known(info.key), self._journal.hint(info.key))
             for prefix in prefixes:
-                path = key_to_path(prefix)
-                if not isinstance(path, Unmountable) and self._gating.rules.gate.reach(prefix) is not Reach.NONE:
+                # What is known below it is here, or was moved or removed here, and the bucket has not followed yet.
+                is_new = not self._journal.has_objects_between(prefix, prefix + LAST)
+                if is_new and not isinstance(key_to_path(prefix), Unmountable) and self._gating.rules.gate.reach(prefix) is not Reach.NONE:
                     self._directory(prefix, None)
             self.directories.touch()
 

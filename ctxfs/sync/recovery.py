@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ctxfs.crash_points import crash_point
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
@@ -40,11 +41,15 @@ class Recovered(NamedTuple):
 def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: int) -> Recovered:
     """See the module docstring. Also gives a new database its root directory."""
     is_new = _ensure_root(db, uid, gid)
+    crash_point('recovery-after-root')
     orphans = _remove_orphans(db, journal)
+    crash_point('recovery-after-orphans')
     staging.remove_leftovers()
     garbage, quarantined, sizes = _sort_staging(db, staging, is_new)
+    crash_point('recovery-after-staging')
     boot = Path('/proc/sys/kernel/random/boot_id').read_text('ascii').strip()
     lost = _settle_rows(db, journal, staging, sizes, is_new_boot=db.meta('boot_id') not in (None, boot))
+    crash_point('recovery-after-rows')
     db.set_meta('boot_id', boot)
     journal.retry_all()
     return Recovered(orphans, garbage, quarantined, lost, journal.summary()[0])
@@ -124,3 +129,4 @@ def _give_up_staging(db: TreeDB, journal: Journal, staging: Staging, inode: Inod
     inode.content, inode.size = Content.STAGED, 0
     os.close(staging.create(inode.ino))
     db.store_content(inode)
+    journal.mark(inode, Reason.CONTENT)

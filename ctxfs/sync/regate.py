@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import NotFound, RemoteChanged
 from ctxfs.policy import BWList
 from ctxfs.records import RESERVED_DIR
@@ -67,6 +68,7 @@ class Regater:
         if not self._gating.is_open:
             self._forget_doubts()
             objects = await self._leave_objects()
+        crash_point('regate-after-objects')
         inodes = await self._settle_inodes()
         self._reconciler.remove_empty_directories()
         self._db.set_meta(_META, wanted)

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import trio
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError
 from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
 from ctxfs.storage.journal import Journal
-from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.keys import LAST, Unmountable, key_to_path
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.pool import Priority, TransferPool
@@ -39,8 +40,6 @@ SLICE = 250
 HEADS = 64
 #: objects in a page of a listing (S3's limit)
 PAGE = 1000
-#: what follows every key with a prefix, and what precedes it
-_LAST = '\U0010ffff'
 
 
 class RemoteChanges:
@@ -154,7 +153,7 @@ class RemoteChanges:
 
     async def _list_below(self, key: str) -> None:
         """INVARIANT: what is applied as one stretch was listed as one: no key outside the prefix is taken for missing."""
-        after, last = f'{key[:-1]}{chr(ord(key[-1]) - 1)}{_LAST}', key + _LAST
+        after, last = f'{key[:-1]}{chr(ord(key[-1]) - 1)}{LAST}', key + LAST
         async with self._pool.stream(ListPages(prefix=self._prefix + key), priority=Priority.INTERACTIVE) as pages:
             async for page in pages:
                 after = await self._apply_page(page, after)
@@ -168,6 +167,7 @@ class RemoteChanges:
             await self._let_grow(objects)
             self._reconciler.apply([info for info in objects if info.key], after=after, last=objects[-1].key)
             after = objects[-1].key
+            crash_point('listing-after-slice')
             await trio.lowlevel.checkpoint()
         return after
 
@@ -263,6 +263,7 @@ class RemoteChanges:
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
         freed = self._reconciler.remove_empty_directories()
+        crash_point('listing-before-finish')
         with self._db.transaction():
             self._index.finish()
         self._digest, self._next_digest = self._next_digest or self._digest, b''

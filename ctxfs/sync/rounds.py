@@ -21,6 +21,7 @@ from functools import partial
 
 import trio
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, NotFound
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Reason
@@ -271,6 +272,7 @@ class Rounds:
             except CtxfsError as error:
                 self._fail(work, error)
                 return 0
+            crash_point('cycle-before-record')
             self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1, known.lifecycle))
             return 1
         return 0
@@ -295,6 +297,7 @@ class Rounds:
                 after = page[-1][0]
                 stack += self._mark_children([child for _, child in page])
                 await trio.lowlevel.checkpoint()
+        crash_point('subtree-before-clear')
         self._db.execute('UPDATE pending SET reason = reason & ~? WHERE ino = ? AND seq = ?', (Reason.SUBTREE, ino, seq))
         if live is not None:
             live.marked = 0

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import trio
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import NoSpace, NotFound, RemoteChanged
 from ctxfs.records import Attrs
 from ctxfs.storage.inode import Content, Inode, Reason
@@ -27,7 +28,6 @@ from ctxfs.storage.snapshot import copy_file, copy_of
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
-from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.doubt import BY_ETAG, Doubt
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
@@ -174,6 +174,7 @@ class Uploader:
     async def _send(self, inode: Inode, key: str, state: _State, *, condition: Condition, known: Known | None, lifecycle: str,
                     progress: Callable[[int], None], slot: int = NO_SLOT) -> PutDone:
         self._doubt.begin(key, inode, revision=state.revision)
+        crash_point('upload-before-send')
         size = os.stat(state.path).st_size
         return await self._pool.call(PutFile(
             key=self._prefix + key, path=state.path, size=size, attrs=state.attrs, revision=state.revision, link=state.link,

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
+from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
@@ -18,7 +19,6 @@ from ctxfs.storage import posix_meta
 from ctxfs.storage.block_sums import LEAST, Summer
 from ctxfs.storage.object_store import Aborted
 from ctxfs.sync import protocol
-from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 log = logging.getLogger(__name__)

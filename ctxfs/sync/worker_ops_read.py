@@ -14,12 +14,12 @@ from contextlib import suppress
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
+from ctxfs.crash_points import crash_point
+from ctxfs.errors import CtxfsError, RemoteUnavailable, WrongBytes
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
 from ctxfs.sync import protocol
-from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 #: the longest ranged GET; bounds the memory of a transfer
@@ -139,7 +139,7 @@ def hydrate(context: WorkerContext, op: protocol.Hydrate, channel: OperationChan
             fetched = _fill(context, op, channel, fd)
             if fetched and op.size > RUN_BLOCKS * BLOCK_SIZE and not context.store.proves(op.etag, lambda: _pieces(fd)):
                 context.cache.drop(op.key)      # some of it may have come from there
-                raise Damaged(f'{op.key}: what came is not what the store has (its etag does not fit)')
+                raise WrongBytes(f'{op.key}: what came is not what the store has (its etag does not fit)')
             os.fsync(fd)
         finally:
             os.close(fd)

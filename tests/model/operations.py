@@ -171,6 +171,17 @@ def write_file(side: Side, path: bytes, size: int, seed: int) -> None:
 
 
 @_verb
+def save_durably(side: Side, path: bytes, size: int, seed: int) -> None:
+    """As write_file, with fsync(2) before the close."""
+    fd = os.open(side.at(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, content(size, seed))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@_verb
 def read_whole(side: Side, path: bytes) -> bytes:
     with open(side.at(path), 'rb') as f:
         return f.read()

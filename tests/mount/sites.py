@@ -5,6 +5,7 @@ metadata that plain files cannot have). It must not know what is tested.
 """
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import tempfile
@@ -16,9 +17,13 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from ctxfs.storage.consistency import check_state, is_sound
+from ctxfs.storage.consistency_rules import Severity
 from ctxfs.storage.stores import open_store
 from tests.model.hosts import Site
 from tests.mount import harness
+
+IS_FORKED = os.environ.get('CTXFS_TEST_FORKED') == '1'
 
 
 class Bucket(Protocol):
@@ -102,6 +107,16 @@ class DirectoryBucket:
         return self.root.joinpath(*components)
 
 
+def is_locked(state: Path) -> bool:
+    """Whether a daemon, or a worker of a daemon that was killed a moment ago, uses the state directory."""
+    with open(state / 'lock') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 class MountingHost(harness.Host):
     def create_context(self, name: str) -> None:
         self.cli('context', 'create', name)
@@ -113,13 +128,34 @@ class MountingHost(harness.Host):
         except harness.CommandFailed:
             if check:
                 raise
+        self.check_state(is_clean=check)
+
+    def kill9(self, at: Path, *, pid: int | None = None) -> None:
+        super().kill9(at, pid=pid)
+        self.check_state()
+
+    def check_state(self, *, is_clean: bool = False) -> None:
+        """What no daemon uses contradicts itself nowhere; after an orderly end (`is_clean`) nothing is left to be settled either."""
+        for state in self.state_dir.glob('*/tree.db'):
+            if not is_locked(state.parent):
+                found = check_state(state.parent)
+                assert is_sound(found), found
+                assert not is_clean or all(problem.severity is Severity.NOTE for problem in found), found
+
+
+def new_host(state: Path, url: str, env: dict[str, str]) -> MountingHost:
+    """Executed as its user does it, or, with CTXFS_TEST_FORKED=1, forked: in a fraction of the time, for a run in between."""
+    if not IS_FORKED:
+        return MountingHost(state, store=url, env=env)
+    from tests.crash.zygote import ForkedHost, shared
+    return ForkedHost(state, store=url, zygote=shared(), env=env)
 
 
 class MountingSite(Site):
     """A site whose contexts are in the store `url`."""
 
     def __init__(self, work: Path, url: str, env: dict[str, str], bucket: Callable[[], Bucket]) -> None:
-        super().__init__(work, lambda state: MountingHost(state, store=url, env=env))
+        super().__init__(work, lambda state: new_host(state, url, env))
         self.url = url
         self.env = env
         self._make_bucket = bucket

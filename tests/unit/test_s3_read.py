@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxfs.errors import Damaged, Denied, RemoteChanged
+from ctxfs.errors import Denied, RemoteChanged, WrongBytes
 from ctxfs.records import Stamp
 from ctxfs.storage import block_sums
 from ctxfs.storage.block_sums import PIECES, UNIT, Summer
@@ -168,7 +168,7 @@ def test_right_bytes_are_taken_after_wrong_ones() -> None:
 def test_the_same_wrong_bytes_twice_are_damage_only_where_the_etag_is_an_md5(client: Client, is_damaged: bool) -> None:
     """That is found out by one scratch object. Where it is not so, or cannot be found out, the store has what it sends."""
     if is_damaged:
-        with pytest.raises(Damaged):
+        with pytest.raises(WrongBytes):
             read(client, *[WRONG] * ATTEMPTS)
     else:
         assert read(client, *[WRONG] * 2) == WRONG.body

@@ -73,7 +73,7 @@ class Workers:
     """The pool's `call`, on this thread. `meanwhile` happens once, while the first operation is on its way."""
 
     def __init__(self, directory: Path) -> None:
-        (directory / 'bucket').mkdir()
+        (directory / 'bucket').mkdir(exist_ok=True)
         self.slots = AbortSlots()
         self._flags = AbortFlags(self.slots.fd)
         self.context = WorkerContext(WorkerOptions(store_url=f'file://{directory}/bucket?fsync=no', cache_dir=str(directory / 'cache'),
@@ -349,3 +349,24 @@ def test_a_sealed_file_whose_object_is_gone_is_readable_or_gone(host: Host) -> N
     assert host.staged_bytes(inode) == b'changed here'
     pending = host.journal.pending_row(inode.ino)
     assert pending is not None and pending.reason & Reason.CONTENT
+
+
+@pytest.mark.parametrize('is_removed', [False, True], ids=['moved', 'removed'])
+def test_a_directory_that_went_here_and_not_in_the_bucket_yet_does_not_come_back(host: Host, is_removed: bool) -> None:
+    """After a crash the root is listed by itself, where the whole listing takes long: the bucket still has something below the old name."""
+    host.list(host.put('a/b', b'12345'))
+    tree: Any = VanishingTree(lambda: None)
+    names = Namespace(host.db, host.journal, host.staging, gating=host.gating, remote=tree)
+
+    async def change() -> None:
+        if is_removed:
+            await names.unlink(host.inode_at(b'a').ino, b'b')
+            await names.rmdir(ROOT_INO, b'a')
+        else:
+            await names.rename(ROOT_INO, b'a', ROOT_INO, b'c', 0)
+
+    run(change)
+    host.db.close()
+    host.start()
+    host.reconciler.apply_directory([], ['a/', 'new/'])
+    assert [name for name, _ in host.db.children(ROOT_INO, b'', 9)] == ([b'new'] if is_removed else [b'c', b'new'])

@@ -20,7 +20,8 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage import tally
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.tree_db import TreeDB, TreeReader
+from ctxfs.storage.tree_connection import TreeReader
+from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.tasks import TaskLog
 
 

@@ -1,0 +1,262 @@
+"""Hosts whose ctxfs processes are forked from one that has everything imported: a mount costs a tenth of one that is executed.
+
+Owns the forking. Commands, daemons and workers are those of ctxfs, with its own pipes between them, a process and a session each, and real
+mounts; only execve(2) and the imports are left out. So hundreds of daemons can be killed in a minute. It must not know what a test does.
+
+    with zygote(environment) as start:
+        host = ForkedHost(state_dir, store=url, zygote=start)
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctxfs.sync import worker_process
+from tests import conftest, leftovers
+from tests.mount import harness
+from tests.mount.sites import MountingHost
+
+ROOT = Path(__file__).resolve().parents[2]
+_executed_worker = worker_process._spawn
+
+
+class Zygote:
+    """The process that is forked. One command at a time."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen([sys.executable, '-m', 'tests.crash.zygote', str(theirs.fileno())], pass_fds=[theirs.fileno()],
+                                             cwd=ROOT, env={**os.environ, **environment})
+        self._socket = ours
+        self._lines = ours.makefile('rb')
+
+    def run(self, arguments: Sequence[str], environment: Mapping[str, str], *, timeout: float) -> subprocess.CompletedProcess[str]:
+        """`ctxfs ARGUMENTS`."""
+        request = {'arguments': [*arguments], 'environment': dict(environment), 'timeout': timeout}
+        self._socket.sendall(json.dumps(request).encode() + b'\n')
+        answer = json.loads(self._lines.readline())
+        if answer['status'] is None:
+            raise subprocess.TimeoutExpired([*arguments], timeout)
+        return subprocess.CompletedProcess([*arguments], answer['status'], answer['stdout'], answer['stderr'])
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+        self._process.wait(10)
+
+
+@contextlib.contextmanager
+def zygote(environment: Mapping[str, str]) -> Iterator[Zygote]:
+    started = Zygote(environment)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+@functools.cache
+def shared() -> Zygote:
+    """One for the whole run, which ends it; no test has left it behind."""
+    marker, before = os.environ.pop(leftovers.TEST_VARIABLE, None), leftovers.pids()
+    started = Zygote({})
+    conftest.session_ends.append(started.close)
+    conftest.session_pids.update(pid for pid in leftovers.pids() - before if conftest.parent(pid) == os.getpid())
+    if marker is not None:
+        os.environ[leftovers.TEST_VARIABLE] = marker
+    return started
+
+
+class ForkedHost(MountingHost):
+    """A host as harness.Host, but for its `env`, which commands have and the zygote may differ in."""
+
+    def __init__(self, state_dir: Path, *, store: str, zygote: Zygote, env: Mapping[str, str] | None = None) -> None:
+        super().__init__(state_dir, store=store, env=env)
+        self._zygote = zygote
+
+    def cli(self, *arguments: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None,
+            timeout: float = harness.TIMEOUT) -> subprocess.CompletedProcess[str]:
+        words = [*map(os.fspath, arguments), '--store', self.store, '--state-dir', str(self.state_dir)]
+        done = self._zygote.run(words, {**os.environ, **self.env, **(env or {})}, timeout=timeout)
+        if check and done.returncode:
+            raise harness.CommandFailed(f'ctxfs {" ".join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}')
+        return done
+
+
+# --- in the zygote -----------------------------------------------------------------------------------------------------------------------
+
+class _Child:
+    """What launch.py wants of the daemon's Popen, and worker_process.py of a worker's."""
+
+    def __init__(self, pid: int, stdin: Any = None) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.returncode: int | None = None
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired('a forked process', timeout)
+            else:
+                time.sleep(0.002)
+        return self.returncode
+
+
+def _fork(body: Callable[[], int]) -> int:
+    """A child that runs `body` and ends with its status, whatever happens; its pid."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        status = body()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _close_all_but(fds: set[int]) -> None:
+    """What execve(2) does with descriptors that are not inherited."""
+    for fd in map(int, os.listdir('/proc/self/fd')):
+        if fd not in fds:
+            with contextlib.suppress(OSError):      # the directory's own
+                os.close(fd)
+
+
+def _daemon(options: Any, writer: int) -> _Child:
+    """For launch._spawn."""
+    from ctxfs.edge import daemon, launch
+    reader, stdin = os.pipe()
+
+    def body() -> int:
+        os.setsid()
+        os.umask(0o077)
+        os.chdir('/')
+        with launch._open_log(Path(options.log_file)) as log:
+            for target, source in ((0, reader), (1, log.fileno()), (2, log.fileno())):
+                os.dup2(source, target)
+        _close_all_but({0, 1, 2, writer})
+        sys.stdin = os.fdopen(0, encoding='utf-8', closefd=False)
+        _Spares.fork()
+        return launch.daemon_main(daemon.run)
+
+    pid = _fork(body)
+    os.close(reader)
+    return _Child(pid, os.fdopen(stdin, 'wb'))
+
+
+class _Spares:
+    """Workers that were forked before the daemon opened anything: SQLite's locks do not survive a fork. They wait for their descriptors."""
+    COUNT = 2
+    _waiting: list[tuple[int, socket.socket]] = []
+
+    @classmethod
+    def fork(cls) -> None:
+        parent = os.getpid()
+        for _ in range(cls.COUNT):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                cls._waiting.append((_fork(lambda channel=theirs: cls._body(channel, parent)), ours))  # type: ignore[misc]
+
+    @staticmethod
+    def _body(channel: socket.socket, parent: int) -> int:
+        from ctxfs.sync import worker
+        _close_all_but({0, 1, 2, channel.fileno()})
+        worker.die_with(parent)
+        _, fds, _, _ = socket.recv_fds(channel, 1, 8)
+        return worker.main([str(fds[0]), str(fds[1]), str(parent)]) if fds else 0
+
+    @classmethod
+    def spawn(cls, socket_fd: int, slots_fd: int, keep_fds: Sequence[int], without: Sequence[str]) -> Any:
+        """For worker_process._spawn. Who needs more of them gets those that are executed. The variables in `without` stay: the zygote's
+        crash points are named by a file."""
+        if not cls._waiting:
+            return _executed_worker(socket_fd, slots_fd, keep_fds, without)
+        pid, channel = cls._waiting.pop()
+        with channel, contextlib.suppress(OSError):     # it was killed
+            socket.send_fds(channel, [b'.'], [socket_fd, slots_fd, *keep_fds])
+        return _Child(pid)
+
+
+def _run(request: dict[str, Any], out: int, err: int) -> int:
+    from ctxfs.edge import cli
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    _close_all_but({0, 1, 2})
+    os.environ.clear()
+    os.environ.update(request['environment'])
+    return cli.run(request['arguments'])
+
+
+def _memory_file(name: str) -> int:
+    return os.memfd_create(name, 0)
+
+
+def _text_of(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    text = os.pread(fd, size, 0).decode('utf-8', 'surrogateescape')
+    os.close(fd)
+    return text
+
+
+def _preload() -> None:
+    import ctxfs.edge.cli_context
+    import ctxfs.edge.cli_mount
+    import ctxfs.edge.cli_status
+    import ctxfs.edge.cli_wait
+    import ctxfs.edge.daemon
+    import ctxfs.storage.file_store
+    import ctxfs.sync.worker_context
+    import ctxfs.sync.worker_ops  # noqa: F401
+    from ctxfs.edge import launch
+    launch._spawn = _daemon  # type: ignore[assignment]
+    worker_process._spawn = _Spares.spawn
+
+
+def main(channel: socket.socket) -> None:
+    _preload()
+    gc.freeze()     # else each child's first collection writes to, and so copies, every page
+    with channel.makefile('rb') as lines:
+        for line in lines:
+            request, out, err = json.loads(line), _memory_file('out'), _memory_file('err')
+            command = _Child(_fork(lambda: _run(request, out, err)))    # noqa: B023
+            try:
+                status: int | None = command.wait(request['timeout'])
+            except subprocess.TimeoutExpired:
+                command.kill()
+                command.wait(10)
+                status = None
+            answer = {'status': status, 'stdout': _text_of(out), 'stderr': _text_of(err)}
+            channel.sendall(json.dumps(answer).encode() + b'\n')
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    main(socket.socket(fileno=int(sys.argv[1])))
