@@ -18,6 +18,7 @@ from ctxfs.core.ports import RemoteTree
 from ctxfs.errors import Exists, InvalidArgument, IsADirectory, NameTooLong, NotADirectory, NotEmpty, NotFound, NotPermitted, TooManyLinks
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage.gating import Gating
+from ctxfs.storage.hardened import HardenedFiles
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import NAME_MAX
@@ -44,6 +45,7 @@ class Namespace:
         self._db = db
         self._journal = journal
         self._staging = staging
+        self._hardened = HardenedFiles(db)
         self._gating = gating
         self._remote = remote
 
@@ -212,12 +214,15 @@ class Namespace:
 
     def purge(self, inodes: list[Inode]) -> None:
         """Nothing in the kernel or in a handle knows these orphans any more: remove their rows, then their staging files."""
+        hardened = self._hardened.among(inode.ino for inode in inodes if inode.has_staging)
         with self._db.transaction():
             for inode in inodes:
                 self._db.delete_inode(inode.ino)
+            for ino in hardened:
+                self._hardened.forget(ino)
         for inode in inodes:
             if inode.has_staging:
-                self._staging.discard(inode)
+                self._staging.discard(inode, is_hardened=inode.ino in hardened)
 
     # --- moving -------------------------------------------------------------------------------------------------------------------
 

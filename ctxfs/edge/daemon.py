@@ -55,6 +55,7 @@ from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import EventHub
 from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.hardening import Hardener
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
@@ -161,6 +162,7 @@ class Mount:
         self._db = TreeDB(state / 'tree.db')
         self._journal = Journal(self._db)
         self._staging = Staging(state / 'staging')
+        self._hardener = Hardener(self._db, self._staging)
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
         self._cache = BlockCache(options.cache_dir, options.cache_size)
@@ -196,6 +198,7 @@ class Mount:
                 nursery.start_soon(self._supervised, self._schedule.run)
             nursery.start_soon(self._supervised, self._warmup.run)
             nursery.start_soon(self._supervised, self._housekeep)
+            nursery.start_soon(self._supervised, self._hardener.run)
             nursery.start_soon(self._supervised, self._answers.run)
             nursery.start_soon(self._supervised, self._tidy_cache, pool)
             if not self._options.read_only:
@@ -254,7 +257,8 @@ class Mount:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
         if self.was_attached:
             fuse_adapter.detach(unmount=True)
-        with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
+        with contextlib.suppress(CtxfsError, OSError):      # the log stays and is read by the next mount
+            self._hardener.finish()
             self._db.set_meta('ended_cleanly', 1)
             self._db.checkpoint(is_last=True)
         self._to_close.close()
@@ -281,7 +285,8 @@ class Mount:
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
             uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
-        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn)
+        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
+                                    harden=self._hardener.harden_local)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,

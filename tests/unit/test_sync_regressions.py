@@ -73,7 +73,7 @@ class Workers:
     """The pool's `call`, on this thread. `meanwhile` happens once, while the first operation is on its way."""
 
     def __init__(self, directory: Path) -> None:
-        (directory / 'bucket').mkdir()
+        (directory / 'bucket').mkdir(exist_ok=True)
         self.slots = AbortSlots()
         self._flags = AbortFlags(self.slots.fd)
         self.context = WorkerContext(WorkerOptions(store_url=f'file://{directory}/bucket?fsync=no', cache_dir=str(directory / 'cache'),
