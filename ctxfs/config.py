@@ -77,6 +77,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     #: seconds between two looks for remote changes
     poll_every: float = DEFAULT_POLL
     log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
+    #: where a line for each change goes; None: nowhere
+    audit_log: str | None = None
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -99,6 +101,7 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     log_level: Literal['debug', 'info', 'warning', 'error'] | None = None
     sync_every: str | float | None = None
     poll_every: str | float | None = None
+    audit_log: str | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
 

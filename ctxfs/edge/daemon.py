@@ -41,6 +41,7 @@ from ctxfs.edge.mount_status import Parts
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
+from ctxfs.storage.audit_log import AuditLog, about
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
@@ -48,6 +49,7 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.registry import context_prefix
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.audit import Auditor
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
@@ -89,10 +91,10 @@ def run(options: MountOptions, ready: Readiness) -> int:
     """Mount, serve until unmounted, upload; returns 0 when everything is in the bucket, 1 when something stays journaled."""
     _set_up_process(options)
     state = private_dir(Path(options.state_dir))
-    with _locked(state) as lock_fd:
+    with _locked(state) as lock_fd, _audited(options) as audit:
         record = runtime_dir.claim(options)
         try:
-            mount = Mount(options, lock_fd, on_attached=lambda: runtime_dir.confirm(record))
+            mount = Mount(options, lock_fd, audit=audit, on_attached=lambda: runtime_dir.confirm(record))
         except BaseException:
             runtime_dir.discard(Path(options.runtime_dir))
             raise
@@ -104,6 +106,20 @@ def run(options: MountOptions, ready: Readiness) -> int:
             raise _first_leaf(error) from error
         finally:
             mount.close()
+
+
+@contextlib.contextmanager
+def _audited(options: MountOptions) -> Iterator[AuditLog]:
+    """The audit log, with a line for a mount that failed. Raises Denied when it cannot be written: then nothing is mounted."""
+    audit = AuditLog(options.audit_log, about(options.store_url, context_id=options.context_id, context=options.context_name,
+                                              host_id=options.host_id))
+    try:
+        yield audit
+    except BaseException as error:
+        audit.write('mount', result='failed', error=str(error), mountpoint=options.mountpoint)
+        raise
+    finally:
+        audit.close()
 
 
 def _first_leaf(error: BaseException) -> BaseException:
@@ -151,8 +167,9 @@ def _try_lock(fd: int) -> bool:
 class Mount:
     """The parts of one mount and their life. Made before anything is mounted; raises ctxfs.errors."""
 
-    def __init__(self, options: MountOptions, lock_fd: int, *, on_attached: Callable[[], object]) -> None:
+    def __init__(self, options: MountOptions, lock_fd: int, *, audit: AuditLog, on_attached: Callable[[], object]) -> None:
         self._options = options
+        self._audit = audit
         self._started = time.time()
         self._on_attached = on_attached
         self._lock_fd = lock_fd
@@ -162,16 +179,19 @@ class Mount:
         self._db = TreeDB(state / 'tree.db')
         self._journal = Journal(self._db)
         self._staging = Staging(state / 'staging')
-        self._hardener = Hardener(self._db, self._staging)
+        self._hardener = Hardener(self._db, self._staging, also=audit.make_durable)
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
         self._cache = BlockCache(options.cache_dir, options.cache_size)
         self._invalidator = fuse_adapter.KernelInvalidator()
-        self._events = EventHub()
+        self._auditor = Auditor(audit.write, prefix=self._prefix)
+        self._events = EventHub(witness=self._auditor.event)
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
         self._to_close = contextlib.ExitStack()
         self.was_attached = False
         found = recover(self._db, self._journal, self._staging, uid=options.uid, gid=options.gid)
+        for path, kept_at in found.reverted:
+            self._auditor.reverted(path, str(kept_at) if kept_at else None)
         log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
                  options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
 
@@ -215,6 +235,7 @@ class Mount:
             name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
             kernel_options=options.kernel_options))
         self.was_attached = True
+        self._audit.write('mount', mountpoint=options.mountpoint, readOnly=options.read_only, allowOther=options.allow_other)
         self._on_attached()
 
     async def _serve(self, ready: Readiness) -> FlushResult:
@@ -228,6 +249,8 @@ class Mount:
         self._invalidator.take_absence = lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()
+        self._audit.write('unmount', result='ok' if result.ok else 'failed', error=result.message, mountpoint=self._options.mountpoint,
+                          pending=self._engine.pending()['files'])
         self._leave_result(result)
         return result
 
@@ -274,7 +297,8 @@ class Mount:
             nursery.start_soon(self._supervised, function, *args)
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
-        doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
+        pool.listener = self._auditor
+        doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id, on_arrived=self._auditor.arrived)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
                                    host=options.host_id, publish=self._events.publish)
@@ -309,7 +333,7 @@ class Mount:
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
-                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal),
+                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, audit=self._audit, refusal=lambda: self._room.refusal),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control

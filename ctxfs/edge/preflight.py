@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ctxfs.config import FuseOptions, file_store_url, store_identity
@@ -203,14 +203,17 @@ def _check(store: ObjectStore, context: str | None) -> None:
         raise
 
 
-def find_context(store: ObjectStore, reference: str, *, create: bool) -> ContextRecord:
-    """The context to mount. Raises NotFound with the nearest name and how to create it."""
+def find_context(store: ObjectStore, reference: str, *, create: bool,
+                 created: Callable[[ContextRecord], None] = lambda record: None) -> ContextRecord:
+    """The context to mount; `created` is told of one that is new. Raises NotFound with the nearest name and how to create it."""
     registry = Registry(store)
     try:
         return registry.find(reference)
     except NotFound as e:
         if create:
-            return registry.create(reference)
+            record = registry.create(reference)
+            created(record)
+            return record
         raise NotFound(f'{e}; ctxfs mount --create makes a new one') from e
 
 

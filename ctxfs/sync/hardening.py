@@ -13,7 +13,7 @@ synced until now, and then the object was what a power cut could not take.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -39,8 +39,10 @@ SLICE = 100
 class Hardener:
     """See the module docstring. `run` as a background task; the other methods may be called beside it."""
 
-    def __init__(self, db: TreeDB, staging: Staging) -> None:
+    def __init__(self, db: TreeDB, staging: Staging, *, also: Callable[[], object] = lambda: None) -> None:
+        """`also`: blocks while it makes durable what goes along (the audit log). Raises OSError."""
         self._db = db
+        self._also = also
         self._staging = staging
         self._hardened = HardenedFiles(db)
         self._lock = trio.Lock()
@@ -98,7 +100,7 @@ class Hardener:
         for start in range(0, len(inos), BATCH):
             await self._harden_batch(inos[start:start + BATCH])
         changes = self._db.changes
-        await trio.to_thread.run_sync(self._db.make_durable)
+        await trio.to_thread.run_sync(self._make_durable)
         self._durable = changes
         for part in _slices(removed):
             self._staging.unlink_removed(part)
@@ -127,6 +129,10 @@ class Hardener:
         if inode.revision == revision:
             self._staging.unhardened.discard(inode.ino)
 
+    def _make_durable(self) -> None:
+        self._db.make_durable()
+        self._also()
+
     def finish(self) -> None:
         """The last time, when nothing runs any more. Raises as `harden` does."""
         measured = self._staging.harden(list(self._staging.unhardened))
@@ -135,7 +141,7 @@ class Hardener:
             for ino in measured.keys() & staged:
                 self._hardened.note(ino, measured[ino])
         self._hardened.sweep()
-        self._db.make_durable()
+        self._make_durable()
         self._staging.unlink_removed(list(self._staging.removed))
 
 

@@ -23,7 +23,7 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -60,6 +60,15 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     restarts: int
     background_limit: int
     pids: list[int]
+
+
+class Listener(Protocol):
+    """Is told of operations when they have ended, also of those that nobody waits for any more."""
+
+    def wants(self, operation: Operation[Any]) -> bool: ...
+
+    def ended(self, operation: Operation[Any], outcome: Any) -> None:
+        """`outcome`: the result, or the exception."""
 
 
 class _Pending:
@@ -129,6 +138,7 @@ class TransferPool:
         self._keep_fds = tuple(keep_fds)
         self._gate = Gate(options.threads)
         self.courtesy = Courtesy()
+        self.listener: Listener | None = None
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._calls = 0
@@ -224,6 +234,8 @@ class TransferPool:
         pending.reply, pending.error, pending.is_done = reply, error, True
         if error is not None:
             self.meter.failed(pending.operation)
+        if self.listener is not None and self.listener.wants(pending.operation):
+            self.listener.ended(pending.operation, error if error is not None else pending.unwrap())
         slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
         if slot >= 0:
             self.slots.drop(slot)

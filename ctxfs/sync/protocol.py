@@ -226,8 +226,9 @@ class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=
 
 
 class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success."""
+    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success. `is_expiry`: because their time was over."""
     items: list[tuple[str, str | None]]
+    is_expiry: bool = False
 
 
 class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):

@@ -21,6 +21,7 @@ from ctxfs.sync.hardening import Hardener
 from ctxfs.sync.protocol import Operation
 from tests.crash import disk_model
 from tests.crash.disk_model import Instant, Recorder
+from tests.crash.promises import Promises
 from tests.unit.rig import Disk, virtual_time
 from tests.unit.test_sync_regressions import PREFIX
 
@@ -32,22 +33,6 @@ SIZE = 10_000
 def content(number: int, size: int = SIZE) -> bytes:
     """Never a zero."""
     return bytes(1 + (number * 7 + at) % 255 for at in range(251)) * (size // 251 + 1)
-
-
-class Promises:
-    """Of each name: what it held, one after the other (None: no such file), and from which of these on nothing may be lost."""
-
-    def __init__(self) -> None:
-        self.versions: dict[str, list[bytes | None]] = {}
-        self.floor: dict[str, int] = {}
-
-    def now(self, name: str, data: bytes | None) -> None:
-        self.versions.setdefault(name, [None]).append(data)
-        self.floor.setdefault(name, 0)
-
-    def durable(self, *names: str) -> None:
-        for name in names or list(self.versions):
-            self.floor[name] = len(self.versions[name]) - 1
 
 
 class Programs:
@@ -150,7 +135,9 @@ async def removals(run: Programs) -> None:
     await run.sync()
     await run.save('b', content(3))
     await run.save('new', content(4), fsync=True)
+    await run.save('gone', content(7), fsync=True)
     await run.harden()
+    await run.remove('gone')
     await run.save('tmp', content(5))
     await run.rename('tmp', 'new')
     await run.remove('b')
@@ -223,7 +210,8 @@ def after_reboot(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
                 found.at_first = await shown(disk)
                 assert (await disk.engine.flush()).ok
                 found.at_last = await shown(disk)
-                found.bucket = {key: disk.body(key) or b'' for key in disk.keys()}
+                keys = disk.keys()
+                found.bucket = {key: disk.body(key) or b'' for key in keys}
         finally:
             disk.close()
     with virtual_time(monkeypatch) as clock:
@@ -241,46 +229,10 @@ async def shown(disk: Disk) -> dict[str, bytes]:
 
 
 def broken_promises(instant: Instant, found: Found) -> list[str]:
-    promises: Promises = instant.note
-    lines = []
-    for name, versions in promises.versions.items():
-        uploaded = instant.bucket / PREFIX / name
-        before = uploaded.read_bytes() if uploaded.exists() else None
-        allowed = versions[promises.floor[name]:]
-        if len(allowed) == 1 and found.at_first.get(name) != allowed[0]:
-            lines.append(f'{name}: shows {told(found.at_first.get(name), versions)}, and {told(allowed[0], versions)} was promised')
-        # where more was done to it than was promised, anything may be there but less than the bucket has
-        is_less = len(allowed) == 1 or (before is not None and found.at_last.get(name) != before)
-        if is_less and not is_legal(found.at_last.get(name), allowed):
-            lines.append(f'{name}: shows {told(found.at_last.get(name), versions)}, the bucket had {told(before, versions)}')
-        if before is not None:
-            lines += [f'{name}: {line}' for line in lost_in_bucket(before, found.bucket.get(name), versions, allowed)]
+    directory = instant.bucket / PREFIX
+    before = {name: (directory / name).read_bytes() for name in instant.note.versions if (directory / name).exists()}
+    lines: list[str] = instant.note.broken(at_first=found.at_first, at_last=found.at_last, before=before, bucket=found.bucket)
     return lines
-
-
-def is_legal(data: bytes | None, allowed: list[bytes | None]) -> bool:
-    """A whole version, or what was promised and a part of what was appended to it since."""
-    if data is None or data in allowed:
-        return data in allowed
-    floor = allowed[0]
-    return floor is not None and len(data) > len(floor) and any(later is not None and later.startswith(data) for later in allowed[1:])
-
-
-def lost_in_bucket(before: bytes, now: bytes | None, versions: list[bytes | None], allowed: list[bytes | None]) -> list[str]:
-    if now not in versions and is_legal(now, allowed):
-        return []
-    if now not in versions:
-        return [f'the bucket had {told(before, versions)} and has {told(now, versions)}']
-    if now is not None and versions.index(now) < versions.index(before):
-        return [f'the bucket went back from {told(before, versions)} to {told(now, versions)}']
-    return []
-
-
-def told(data: bytes | None, versions: list[bytes | None]) -> str:
-    if data in versions:
-        return f'version {versions.index(data)} of {len(versions)}'
-    assert data is not None
-    return f'{len(data)} bytes, {data.count(0)} of them zero'
 
 
 @pytest.mark.parametrize('program', PROGRAMS, ids=lambda program: program.__name__)
