@@ -170,11 +170,30 @@ def config_file(env: Mapping[str, str]) -> Path:
     return xdg(env, 'XDG_CONFIG_HOME', '.config') / 'config.toml'
 
 
+def make_private(path: Path) -> None:
+    """mkdir -p, each new directory 0700 whatever the umask is (Path.mkdir gives parents the default mode), and durable."""
+    if path.is_dir():
+        return
+    make_private(path.parent)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    path.chmod(0o700)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
 def private_dir(path: Path) -> Path:
     """Create `path` (0700, parents too) or check that the existing one is ours alone. Returns it. Raises Denied otherwise: in a
     world-writable place such as /tmp somebody else may have made it first."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path)
         found = path.lstat()
     except (FileExistsError, NotADirectoryError):
         raise Denied(f'{path} must be a directory, but something else is in the way') from None
@@ -184,6 +203,8 @@ def private_dir(path: Path) -> Path:
         raise Denied(f'{path} must be a directory, but something else is in the way')
     if found.st_uid != os.getuid():
         raise Denied(f'{path} belongs to user {found.st_uid}, not to you; choose another place or remove it')
+    if found.st_mode & stat.S_ISVTX:
+        raise Denied(f'{path} is shared by many users; choose a directory of its own in it')
     if found.st_mode & 0o077:
         path.chmod(0o700)
     return path
@@ -226,7 +247,10 @@ def load_host_id(state_root: Path) -> str:
 def _publish(file: Path, text: str, *, replace: bool) -> None:
     temporary = file.with_name(f'.{file.name}.{os.getpid()}.{secrets.token_hex(4)}')
     try:
-        temporary.write_text(text, 'ascii')
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), 'w', encoding='ascii') as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())      # else a power cut could leave it empty, and another id make its own uploads somebody else's
         if replace:
             os.replace(temporary, file)
         else:
@@ -323,7 +347,11 @@ STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing
 
 def normalise_store_url(url: str) -> str:
     """One spelling of a store URL. Raises UsageError with what to write instead."""
-    parts = urlsplit(url)
+    check_no_credentials(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as e:
+        raise UsageError(f'store {url!r}: {e}') from None
     if parts.scheme not in STORE_PARAMETERS:
         raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
     place = _file_place(url, parts.netloc, parts.path) if parts.scheme == 'file' else _s3_place(url, parts.netloc, parts.path)
@@ -333,9 +361,19 @@ def normalise_store_url(url: str) -> str:
     return place + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
 
 
+#: USER@ or USER:PASSWORD@ of any authority, also of one in a parameter (a secret key may hold slashes), and parameters by their names
+_CREDENTIALS = re.compile(r'//[^/?#\s]*@|//[^/?#\s]*:[^@\s]*@|%3a%2f%2f[^&\s]*(@|%40)|'
+                          r'[?&][^=&]*(secret|token|key|passw|credential|signature|sig)[^=&]*=', re.IGNORECASE)
+
+
+def check_no_credentials(url: str) -> None:
+    """Raises UsageError, without repeating it, for a URL with credentials in it: URLs end up in argv, logs and the status."""
+    if _CREDENTIALS.search(url):
+        raise UsageError('a store URL must not carry credentials (this one is not repeated here); put them into AWS_ACCESS_KEY_ID and '
+                         'AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials')
+
+
 def _s3_place(url: str, bucket: str, path: str) -> str:
-    if '@' in bucket:
-        raise UsageError('a store URL must not carry credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY')
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', bucket):
         raise UsageError(f'store {url!r}: {bucket!r} is no bucket name')
     return f's3://{bucket}/{path.strip("/")}'.rstrip('/')

@@ -40,6 +40,7 @@ from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.process_guard import helper_environment
 
 #: how long a new mount waits for the daemon of the last one to finish its upload
 TAKE_OVER_SECONDS = 60.0
@@ -67,7 +68,7 @@ _T = TypeVar('_T')
 def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
           policy_file: str | None, wait_download: bool, **settings: Any) -> int:
     """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers."""
-    fuse_options = parse_fuse_options(fuse)
+    fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     if wait_download and foreground:
         raise UsageError('--wait-download needs a mount in the background; leave out --foreground')
@@ -79,7 +80,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
     preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preflight.exclusive(path))
-        tell = stack.enter_context(contextlib.closing(AuditLog(audit, about(invocation.store_url)))).write
+        tell = stack.enter_context(contextlib.closing(AuditLog(audit, about(url)))).write
         with _told_when_it_fails(tell, reference, path):
             store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal, tell=tell)
             chosen = chooser.choose(store, context)
@@ -190,7 +191,8 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
     paths, url = invocation.paths, invocation.store_url
     below = _below(chosen.policy)
     state_dir, cache_dir = state_dir_of(paths, url, context.id, below), cache_dir_of(paths, url, context.id, below)
-    private_dir(state_dir), private_dir(cache_dir), private_dir(paths.runtime)
+    for directory in (paths.state, state_dir, cache_dir.parent, cache_dir, paths.runtime):
+        private_dir(directory)
     runtime_dir = runtime_dir_of(paths.runtime, path, context.id, state_dir)
     return MountOptions(
         context_id=context.id, context_name=context.name, mountpoint=path, store_url=url, state_dir=str(state_dir),
@@ -286,7 +288,7 @@ def _detach(path: str, *, lazy: bool) -> None:
     if not entry.is_ctxfs:
         raise CtxfsError(f'{path}: not a ctxfs mount but {entry.fstype}')
     done = subprocess.run(['fusermount3', '-uz' if lazy else '-u', '--', path], capture_output=True, text=True, check=False,
-                          env={**os.environ, 'LC_ALL': 'C'})
+                          env=helper_environment())
     if done.returncode == 0:
         return
     reason = ' '.join(done.stderr.replace('fusermount3:', '').split())

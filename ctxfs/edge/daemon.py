@@ -61,6 +61,7 @@ from ctxfs.sync.hardening import Hardener
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
+from ctxfs.sync.process_guard import helper_environment, hide_process, without_secrets
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
 from ctxfs.sync.reconcile import Defaults, Reconciler
 from ctxfs.sync.recovery import recover
@@ -130,8 +131,12 @@ def _first_leaf(error: BaseException) -> BaseException:
 
 
 def _set_up_process(options: MountOptions) -> None:
+    os.umask(0o077)     # whoever started it: what it makes beside the mount is nobody else's business
+    hide_process()
     logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr,
                         format='%(asctime)s %(levelname)s %(name)s %(message)s')
+    for name in ('boto3', 'botocore', 'urllib3'):     # in the foreground they are in this process; at DEBUG they print signatures
+        logging.getLogger(name).setLevel(logging.WARNING)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # What the imports made stays: looked at by each full collection, it held the loop for 20 ms, and every program on the mount with it.
@@ -146,6 +151,7 @@ def _locked(state: Path) -> Iterator[int]:
     """Hold the state directory, or raise Exists."""
     fd = os.open(state / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        os.fchmod(fd, 0o600)
         deadline = time.monotonic() + LOCK_SECONDS
         while not _try_lock(fd):
             if time.monotonic() > deadline:
@@ -231,9 +237,10 @@ class Mount:
 
     def _attach(self) -> None:
         options = self._options
-        fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
-            name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
-            kernel_options=options.kernel_options))
+        with without_secrets():     # libfuse starts fusermount3
+            fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
+                name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
+                kernel_options=options.kernel_options))
         self.was_attached = True
         self._audit.write('mount', mountpoint=options.mountpoint, readOnly=options.read_only, allowOther=options.allow_other)
         self._on_attached()
@@ -396,7 +403,7 @@ class Mount:
         """What `fusermount3 -u` does; while something keeps the mount busy, lazily."""
         for flag in ('-u', '-uz'):
             done = await trio.run_process(['fusermount3', flag, '--', self._options.mountpoint], check=False, capture_stdout=True,
-                                          capture_stderr=True)
+                                          capture_stderr=True, env=helper_environment())
             if done.returncode == 0:
                 return
         log.warning('cannot unmount %s: %s', self._options.mountpoint, done.stderr.decode('utf-8', 'replace').strip())

@@ -161,7 +161,7 @@ def _store(file: Path, value: msgspec.Struct, *, durable: bool = False) -> None:
     """Whole or not at all; durable: also after a power cut, never torn."""
     temporary = file.with_name(f'.{file.name}.{secrets.token_hex(4)}')
     try:
-        with temporary.open('wb') as out:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), 'wb') as out:
             out.write(msgspec.json.encode(value) + b'\n')
             out.flush()
             if durable:

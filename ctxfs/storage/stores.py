@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ctxfs.config import check_no_credentials
 from ctxfs.errors import UsageError
 from ctxfs.storage.object_store import ObjectStore
 
@@ -41,6 +42,7 @@ def directory_of(url: str) -> str | None:
 
 
 def _parse(url: str) -> tuple[str, str, str, dict[str, str]]:
+    check_no_credentials(url)
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,14 @@ def _translate(error: sqlite3.Error) -> CtxfsError:
     if 'full' in text:
         return NoSpace(f'the disk of the state directory is full: {text}')
     return Corrupted(f'the tree database failed: {text}')
+
+
+def _make_private(path: Path) -> None:
+    """There, and 0600, before SQLite opens it: the log and the shared memory get the mode of the database. What is laxer is mended."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for suffix in ('', '-wal', '-shm'):
+        with suppress(FileNotFoundError):
+            os.chmod(f'{path}{suffix}', 0o600)
 
 
 class Transaction:
@@ -121,9 +129,9 @@ class TreeDB(_Connected):
         self.depth = 0
         self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._dir_keys: dict[int, str] = {}
+        _make_private(path)
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=10, cached_statements=256)
-            os.chmod(path, 0o600)
             self._set_up()
         except sqlite3.Error as error:
             raise _translate(error) from error

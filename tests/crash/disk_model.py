@@ -95,20 +95,21 @@ class Recorder:
     # --- instants -----------------------------------------------------------------------------------------------------------------
 
     def instant(self, step: str) -> None:
-        """Note this instant unless nothing of the disk differs from the last one."""
+        """Keep this instant unless neither the disk nor the note differs from the last one."""
         log = (self.root / 'tree.db-wal').read_bytes()
         self._log_seen = [size for size in self._log_seen if self._log_durable <= size < len(log)] + [len(log)]
         names = {path: self._state(path, node) for path, node in self._names.items()}
         durable = {path: self._state(path, node) for path, node in self._durable_names.items()}
         objects = sorted((entry.path, entry.stat().st_ino) for entry in _files(self.root / 'bucket/contexts'))
-        now = (names, durable, len(log), self._log_durable, objects)
+        note = self._note()
+        now = (names, durable, len(log), self._log_durable, objects, note)
         if now == self._last:
             return
         self._last = now
         bucket = self.root / f'bucket.{len(self.instants)}'
         shutil.copytree(self.root / 'bucket', bucket, copy_function=os.link)
         self.instants.append(Instant(step, names, durable, (self.root / 'tree.db').read_bytes(), log,
-                                     tuple(sorted({self._log_durable, *self._log_seen})), bucket, self._note()))
+                                     tuple(sorted({self._log_durable, *self._log_seen})), bucket, note))
 
     def _state(self, path: str, node: Node) -> FileState:
         if self._names.get(path) is node:

@@ -4,13 +4,14 @@ Owns the verdict. It must not know how the power went off, nor how a file is rea
 """
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 
+
+@dataclass
 class Promises:
     """Of each name: what it held, one after the other (None: no such file), and from which of these on nothing may be lost."""
-
-    def __init__(self) -> None:
-        self.versions: dict[str, list[bytes | None]] = {}
-        self.floor: dict[str, int] = {}
+    versions: dict[str, list[bytes | None]] = field(default_factory=dict)
+    floor: dict[str, int] = field(default_factory=dict)
 
     def now(self, name: str, data: bytes | None) -> None:
         """About to be so."""

@@ -49,7 +49,7 @@ def test_every_change_of_the_bucket_has_a_line(host: Host, tmp_path: Path) -> No
     host.cli('sync', at)
     assert Counter(told(log)) == Counter([('context-create', ''), ('mount', ''), ('upload', 'a'), ('upload', 'b'), ('overwrite', 'a'),
                                           ('copy', 'c'), ('delete', 'b')])
-    by = {what: line for what, line in zip(told(log), lines(log), strict=True)}
+    by = dict(zip(told(log), lines(log), strict=True))
     assert by['overwrite', 'a']['oldEtag'] == by['upload', 'a']['etag'] != by['overwrite', 'a']['etag']
     assert by['delete', 'b']['oldEtag'] == by['upload', 'b']['etag'] and by['copy', 'c']['source'].endswith('/b')
     mounted = by['mount', '']
