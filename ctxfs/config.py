@@ -234,6 +234,7 @@ def load_host_id(state_root: Path) -> str:
     for _ in range(2):
         try:
             found = file.read_text('ascii').strip()
+            file.chmod(0o600)
         except FileNotFoundError:
             found = ''
         except (OSError, UnicodeDecodeError) as e:
