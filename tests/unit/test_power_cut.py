@@ -26,7 +26,7 @@ from tests.unit.rig import Disk, virtual_time
 from tests.unit.test_sync_regressions import PREFIX
 
 #: disks tried of each program, chosen by chance; 0: all of them
-DISKS = int(os.environ.get('CTXFS_TEST_POWER_DISKS', '60'))
+DISKS = int(os.environ.get('CTXFS_TEST_POWER_DISKS', '25'))
 SIZE = 10_000
 
 
@@ -42,6 +42,8 @@ class Programs:
         self.disk = disk
         self.promises = Promises()
         self.hardener = Hardener(disk.db, disk.staging)
+        #: told after each step
+        self.done: Callable[[str], object] = lambda step: None
 
     def at(self, name: str) -> Inode:
         return self.disk.inode_at(name.encode())
@@ -60,6 +62,7 @@ class Programs:
             await fs.fsync(fh)
             self.promises.durable(name)
         await fs.release(fh)
+        self.done('save')
 
     async def patch(self, name: str, offset: int, data: bytes, *, fsync: bool = False) -> None:
         """Write in place, or beyond the end."""
@@ -71,6 +74,7 @@ class Programs:
             await self.disk.fs.fsync(fh)
             self.promises.durable(name)
         await self.disk.fs.release(fh)
+        self.done('patch')
 
     async def rename(self, name: str, new: str) -> None:
         replaced = self.disk.db.resolve((new.encode(),))
@@ -80,21 +84,26 @@ class Programs:
         await self.disk.rename(name.encode(), new.encode())
         if replaced is not None:
             self.disk.fs.forget([(replaced, 1)])
+        self.done('rename')
 
     async def remove(self, name: str) -> None:
         ino = self.at(name).ino
         self.promises.now(name, None)
         await self.disk.fs.unlink(ROOT_INO, name.encode())
         self.disk.fs.forget([(ino, 1)])
+        self.done('remove')
 
     async def sync(self) -> None:
         assert (await self.disk.engine.flush()).ok
         self.promises.durable()
+        self.done('sync')
 
     async def harden(self) -> None:
         """What happens by itself, when files have been quiet."""
         self.disk.fs.forget([(inode.ino, 1) for inode in list(self.disk.db._live.values()) if inode.ino in self.disk.fs._known])
         await self.hardener._harden(list(self.disk.staging.unhardened))
+        self.promises.durable()
+        self.done('harden')
 
 
 # --- programs ----------------------------------------------------------------------------------------------------------------------
@@ -154,7 +163,6 @@ async def waiting(run: Programs) -> None:
     await run.save('old', content(2))
     await run.save('new', content(3))
     await run.harden()
-    run.promises.durable()
     await run.save('old', content(4))
     await run.patch('new', 100, content(5, 200))
     await run.sync()
@@ -174,6 +182,7 @@ def record(program: Callable[[Programs], Awaitable[None]], directory: Path, monk
         try:
             run = Programs(disk)
             recorder = Recorder(directory, lambda: deepcopy(run.promises))
+            run.done = recorder.instant
 
             async def before(operation: Operation[Any]) -> None:
                 recorder.instant(f'before {type(operation).__name__}')
