@@ -463,6 +463,18 @@ def test_another_user_is_refused(tmp, monkeypatch):
     in_trio(test)
 
 
+@pytest.mark.needs_root
+def test_root_may_ask_the_daemon_of_another_user(tmp, monkeypatch):
+    """It sees all there is anyway, and an administrator must be able to look and to unmount."""
+    async def test():
+        async with served(tmp / 's'):
+            monkeypatch.setattr(os, 'geteuid', lambda: 54321)
+            async with await connect(tmp / 's') as stream:
+                await stream.send_all(json.dumps(request('echo', [1])).encode() + b'\n')
+                assert (await read_line(stream))['result'] == [1, 2]
+    in_trio(test)
+
+
 def test_the_socket_is_private_and_goes_away(tmp):
     """0600 from its first moment, one name while it serves, none after; a dead daemon's is replaced."""
     with socket.socket(socket.AF_UNIX) as dead:
