@@ -41,6 +41,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'tomli': ('ctxfs.config',),
     'urllib3': ('ctxfs.storage.s3_client',),
     'watchdog': ('ctxfs.edge.watcher',),
+    'xxhash': ('ctxfs.storage.block_sums',),
     'zstandard': ('ctxfs.storage.index_format',),
 }
 #: languages more than libraries: anywhere, but trio not where everything is synchronous

@@ -235,7 +235,7 @@ class FileSystem:
         while inode.growth is not None:
             await inode.growth.wait()
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         handle = self.files.get(fh)
         inode = handle.inode
         if handle.remote_version != inode.remote_version and not inode.has_staging:

@@ -242,7 +242,7 @@ class FuseAdapter(pyfuse3.Operations):
         return FileInfo(fh=await self._fs.open(inode, flags), keep_cache=True)
 
     @boundary
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
         # A process that waits here dies on a signal; the request itself must end all the same.
         with trio.move_on_after(_HANDLER_LIMIT_S):
             return await self._fs.read(fh, off, size)

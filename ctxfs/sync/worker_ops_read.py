@@ -199,7 +199,7 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 def adopt(context: WorkerContext, op: protocol.Adopt, channel: OperationChannel) -> protocol.AdoptDone:
-    missing = context.cache.adopt([AdoptFile(item.path, item.key, item.etag, item.size) for item in op.items],
+    missing = context.cache.adopt([AdoptFile(item.path, item.key, item.etag, item.size) for item in op.items], recent=context.recent_sums,
                                   on_placed=lambda: crash_point('worker-adopt-before-rows'))
     return protocol.AdoptDone(adopted=len(op.items) - len(missing), missing=missing)
 
