@@ -10,6 +10,7 @@ import re
 from typing import Any, NoReturn
 
 from ctxfs.errors import UsageError
+from ctxfs.patterns import MAX_TOTAL_SIZE, Pattern
 from ctxfs.policy import FOREVER, SyncPolicy, WhiteList
 
 #: of a value that is quoted in a message
@@ -54,6 +55,7 @@ def check(policy: SyncPolicy, *, origin: str) -> None:
     _check_archive_excludes(policy, at.key('uploadPolicy').key('archiveExcludePaths'))
     for number, white_list in enumerate(policy.bw_list.white_lists):
         _check_excludes(white_list, at.key('bwList').key('whiteLists').item(number))
+    _check_patterns(policy.bw_list.white_lists, at.key('bwList').key('whiteLists'))
     _check_recycle(policy, at.key('recyclePolicy').key('paths'))
 
 
@@ -74,6 +76,14 @@ def _excludes_all(text: str, is_regex: bool) -> bool:
     if not is_regex:
         return not text.strip('/')
     return text.removeprefix('/').removeprefix('^').removesuffix('$') in _MATCHES_ALL
+
+
+def _check_patterns(white_lists: tuple[WhiteList, ...], at: At) -> None:
+    """Every one is matched against every name, so what they cost together is bounded."""
+    texts = [text for entry in white_lists for text in ((entry.path,) * entry.is_path_regex + entry.exclude_paths * entry.is_exclude_regex)]
+    if sum(Pattern(text.removeprefix('/')).size for text in texts) > MAX_TOTAL_SIZE:
+        at.refuse(f'{len(texts)} regular expressions are together too large; the most is {MAX_TOTAL_SIZE} instructions of RE2; use plain paths '
+                  'where they do')
 
 
 def _check_recycle(policy: SyncPolicy, at: At) -> None:

@@ -56,7 +56,7 @@ class MountControl(Protocol):
         "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, localOnly {files, bytes}, conflicts,
         nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}], unmountable
         [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists}, cache {used,
-        dirty, kept, limit}, remote {isComplete, objects, error, lastPoll}. Lists are cut at 100."""
+        dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}. Lists are cut at 100."""
 
     async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
         """{"contextStatusData": […]}: AgentBay's ContextStatusData of the uploads and downloads that run, and of the last that ended."""
