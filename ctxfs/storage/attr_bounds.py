@@ -18,6 +18,11 @@ XATTR_NAME_MAX = 1020
 XATTRS_MAX = 64 << 10
 
 
+def clamp_ns(ns: int) -> int:
+    """The time, or the nearest that a file can have."""
+    return max(INT64_MIN, min(ns, INT64_MAX))
+
+
 def is_target(target: bytes) -> bool:
     """Whether a symlink can have it."""
     return 0 < len(target) <= TARGET_MAX and b'\0' not in target

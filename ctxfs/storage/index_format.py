@@ -27,9 +27,10 @@ index objects merges as a stream:
     h   id of the hard-link group that the file belongs to
     y   the lifecycle that the object carries as a tag, as "Lifecycle_30Days"
 
-Fields that a reader does not know are ignored. Anybody who may write to the context may have written the object, so a reader takes nothing that
-its own kernel or database could not hold: a record with such a value, a line of more than MAX_LINE bytes, or records that are together more
-than MAX_RATIO times the object (beyond MAX_FREE) make the whole object unreadable, which costs HEAD requests. A record whose (e, s) is not the object's current (etag, size) says nothing.
+Fields that a reader does not know are ignored. A record whose (e, s) is not the object's current (etag, size) says nothing. Anybody who may
+write to the context may have written the object, so a reader takes nothing that its own kernel or database could not hold: a record with such
+a value, a line of more than MAX_LINE bytes, or records that are together more than MAX_RATIO times the object (beyond MAX_FREE) make the whole
+object unreadable, which costs HEAD requests.
 Names: `<20 digits of created_ns>-<host>-<random>.seg.zst` and `….base.zst`, so that name order is creation order and two hosts, or two
 processes of one, never write the same object.
 """

@@ -90,6 +90,8 @@ def key_to_path(key: str) -> tuple[bytes, ...] | Unmountable:
     """
     if not key:
         return ()
+    if len(key) > KEY_MAX:      # (a key of fewer characters that has more bytes has long names, too, or is no deeper than others)
+        return Unmountable(f'it has {len(key)} characters, and a key at most {KEY_MAX} bytes')
     components = key.removesuffix('/').split('/')
     if components[0] == RESERVED_DIR.rstrip('/'):
         return Unmountable(f'the name {RESERVED_DIR} is reserved for ctxfs itself')

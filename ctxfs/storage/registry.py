@@ -27,6 +27,7 @@ import msgspec
 
 from ctxfs.config import nearest
 from ctxfs.errors import Corrupted, Denied, NotFound, RemoteChanged, RemoteUnavailable, UsageError
+from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import Condition, ObjectStore
 
 NAMES = '.ctxfs/contexts/names/'
@@ -224,13 +225,8 @@ class Registry:
             return
 
     def _keys(self, prefix: str) -> Iterator[str]:
-        token = None
-        while True:
-            page = self._store.list(prefix, token=token)
+        for page in pages(self._store, prefix):
             yield from (info.key[len(prefix):] for info in page.objects)
-            token = page.next_token
-            if token is None:
-                return
 
     def _json_at(self, key: str, etag: str | None = None) -> dict[str, Any]:
         try:

@@ -27,6 +27,7 @@ from ctxfs.errors import Corrupted, NotFound, RemoteChanged, Unsupported
 from ctxfs.records import IndexRecord, ObjectInfo
 from ctxfs.storage import index_format
 from ctxfs.storage.index_format import INDEX_DIR, Header
+from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import Condition, ObjectStore
 from ctxfs.sync.crash_points import crash_point
 
@@ -130,17 +131,9 @@ class IndexLog:
         return IndexReading(needed, state)
 
     def _list(self) -> list[_Source]:
-        found: list[_Source] = []
-        token = None
-        while True:
-            page = self._store.list(self._directory, token=token)
-            for info in page.objects:
-                name = info.key[len(self._directory):]
-                if index_format.kind_of(name) is not None:
-                    found.append(_Source(info, name))
-            token = page.next_token
-            if token is None:
-                return found
+        """In the order in which they were made."""
+        return [_Source(info, name) for page in pages(self._store, self._directory) for info in page.objects
+                if index_format.kind_of(name := info.key[len(self._directory):]) is not None]
 
     def _open_all(self, sources: list[_Source]) -> None:
         if self._executor is None:

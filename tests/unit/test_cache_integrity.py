@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxfs.core.block_reader import BlockReader, ReadAhead
@@ -23,9 +23,9 @@ from ctxfs.storage.journal import Known
 from ctxfs.sync import worker_ops_read
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.protocol import Adopt, AdoptItem, Hydrate
+from tests.fuzz.tools import fuzz
 from tests.unit.test_worker_ops import Bench, Channel
 
-EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '25'))
 LIMIT = 1 << 30
 SECTOR = 512
 #: what is cached: one block, blocks of a large object, a small adopted file, a large adopted file whose last block is short
@@ -137,7 +137,7 @@ def test_after_any_damage_a_block_is_right_or_missing(tmp_path: Path) -> None:
     cache, later = BlockCache(tmp_path / 'cache', LIMIT), BlockCache(tmp_path / 'cache', LIMIT)
 
     @given(damages, st.booleans())
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @fuzz
     def check(damage: list[tuple[str, int, int]], was_read: bool) -> None:
         cache.clear()
         fill(cache, tmp_path)

@@ -18,10 +18,12 @@ from ctxfs.storage.index_format import Header
 
 NS = st.integers(-2**62, 2**62)
 TYPES = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
-ATTRS = st.builds(Attrs, mode=st.builds(int.__or__, st.sampled_from(TYPES), st.integers(0, 0o7777)), uid=st.integers(0, 2**32 - 1), gid=st.integers(0, 2**32 - 1), mtime_ns=NS,
-                  atime_ns=NS, ctime_ns=NS, target=st.none() | st.binary(max_size=20).map(lambda data: data.replace(b'\0', b'/') or b'x'), rdev=st.integers(0, 2**32),
+TARGETS = st.binary(max_size=20).map(lambda data: data.replace(b'\0', b'/') or b'x')
+TEXT = st.text(st.characters(exclude_categories=['Cs']), max_size=9)
+ATTRS = st.builds(Attrs, mode=st.builds(int.__or__, st.sampled_from(TYPES), st.integers(0, 0o7777)), uid=st.integers(0, 2**32 - 1),
+                  gid=st.integers(0, 2**32 - 1), mtime_ns=NS, atime_ns=NS, ctime_ns=NS, target=st.none() | TARGETS, rdev=st.integers(0, 2**32),
                   xattrs=st.none() | st.dictionaries(st.text(st.characters(exclude_categories=['Cs', 'Cc']), min_size=1, max_size=5),
-                                                   st.binary(max_size=9), max_size=3))
+                                                     st.binary(max_size=9), max_size=3))
 
 
 def consistent(record: IndexRecord) -> IndexRecord:
@@ -35,8 +37,7 @@ def consistent(record: IndexRecord) -> IndexRecord:
 
 
 RECORDS = st.lists(st.builds(IndexRecord, path=st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=8), changed_ns=NS,
-                             etag=st.text(st.characters(exclude_categories=['Cs']), max_size=9), size=st.integers(0, 2**50),
-                             attrs=st.none() | ATTRS, link=st.text(st.characters(exclude_categories=['Cs']), max_size=4)).map(consistent), max_size=20)
+                             etag=TEXT, size=st.integers(0, 2**50), attrs=st.none() | ATTRS, link=TEXT).map(consistent), max_size=20)
 HEADER = Header(kind='segment', host='h', created_ns=12, covers=['x'])
 
 

@@ -6,15 +6,15 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.test_fuzz_tools import EXAMPLES
 
 from ctxfs.errors import UsageError
 from ctxfs.patterns import MAX_LENGTH, Pattern, PatternError
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_parse import MAX_PATHS, parse_policy
 from ctxfs.rules import Gate
+from tests.fuzz.tools import fuzz
 
 
 def parse(*white_lists: dict[str, object]) -> SyncPolicy:
@@ -70,14 +70,14 @@ simple = st.recursive(
 
 
 @given(simple, st.text('abé./1x-', max_size=12))
-@settings(max_examples=EXAMPLES, deadline=None)
+@fuzz
 def test_a_pattern_means_what_it_meant_in_python(text: str, name: str) -> None:
     """Anchored at its start, `$` at the end of the text: for what both know, RE2 decides as Python's re did."""
     assert Pattern(text).matches(name) == (re.match(text.replace('$', r'\Z'), name, re.ASCII) is not None)
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-@settings(max_examples=EXAMPLES, deadline=None)
+@fuzz
 def test_any_text_is_a_pattern_or_refused(text: str, name: str) -> None:
     """Also one of halves of surrogates: a PatternError of one line, or a pattern that answers."""
     try:

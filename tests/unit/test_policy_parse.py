@@ -131,8 +131,8 @@ REFUSED = [
     (whites({'path': 'a(', 'isPathRegex': True}), 'bwList.whiteLists[0].path: "a(": not a regular expression: missing ): a(; put \\ before '
                                                   'a character that stands for itself'),
     (whites({'excludePaths': ['*'], 'isExcludeRegex': True}),
-     'bwList.whiteLists[0].excludePaths[0]: "*": not a regular expression: no argument for repetition operator: *; put \\ before a character that stands '
-     'for itself'),
+     'bwList.whiteLists[0].excludePaths[0]: "*": not a regular expression: no argument for repetition operator: *; put \\ before a character that '
+     'stands for itself'),
     (whites({'path': '^/src/.*', 'isPathRegex': True}), 'bwList.whiteLists[0].path: "^/src/.*": matches nothing, for it is matched against paths '
                                                         'without a first slash; write "src/.*"'),
     # contradictions
