@@ -362,7 +362,9 @@ class KernelInvalidator:
 
 def fuse_options(*, name: str, read_only: bool, allow_other: bool, kernel_options: Sequence[str]) -> set[str]:
     """Options of the mount itself. `default_permissions`: the kernel checks modes and owners."""
-    options = set(pyfuse3.default_options) | {f'fsname=ctxfs#{name}', 'subtype=ctxfs', *kernel_options}
+    # as fuse_opt.h has it: else what follows a comma would be an option of its own
+    escaped = name.replace('\\', '\\\\').replace(',', '\\,')
+    options = set(pyfuse3.default_options) | {f'fsname=ctxfs#{escaped}', 'subtype=ctxfs', *kernel_options}
     if read_only:
         options.add('ro')
     if allow_other:

@@ -168,13 +168,13 @@ answers = st.one_of(values.map(to_line), st.binary(max_size=50), st.fixed_dictio
 @fuzz
 def test_whatever_a_daemon_answers_a_command_ends_with_a_line(answer: bytes) -> None:
     """A result, or an error of ctxfs."""
-    for ask in (lambda client: client.call('status', timeout=10), lambda client: list(client.stream('watch'))):
+    for question in (lambda client: client.call('status', timeout=10), lambda client: list(client.stream('watch'))):
         path = Path(os.environ['TMPDIR']) / 'run' / f'd{os.getpid()}'
         path.unlink(missing_ok=True)
         thread = answering(path, answer.replace(b'\n', b' ') + b'\n')
         try:
             with ControlClient(path) as client:
-                ask(client)
+                question(client)
         except CtxfsError as error:
             assert str(error)
         finally:
