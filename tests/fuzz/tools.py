@@ -33,6 +33,8 @@ def bounded(function: Callable[[], Any], *, megabytes: int = 128, seconds: int =
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         used = resource.getrusage(resource.RUSAGE_SELF)
         resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds * 5)       # for what waits without computing
         return function()
     return in_child(limited, Path('/'))
 
