@@ -16,6 +16,9 @@ from ctxfs.policy import FOREVER, SyncPolicy, WhiteList
 #: of a value that is quoted in a message
 MAX_QUOTED = 120
 
+#: of what is wrong with it
+MAX_PROBLEM = 1000
+
 #: regular expressions that, anchored at their start, match whatever name there is
 _MATCHES_ALL = frozenset({'', '.', '.*', '.+', '.*?', '.+?', '(.*)', '(.+)', '[^/]', '[^/]+', '[^/]*'})
 
@@ -34,7 +37,9 @@ class At:
 
     def refuse(self, problem: str, *value: Any) -> NoReturn:
         """Raises UsageError; the value, if given, is quoted before the problem."""
-        raise UsageError(': '.join(filter(None, (self.origin, self.path, *map(quoted, value), one_line(problem)))))
+        if len(problem) > MAX_PROBLEM:      # it quotes a value that is long
+            problem = f'{problem[:MAX_PROBLEM // 2]} … {problem[-MAX_PROBLEM // 2:]}'
+        raise UsageError(': '.join(filter(None, (self.origin, one_line(self.path[-MAX_PROBLEM:]), *map(quoted, value), one_line(problem)))))
 
 
 def quoted(value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from tests.model.processes import in_child
@@ -21,7 +21,9 @@ EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '30'))
 SECONDS = 20
 MIB = 1 << 20
 
-fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+#: `CTXFS_FUZZ_SHRINK=0`: what is found is told as it is, at once
+PHASES = [phase for phase in Phase if phase is not Phase.shrink or os.environ.get('CTXFS_FUZZ_SHRINK') != '0']
+fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 
 
 def bounded(function: Callable[[], Any], *, megabytes: int = 128, seconds: int = SECONDS) -> Any:
