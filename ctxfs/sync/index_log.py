@@ -34,6 +34,8 @@ from ctxfs.sync.crash_points import crash_point
 #: more segments than this, or more bytes in segments than in the bases (and than the floor), make a compaction due
 MAX_SEGMENTS = 64
 _COMPACT_FLOOR = 1 << 20
+#: objects that are read in one go; hosts that compact leave a tenth of it
+MAX_OPEN = 512
 #: objects up to this are read whole and in parallel; larger ones as a stream of ranges of this size
 _RANGE = 4 << 20
 _SMALL = 1 << 20
@@ -118,12 +120,13 @@ class IndexLog:
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
     def read(self, seen: Iterable[str] = ()) -> IndexReading:
-        """The records of all index objects that are not in `seen` (names, as an earlier state gave them)."""
+        """The records of all index objects that are not in `seen` (names, as an earlier state gave them); of very many of some, and the others
+        stay unread until the next reading."""
         known = set(seen)
         sources = self._list()
         state = _sizes(sources)
         present = {source.name for source in sources}
-        unread = [source for source in sources if source.name not in known]
+        unread = _at_once([source for source in sources if source.name not in known])
         self._open_all([source for source in unread if source.is_base])
         done, needed = _plan(unread, known, present)
         self._open_all([source for source in needed if not source.is_open and source.problem is None])
@@ -170,7 +173,7 @@ class IndexLog:
         """Merge all into a new base unless one base is all there is; delete what verified bases older than `grace_ns` cover.
 
         Returns (name of the new base or '', its records, objects deleted)."""
-        sources = self._list()
+        sources = _at_once(self._list())
         self._open_all([source for source in sources if source.is_base])
         name, count, live = '', 0, _live(sources)
         if len(live) > 1 or any(not source.is_base for source in live):
@@ -212,6 +215,11 @@ class IndexLog:
         items = [(source.info.key, source.info.etag) for source in sources if source.name in covered]
         failures = self._store.delete_many(items) if items else []
         return len(items) - len(failures)
+
+
+def _at_once(sources: list[_Source]) -> list[_Source]:
+    """As many as may be open: each takes memory of its own. Bases, which stand for many, then the oldest."""
+    return sorted(sorted(sources, key=lambda source: not source.is_base)[:MAX_OPEN], key=lambda source: source.name)
 
 
 def _live(sources: list[_Source]) -> list[_Source]:
