@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -336,14 +336,23 @@ STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing
 
 def normalise_store_url(url: str) -> str:
     """One spelling of a store URL. Raises UsageError with what to write instead."""
-    parts = urlsplit(url)
-    if parts.scheme not in STORE_PARAMETERS:
+    parts = _split(url)
+    if parts is None or parts.scheme not in STORE_PARAMETERS:
         raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
     place = _file_place(url, parts.netloc, parts.path) if parts.scheme == 'file' else _s3_place(url, parts.netloc, parts.path)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     for name, value in pairs:
         _check_parameter(url, parts.scheme, name, value)
     return place + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
+
+
+def _split(url: str) -> SplitResult | None:
+    """None where it is no URL: brackets without an address between them, a port that is none."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.port is None or parts.port >= 0 else None
+    except ValueError:
+        return None
 
 
 def _s3_place(url: str, bucket: str, path: str) -> str:
@@ -363,7 +372,7 @@ def _file_place(url: str, host: str, path: str) -> str:
 def _check_parameter(url: str, scheme: str, name: str, value: str) -> None:
     if name not in STORE_PARAMETERS[scheme]:
         raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, STORE_PARAMETERS[scheme])}')
-    if name == 'endpoint' and not re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value):
+    if name == 'endpoint' and not (re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value) and _split(value)):
         raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
     if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
         raise UsageError(f'store {url!r}: addressing is auto, path or virtual')

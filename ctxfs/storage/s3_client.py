@@ -201,8 +201,12 @@ def _is_address(host: str) -> bool:
 
 def _split_endpoint(endpoint: str, bucket: str, is_virtual: bool) -> tuple[str, str]:
     """(scheme://host[:port], path before a key)."""
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ('http', 'https') or not parts.hostname:
+    try:
+        parts = urlsplit(endpoint)
+        is_url = parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
+    except ValueError:      # brackets without an address between them, a port that is none
+        is_url = False
+    if not is_url or parts.hostname is None:
         raise UsageError(f'the endpoint {endpoint!r} is no URL; it is http://HOST[:PORT] or https://HOST[:PORT]')
     # a default port that is spelled out would be signed with it and sent without it
     is_default = parts.port is None or parts.port == {'http': 80, 'https': 443}[parts.scheme]
