@@ -10,7 +10,7 @@ from typing import NewType
 import msgspec
 
 #: what msgspec raises for a text that is not what it should be, whoever wrote it
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 Ino = NewType('Ino', int)
 Fh = NewType('Fh', int)

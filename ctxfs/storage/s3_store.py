@@ -23,7 +23,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
-from ctxfs.records import ListPage, ObjectInfo, PutResult
+from ctxfs.records import UNREADABLE, ListPage, ObjectInfo, PutResult
 from ctxfs.storage.attr_bounds import clamp_ns
 from ctxfs.storage.keys import KEY_MAX
 from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
@@ -59,7 +59,7 @@ class S3Store:
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
-        self._known = msgspec.convert(dict(known), Capabilities) if known else None
+        self._known = _remembered(known)
         self._is_unquoted = bool(self._known and self._known.unquoted_etags)
         self._probing = threading.Lock()
 
@@ -396,6 +396,14 @@ class S3Store:
             raise missing(f'{key} does not exist') from exc
         if etag is not None and quoted_etag(response.headers.get('ETag', '')) != etag:
             raise RemoteChanged(f'{key} is no longer the version {etag}')
+
+
+def _remembered(known: Mapping[str, Any] | None) -> Capabilities | None:
+    """None where it is not what another day's probe found: it is found out again."""
+    try:
+        return msgspec.convert(dict(known), Capabilities) if known else None
+    except UNREADABLE:
+        return None
 
 
 def _write_headers(metadata: Mapping[str, str] | None, content_type: str | None) -> dict[str, str]:

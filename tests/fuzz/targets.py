@@ -100,13 +100,15 @@ def _store_url(data: bytes) -> None:
 SEEDS = [
     b'', b'{"p":"a/b","n":1,"e":"x","s":3,"m":33188,"u":1,"g":1,"t":[1,2,3],"l":"YQ==","r":1,"x":{"user.a":"YQ=="},"h":"l","y":"Lifecycle_1Day"}\n',
     b'{"format":"ctxfs-index","version":1,"kind":"base","host":"h","created_ns":5,"covers":["a"]}\n{"p":"a","n":1}\n',
-    b'{"uploadPolicy":{"autoUpload":true,"period":"30s"},"recyclePolicy":{"lifecycle":"Lifecycle_3Days","paths":["/a"]},"mappingPolicy":{"path":"c:\\\\a"}}',
+    b'{"uploadPolicy":{"autoUpload":true,"period":"30s"},"recyclePolicy":{"lifecycle":"Lifecycle_3Days","paths":["/a"]},'
+    b'"mappingPolicy":{"path":"c:\\\\a"}}',
     b'{"bwList":{"whiteLists":[{"path":"a.*[b-d]+(?:x|y)?$","isPathRegex":true,"excludePaths":["^c{2,3}"],"isExcludeRegex":true}]}}',
     b'(a|b)*[^c]{1,5}\\d+\\pL(?i)x?$\nab/c',
     b'mode=33188\nmtime=1.5\nuid=0\nxattr=%7B%22user.a%22%3A%22YQ%3D%3D%22%7D\nsymlink-target=%2Fa\nrdev=5',
     b'v=1;sha256=ab;host=h;rev=7;link=l', b'<Error><Code>a</Code><Message>b</Message></Error>',
-    b'<ListBucketResult xmlns="n"><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken><Contents>'
-    b'<Key>p/a%2F</Key><Size>1</Size><ETag>"e"</ETag><LastModified>2024-01-02T03:04:05.678Z</LastModified></Contents><CommonPrefixes><Prefix>p/b/</Prefix>'
+    b'<ListBucketResult xmlns="n"><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>'
+    b'<Contents><Key>p/a%2F</Key><Size>1</Size><ETag>"e"</ETag><LastModified>2024-01-02T03:04:05.678Z</LastModified></Contents>'
+    b'<CommonPrefixes><Prefix>p/b/</Prefix>'
     b'</CommonPrefixes></ListBucketResult>', b'<CopyObjectResult><ETag>"e"</ETag></CopyObjectResult>',
     b'<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>',
     b'<DeleteResult><Error><Key>a</Key><Code>b</Code></Error></DeleteResult>',

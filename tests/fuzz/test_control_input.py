@@ -19,7 +19,7 @@ from ctxfs.edge import control
 from ctxfs.edge.client import ControlClient
 from ctxfs.errors import CtxfsError
 from tests.fuzz.tools import DEEP, MIB, fuzz, mutated, texts, values
-from tests.unit.test_control import Methods, ask, connect, in_trio, read_line, served
+from tests.unit.test_control import ask, connect, in_trio, read_line, served
 
 METHODS = ['echo', 'missing', 'bug', 'unprintable', 'count', 'typed', 'nosuch', '__init__', 'mapping', '']
 requests = st.fixed_dictionaries({}, optional={
@@ -189,8 +189,3 @@ def test_an_answer_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.M
     with ControlClient(tmp_path / 'd') as client, pytest.raises(CtxfsError):
         client.call('status', timeout=20)
     thread.join()
-
-
-def test_the_methods_of_the_tests_are_those_of_a_mount() -> None:
-    """Nothing but what is in the table can be called by its name."""
-    assert '__init__' not in Methods().mapping() and set(control.METHODS).isdisjoint(dir(object))

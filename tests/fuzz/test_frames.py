@@ -162,8 +162,6 @@ def test_parts_beyond_what_was_asked_for_are_refused() -> None:
 @fuzz
 def test_an_error_survives_the_pipe(text: str) -> None:
     """With any message, also one that no encoding has."""
-    message = Failed(id=1, name='NotFound', message='')
     for error in (CtxfsError(text), OSError(5, text), KeyError(text)):
         name, message_text = protocol.describe(error)
         assert body_of(Failed(id=1, name=name, message=message_text)) and isinstance(protocol.revive(name, message_text), CtxfsError)
-    assert message

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,11 +20,13 @@ from ctxfs.errors import CtxfsError, NotFound, RemoteUnavailable
 from ctxfs.records import ListPage, ObjectInfo
 from ctxfs.storage import http_body, s3_http, s3_lifecycle, s3_xml
 from ctxfs.storage.listing import MAX_EMPTY_PAGES, ListingCheck, pages
+from ctxfs.storage.object_store import Capabilities
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.s3_store import S3Store
+from ctxfs.sync import protocol, worker_ops_read
 from ctxfs.sync.index_log import IndexLog
 from tests.fuzz.hostile_server import Answer, HostileServer, response
-from tests.fuzz.tools import MIB, bounded, fuzz, integers, mutated, texts
+from tests.fuzz.tools import MIB, bounded, fuzz, integers, mutated, texts, values
 
 INT64_MAX = (1 << 63) - 1
 
@@ -131,6 +134,28 @@ class Pages:
         return self._last
 
 
+class Context:
+    """What the worker's listing needs of its context."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.helpers = self
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, **more: Any) -> Future[Any]:
+        made: Future[Any] = Future()
+        try:
+            made.set_result(function(*arguments, **more))
+        except Exception as error:
+            made.set_exception(error)
+        return made
+
+
+class Parts(list):  # type: ignore[type-arg]
+    """The pages that a worker hands over."""
+
+    part = list.append
+
+
 WRONG = {
     'outside': [page('p/a', 'q')], 'above': [page('p')], 'a path that leads out': [page('../p/a')], 'not in order': [page('p/b', 'p/a')],
     'twice': [page('p/a', 'p/a')], 'twice on two pages': [page('p/a', token='1'), page('p/a', token='2')],
@@ -143,13 +168,18 @@ WRONG = {
 def test_a_listing_that_is_none_is_refused(name: str) -> None:
     """Before anything is taken for deleted, and before it goes round for ever; whoever lists."""
     for walk in (lambda store: list(pages(store, 'p/')), lambda store: list(Registry(store)._keys('p/')),
-                 lambda store: IndexLog(store, 'p/', host='h')._list()):
-        store = Pages([msgspec.structs.replace(one, objects=[
-            msgspec.structs.replace(info, key=info.key.replace('p/', 'p/.ctxfs/index/')) for info in one.objects]) for one in WRONG[name]]
-            if walk.__code__.co_names[0] == 'IndexLog' else WRONG[name])
+                 lambda store: worker_ops_read.list_pages(Context(store), protocol.ListPages(prefix='p/'), Parts())):
+        store: Any = Pages(WRONG[name])
         with pytest.raises(RemoteUnavailable):
             walk(store)
         assert store.asked <= 3
+
+
+def test_the_index_is_listed_with_the_same_care() -> None:
+    """One of its own objects among others' keys."""
+    store: Any = Pages([page('p/.ctxfs/index/' + '1' * 20 + '-h-0.seg.zst', 'p/a')])
+    with pytest.raises(RemoteUnavailable):
+        IndexLog(store, 'p/', host='h').read()
 
 
 def test_empty_pages_without_end_are_refused() -> None:
@@ -281,3 +311,12 @@ def test_a_server_that_ignores_ranges_is_no_way_into_memory(tmp_path: Path) -> N
         assert store.get('k', 2, 4, if_match='"e"') == b'23'
     with served(lambda line: b'HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n') as store, pytest.raises(NotFound):
         store.get('k', 2, 4)
+
+
+@given(values)
+@fuzz
+def test_what_is_remembered_of_a_server_is_believed_or_found_out_again(known: Any) -> None:
+    """Whatever the file said."""
+    found = known if isinstance(known, dict) else {'conditional_create': known, 'batch_delete': True}
+    with contextlib.closing(S3Store('bucket', endpoint='http://127.0.0.1:9', known=found)) as store:
+        assert store._known is None or isinstance(store._known, Capabilities)

@@ -5,7 +5,6 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from hypothesis import strategies as st
 
 from ctxfs.config import MountOptions, load_config, load_host_id
 from ctxfs.edge import runtime_dir
-from ctxfs.edge.cli_common import print_json
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.errors import CtxfsError
-from ctxfs.records import ROOT_INO
 from ctxfs.storage.file_store import FileStore
 from ctxfs.storage.stores import open_store
 from tests.fuzz.tools import DEEP, bounded, fuzz, integers, mutated, texts, values
@@ -36,12 +33,6 @@ RESULT = {'ok': True, 'contextId': 'c', 'contextName': 'n', 'mountpoint': '/m', 
 def almost(good: dict[str, Any]) -> st.SearchStrategy[bytes]:
     return st.one_of(st.fixed_dictionaries({}, optional={name: st.one_of(values, texts, integers) for name in good}).map(
         lambda changes: json.dumps({**good, **changes}).encode()), mutated(st.just(json.dumps(good).encode())), st.binary(max_size=30))
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory for all examples of a property."""
-    return Path(tempfile.mkdtemp(dir=os.environ['TMPDIR'], prefix='fuzz-'))
 
 
 # --- runtime records -------------------------------------------------------------------------------------------------------------
@@ -231,15 +222,3 @@ class Explained:
     def __init__(self, disk: Disk) -> None:
         self.rules, self.db, self.journal, self.engine, self.remote = disk.rules, disk.db, disk.journal, disk.engine, disk.remote
         self.options = type('Options', (), {'mountpoint': '/mnt'})
-        assert ROOT_INO
-
-
-printing: Callable[[Any], None] = print_json
-
-
-@given(texts)
-@fuzz
-def test_any_text_can_be_printed_as_json(text: str) -> None:
-    """--json of what a name or an error said."""
-    from ctxfs.storage.keys import printable
-    assert json.loads(msgspec.json.encode({'key': printable(text)}))['key'] == printable(text)
