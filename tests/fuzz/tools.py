@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.model.processes import in_child
 
-EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '30'))
+EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '25'))
 #: of CPU, for what takes milliseconds: only a loop that does not end, or a power too many, takes longer
 SECONDS = 20
 MIB = 1 << 20
