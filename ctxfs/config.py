@@ -15,6 +15,7 @@ refused, because URLs end up in logs, in mount.json and in `ctxfs status`.
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import os
 import pwd
@@ -25,12 +26,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
 from ctxfs.errors import Denied, UsageError
 from ctxfs.policy import SyncPolicy
+from ctxfs.records import UNREADABLE
 
 GIB = 1 << 30
 DEFAULT_CACHE_LIMIT = 10 * GIB
@@ -40,6 +42,10 @@ DEFAULT_POLL = 10.0
 MIN_CACHE_SIZE = 1 << 20
 #: -o options that go to mount(2) as they are; the rest of -o is ctxfs's own
 KERNEL_OPTIONS = frozenset({'noatime', 'nodev', 'dev', 'noexec', 'exec', 'nosuid', 'suid'})
+#: names in one dotted key of a TOML file
+MAX_KEY_PARTS = 100
+#: bytes of a small file of ctxfs's own
+MAX_STATE_FILE = 1 << 20
 LOG_LEVELS = ('debug', 'info', 'warning', 'error')
 
 
@@ -88,7 +94,7 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
         """Raises UsageError when `data` is no JSON form of these options."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except msgspec.DecodeError as e:
+        except UNREADABLE as e:
             raise UsageError(f'mount options cannot be read: {e}') from e
 
 
@@ -210,6 +216,16 @@ def private_dir(path: Path) -> Path:
     return path
 
 
+def read_state_file(file: Path) -> bytes:
+    """A small file that ctxfs itself wrote. Raises OSError; also for what is no such file, which could block or have no end."""
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with open(fd, 'rb') as opened:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_STATE_FILE:
+            raise OSError(errno.EINVAL, 'it is no small file', str(file))
+        return opened.read(MAX_STATE_FILE)
+
+
 def context_slug(store_url: str, context_id: str, below: str = '') -> str:
     """The name of the directories of one (store, context, prefix in it): readable, and unique by a hash of what identifies them."""
     readable = re.sub(r'[^A-Za-z0-9._-]', '_', context_id).lstrip('.')[:60]
@@ -233,7 +249,7 @@ def load_host_id(state_root: Path) -> str:
     file = private_dir(state_root) / 'host-id'
     for _ in range(2):
         try:
-            found = file.read_text('ascii').strip()
+            found = read_state_file(file).decode('ascii').strip()
             file.chmod(0o600)
         except FileNotFoundError:
             found = ''
@@ -349,11 +365,8 @@ STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing
 def normalise_store_url(url: str) -> str:
     """One spelling of a store URL. Raises UsageError with what to write instead."""
     check_no_credentials(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError as e:
-        raise UsageError(f'store {url!r}: {e}') from None
-    if parts.scheme not in STORE_PARAMETERS:
+    parts = _split(url)
+    if parts is None or parts.scheme not in STORE_PARAMETERS:
         raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
     place = _file_place(url, parts.netloc, parts.path) if parts.scheme == 'file' else _s3_place(url, parts.netloc, parts.path)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -374,6 +387,15 @@ def check_no_credentials(url: str) -> None:
                          'AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials')
 
 
+def _split(url: str) -> SplitResult | None:
+    """None where it is no URL: brackets without an address between them, a port that is none."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.port is None or parts.port >= 0 else None
+    except ValueError:
+        return None
+
+
 def _s3_place(url: str, bucket: str, path: str) -> str:
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', bucket):
         raise UsageError(f'store {url!r}: {bucket!r} is no bucket name')
@@ -389,7 +411,7 @@ def _file_place(url: str, host: str, path: str) -> str:
 def _check_parameter(url: str, scheme: str, name: str, value: str) -> None:
     if name not in STORE_PARAMETERS[scheme]:
         raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, STORE_PARAMETERS[scheme])}')
-    if name == 'endpoint' and not re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value):
+    if name == 'endpoint' and not (re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value) and _split(value)):
         raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
     if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
         raise UsageError(f'store {url!r}: addressing is auto, path or virtual')
@@ -442,7 +464,10 @@ def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    # tomllib takes quadratic time for dotted keys: half a minute for 40 KB of one
+    if any(re.match(r'[^=\'"#]*', line).group().count('.') > MAX_KEY_PARTS for line in text.splitlines()):  # type: ignore[union-attr]
+        raise UsageError(f'{origin}: nested too deeply')
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:       # ValueError: TOML's own error, and a number of thousands of digits
         raise UsageError(f'{origin}: {e or "nested too deeply"}') from e

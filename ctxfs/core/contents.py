@@ -48,7 +48,7 @@ class Contents:
 
     # --- reading ------------------------------------------------------------------------------------------------------------------
 
-    async def read(self, inode: Inode, offset: int, *, size: int, ahead: ReadAhead) -> bytes:
+    async def read(self, inode: Inode, offset: int, *, size: int, ahead: ReadAhead) -> bytes | memoryview:
         """Up to `size` bytes at `offset`; short only at the end of the file."""
         if inode.has_staging:
             return os.pread(self._descriptor(inode), size, offset)

@@ -17,6 +17,7 @@ from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
 from ctxfs.errors import InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
 from ctxfs.records import ROOT_INO, Fh
+from ctxfs.storage.attr_bounds import clamp_ns
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
@@ -192,10 +193,10 @@ class FileSystem:
         if change.gid is not None:
             inode.gid = change.gid
         if change.atime_ns is not None:
-            inode.atime_ns = change.atime_ns
+            inode.atime_ns = clamp_ns(change.atime_ns)
         if change.mtime_ns is not None:
-            inode.mtime_ns = change.mtime_ns
-        inode.ctime_ns = change.ctime_ns if change.ctime_ns is not None else time.time_ns()
+            inode.mtime_ns = clamp_ns(change.mtime_ns)
+        inode.ctime_ns = clamp_ns(change.ctime_ns) if change.ctime_ns is not None else time.time_ns()
         self.store_attrs(inode)
         return inode
 
@@ -254,7 +255,7 @@ class FileSystem:
         while inode.growth is not None:
             await inode.growth.wait()
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         handle = self.files.get(fh)
         inode = handle.inode
         if handle.remote_version != inode.remote_version and not inode.has_staging:

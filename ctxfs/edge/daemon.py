@@ -383,7 +383,7 @@ class Mount:
                 await trio.to_thread.run_sync(self._db.checkpoint)
             if trio.current_time() - touched > TOUCH_SECONDS:
                 touched = trio.current_time()
-                await trio.to_thread.run_sync(self._cache.flush_touches)
+                await trio.to_thread.run_sync(self._cache.flush_notes)
 
     async def _tidy_cache(self, pool: TransferPool) -> None:
         """After an unclean end the cache's directory may hold files that no row names."""

@@ -138,14 +138,14 @@ class StatusReport:
 
     def _cache(self) -> dict[str, Any]:
         """`used`: clean blocks; `dirty`: what waits for its upload. Both share `limit`; `kept` (local-only) is bounded by the disk. `full`: why
-        writers get ENOSPC, '' while there is room."""
+        writers get ENOSPC, '' while there is room. `damaged`: blocks with wrong bytes that readers met, and that were fetched again."""
         looked_at, used = self._cache_used
         if trio.current_time() - looked_at > CACHE_SECONDS:
             used = self._parts.cache.volume()
             self._cache_used = (trio.current_time(), used)
         staging = self._parts.staging
         return {'used': used, 'dirty': staging.used, 'kept': staging.kept, 'limit': self._parts.options.cache_size,
-                'full': self._parts.refusal()}
+                'full': self._parts.refusal(), 'damaged': self._parts.cache.damaged}
 
     def _remote(self) -> dict[str, Any]:
         remote = self._parts.remote

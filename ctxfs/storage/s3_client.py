@@ -33,6 +33,8 @@ from ctxfs.storage.s3_xml import parse_error
 #: what RFC 3986 leaves alone; S3 signs a key with everything else encoded, and its slashes kept
 _SAFE = '-_.~'
 _USER_AGENT = f'ctxfs/{ctxfs.__version__}'
+#: a page of a listing whose 1,000 keys are as long as they can be, each character spelled out; nothing but objects is larger
+DOCUMENT_MAX = 12 << 20
 _PLAIN_READS = frozenset({'GET', 'HEAD'})
 
 
@@ -58,15 +60,16 @@ class S3Client:
         self._boto: Any = None
 
     def request(self, method: str, key: str = '', *, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None,
-                body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts = Timeouts()) -> Response:  # noqa: B008
+                body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts = Timeouts(),  # noqa: B008
+                body_max: int = DOCUMENT_MAX) -> Response:
         """The response, if its status is 2xx; else the error of ctxfs that it means. `is_repeatable` (default: reads are) says whether
-        sending twice is as good as once, so that a lost connection can be tried again at once."""
+        sending twice is as good as once, so that a lost connection can be tried again at once. `body_max`: bytes that the answer may have."""
         target = self._base + quote(key, safe='/' + _SAFE)
         if query:
             target += '?' + '&'.join(f'{quote(name, safe=_SAFE)}={quote(value, safe=_SAFE)}' for name, value in sorted(query.items()))
         what = what or f'{method} {key}'
         signed = self._sign(method, target, headers or {}, body, what)
-        response = self._pool.request(method, target, headers=signed, body=body, timeouts=timeouts,
+        response = self._pool.request(method, target, headers=signed, body=body, timeouts=timeouts, body_max=body_max,
                                       is_repeatable=method in _PLAIN_READS if is_repeatable is None else is_repeatable)
         if response.status >= 300:
             raise self.error(response, what)
@@ -198,8 +201,12 @@ def _is_address(host: str) -> bool:
 
 def _split_endpoint(endpoint: str, bucket: str, is_virtual: bool) -> tuple[str, str]:
     """(scheme://host[:port], path before a key)."""
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ('http', 'https') or not parts.hostname:
+    try:
+        parts = urlsplit(endpoint)
+        is_url = parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
+    except ValueError:      # brackets without an address between them, a port that is none
+        is_url = False
+    if not is_url or parts.hostname is None:
         raise UsageError(f'the endpoint {endpoint!r} is no URL; it is http://HOST[:PORT] or https://HOST[:PORT]')
     # a default port that is spelled out would be signed with it and sent without it
     is_default = parts.port is None or parts.port == {'http': 80, 'https': 443}[parts.scheme]

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable
+from ctxfs.storage.http_body import BoundedResponse
 
 #: idle connections kept; one more is closed after its request
 _KEEP = 32
@@ -27,6 +28,8 @@ _IDLE_SECONDS = 45.0
 #: servers do so after as little as 5 s (hypercorn, node); a close that crosses a request leaves its outcome unknown, so one that must not be
 #: sent twice takes no connection that was idle for longer than this
 _FRESH_SECONDS = 2.0
+#: what an answer may have, where the caller does not say
+BODY_MAX = 64 << 20
 #: bodies up to this go out in one piece with their header
 _JOINED = 64 << 10
 _WITH_BODY = frozenset({'PUT', 'POST'})
@@ -60,14 +63,15 @@ class HttpPool:
         self._origin = endpoint if self._proxy and not self._is_tls else ''
 
     def request(self, method: str, target: str, *, headers: Mapping[str, str], body: bytes = b'', is_repeatable: bool = False,
-                timeouts: Timeouts = Timeouts()) -> Response:  # noqa: B008 (a NamedTuple is a constant)
-        """One exchange. `is_repeatable`: sent once more after a lost connection, where a second time does no harm.
+                timeouts: Timeouts = Timeouts(), body_max: int = BODY_MAX) -> Response:  # noqa: B008 (a NamedTuple is a constant)
+        """One exchange. `is_repeatable`: sent once more after a lost connection, where a second time does no harm. `body_max`: bytes of the
+        answer's body; more are not taken.
 
         Raises RemoteUnavailable when no whole response came; whether the server acted on the request is then unknown.
         """
         for attempt in (1, 2):
             try:
-                return self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS)
+                return self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS, body_max)
             except ssl.SSLCertVerificationError as exc:
                 raise Denied(f'the certificate of {self.endpoint} is not trusted ({exc.verify_message}); AWS_CA_BUNDLE can name another '
                              'set of authorities') from exc
@@ -82,14 +86,14 @@ class HttpPool:
                 self._idle.pop()[1].close()
 
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts,
-                  idle_seconds: float) -> Response:
+                  idle_seconds: float, body_max: int) -> Response:
         head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
         with self._connection(timeouts, idle_seconds) as connection:
             is_broken = _send(connection.sock, head, body)
-            with http.client.HTTPResponse(connection.sock, method=method) as response:
+            with BoundedResponse(connection.sock, method=method, body_max=body_max) as response:
                 response.begin()
                 # read even where nobody wants it: the connection can only be used again behind the last byte
-                data = response.read()
+                data = response.whole_body()
             if response.will_close or is_broken:
                 connection.close()
             return Response(response.status, response.headers, data)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from ctxfs.errors import RemoteUnavailable
-from ctxfs.storage.block_cache import BlockCache, CachedRange
+from ctxfs.storage.block_cache import BlockCache, CachedRange, FoundBlock
 from ctxfs.storage.journal import Known
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Fetch, Hydrate, Operation
@@ -58,3 +58,12 @@ class ContextCache:
 
     def open_block(self, key: str, etag: str, block: int) -> CachedRange | None:
         return self._cache.open_block(self._prefix + key, etag, block)
+
+    def find_block(self, key: str, etag: str, block: int) -> FoundBlock | None:
+        return self._cache.find_block(self._prefix + key, etag, block)
+
+    def compare(self, found: FoundBlock) -> bytes | None:
+        return self._cache.compare(found)
+
+    def discard(self, found: FoundBlock, reason: str) -> None:
+        self._cache.discard(found, reason)

@@ -29,6 +29,7 @@ import msgspec
 import trio
 
 from ctxfs import errors
+from ctxfs.records import UNREADABLE
 from ctxfs.sync import crash_points, protocol
 from ctxfs.sync.abort_slots import AbortSlots
 from ctxfs.sync.admission import Gate
@@ -47,6 +48,8 @@ STREAM_WINDOW = 4
 _START_SECONDS = 30.0
 _END_SECONDS = 5.0
 _BACKOFF_SECONDS = (0.05, 10.0)
+#: seconds of CPU that one operation can have taken
+_MOST_CPU = 1e6
 #: a worker that lived this long was healthy: its end is not counted against the next one
 _HEALTHY_SECONDS = 30.0
 
@@ -280,18 +283,18 @@ class TransferPool:
             self._forget(worker, status)
 
     async def _serve(self, worker: WorkerProcess) -> None:
-        """Handle what the worker says until it is gone."""
-        with trio.move_on_after(_START_SECONDS) as start:
-            while not worker.is_ready:
-                if not self._handle_all(worker, await worker.receive()):
-                    return
-        if start.cancelled_caught:
-            log.warning('transfer worker %d did not become ready within %d s', worker.pid, _START_SECONDS)
-            return
+        """Handle what the worker says until it is gone, or not to be believed."""
         try:
+            with trio.move_on_after(_START_SECONDS) as start:
+                while not worker.is_ready:
+                    if not self._handle_all(worker, await worker.receive()):
+                        return
+            if start.cancelled_caught:
+                log.warning('transfer worker %d did not become ready within %d s', worker.pid, _START_SECONDS)
+                return
             while self._handle_all(worker, await worker.receive()):
                 continue
-        except (errors.Corrupted, msgspec.MsgspecError) as error:
+        except (errors.Corrupted, *UNREADABLE) as error:
             log.error('transfer worker %d is out of step and is replaced: %s', worker.pid, error)
 
     def _handle_all(self, worker: WorkerProcess, bodies: list[bytes] | None) -> bool:
@@ -302,23 +305,30 @@ class TransferPool:
             elif message.id == 0 and isinstance(message, Failed):
                 self._start_error = protocol.revive(message.name, message.message)
             else:
-                self._handle(message)
+                self._handle(message, self._pending_of(worker, message.id))
         return bodies is not None
 
-    def _handle(self, message: Part | Progress | Reply | Failed) -> None:
+    def _pending_of(self, worker: WorkerProcess, request_id: int) -> _Pending:
+        """The request, which must be with that worker. Raises Corrupted."""
+        pending = self._pending.get(request_id)
+        if pending is None or pending.worker is not worker:
+            raise errors.Corrupted(f'it speaks of request {request_id}, which it does not have')
+        return pending
+
+    def _handle(self, message: Part | Progress | Reply | Failed, pending: _Pending) -> None:
         if isinstance(message, Reply):
-            pending = self._pending[message.id]
-            if pending.priority is Priority.BACKGROUND:
+            if pending.priority is Priority.BACKGROUND and 0 <= message.cpu < _MOST_CPU:
                 self.courtesy.took(message.cpu, pending.charged)
             self._finish(message.id, reply=message.value)
         elif isinstance(message, Failed):
             self._finish(message.id, error=protocol.revive(message.name, message.message))
         elif isinstance(message, Part):
-            pending = self._pending[message.id]
+            if type(pending.operation) not in protocol.STREAMED or len(pending.parts) >= STREAM_WINDOW:
+                raise errors.Corrupted(f'it sends more of request {message.id} than was asked for')
             pending.parts.append(message.value)
             pending.changed.set()
         else:
-            self._note_progress(self._pending[message.id], message.done)
+            self._note_progress(pending, message.done)
 
     def _note_progress(self, pending: _Pending, done: int) -> None:
         if done > pending.moved:
@@ -328,6 +338,8 @@ class TransferPool:
             pending.progress(done)
 
     def _became_ready(self, worker: WorkerProcess) -> None:
+        if worker.is_ready:
+            raise errors.Corrupted('it became ready twice')
         worker.is_ready = True
         self._start_error = None
         self._gate.workers.append(worker)

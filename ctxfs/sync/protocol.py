@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from ctxfs import errors
-from ctxfs.records import Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
+from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
+from ctxfs.storage.keys import printable
 from ctxfs.storage.object_store import ALWAYS, Condition
 from ctxfs.sync.frames import LENGTH
 
@@ -22,6 +23,8 @@ R = TypeVar('R')
 
 #: a slot number that no upload has: the operation cannot be aborted
 NO_SLOT = -1
+#: characters of an error's message
+MAX_MESSAGE = 4096
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
@@ -423,20 +426,29 @@ def raw(value: Any) -> msgspec.Raw:
 
 
 def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
-    result: R = _value_decoders[type(operation)](value)
+    """Raises Corrupted."""
+    try:
+        result: R = _value_decoders[type(operation)](value)
+    except UNREADABLE as error:
+        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no result of it: {error}') from error
     return result
 
 
 def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
-    return _part_decoders[type(operation)](value)
+    """Raises Corrupted."""
+    try:
+        return _part_decoders[type(operation)](value)
+    except UNREADABLE as error:
+        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no part of it: {error}') from error
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message."""
-    name = type(error).__name__
+    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message. A message may hold anything that a
+    server or a file name said: it is made printable, because half of a surrogate pair could not cross, and cut."""
+    name, text = type(error).__name__, printable(str(error)[:MAX_MESSAGE])
     if isinstance(error, errors.CtxfsError):
-        return name, str(error)
-    return 'CtxfsError', f'{name}: {error}'
+        return name, text
+    return 'CtxfsError', f'{name}: {text}'
 
 
 def revive(name: str, message: str) -> Exception:

@@ -15,6 +15,7 @@ from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
+from ctxfs.storage.block_sums import BLOCK_SIZE, sums_of
 from ctxfs.storage.object_store import Aborted
 from ctxfs.sync import protocol
 from ctxfs.sync.crash_points import crash_point
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 #: files up to this are read once into memory; larger ones are read twice, to hash and to send
 WHOLE_BYTES = 8 << 20
-_CHUNK = 1 << 20
 #: objects up to this are read to find out whether a write in doubt had arrived
 VERIFY_BYTES = 32 << 20
 
@@ -32,11 +32,13 @@ VERIFY_BYTES = 32 << 20
 def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
     crash_point('worker-put-before-read')
     with open(op.path, 'rb', buffering=0) as file:
+        before = os.fstat(file.fileno())
         if op.size <= WHOLE_BYTES:
             body = _read_whole(file, op.size)
-            digest = hashlib.sha256(body or b'').hexdigest()
+            digest, sums = hashlib.sha256(body or b'').hexdigest(), sums_of(body or b'')
         else:
-            body, digest = None, _hash(file, channel)
+            body, (digest, sums) = None, _hash(file, channel)
+        context.recent_sums.note(op.path, before, sums)
         unchanged = _watch(context, op, file)
         if not unchanged():
             return protocol.PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
@@ -59,12 +61,14 @@ def _read_whole(file: BinaryIO, size: int) -> bytes | None:
     return b''.join(pieces) if wanted == 1 else None
 
 
-def _hash(file: BinaryIO, channel: OperationChannel) -> str:
-    digest = hashlib.sha256()
-    while (piece := file.read(_CHUNK)) and not channel.is_cancelled:
+def _hash(file: BinaryIO, channel: OperationChannel) -> tuple[str, bytes]:
+    """(SHA-256, the sums that the block cache will want) of the file."""
+    digest, sums = hashlib.sha256(), bytearray()
+    while (piece := file.read(BLOCK_SIZE)) and not channel.is_cancelled:
         digest.update(piece)
+        sums += sums_of(piece)
     file.seek(0)
-    return digest.hexdigest()
+    return digest.hexdigest(), bytes(sums)
 
 
 def _watch(context: WorkerContext, op: protocol.PutFile, file: BinaryIO) -> Callable[[], bool]:
