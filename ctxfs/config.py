@@ -1,4 +1,4 @@
-"""Where things live and what a mount was asked to do: directories, the config file, sizes, store URLs, `MountOptions`.
+"""Where things live and what a mount was asked to do: directories, the config file, sizes, `MountOptions`.
 
 Owns the resolution order (command line, environment, config file, default), the names of the per-context directories and the host id.
 It must not know stores, FUSE or processes: it computes paths and values, and creates directories only when it is told to.
@@ -14,25 +14,28 @@ refused, because URLs end up in logs, in mount.json and in `ctxfs status`.
 """
 from __future__ import annotations
 
-import difflib
-import errno
 import hashlib
 import os
 import pwd
 import re
 import secrets
-import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
 from ctxfs.errors import Denied, UsageError
+from ctxfs.nearest import nearest as nearest
 from ctxfs.policy import SyncPolicy
+from ctxfs.private_files import private_dir as private_dir
+from ctxfs.private_files import publish
+from ctxfs.private_files import read_state_file as read_state_file
 from ctxfs.records import UNREADABLE
+from ctxfs.store_url import file_store_url as file_store_url
+from ctxfs.store_url import normalise_store_url as normalise_store_url
+from ctxfs.store_url import store_identity as store_identity
 
 GIB = 1 << 30
 DEFAULT_CACHE_LIMIT = 10 * GIB
@@ -44,8 +47,6 @@ MIN_CACHE_SIZE = 1 << 20
 KERNEL_OPTIONS = frozenset({'noatime', 'nodev', 'dev', 'noexec', 'exec', 'nosuid', 'suid'})
 #: names in one dotted key of a TOML file
 MAX_KEY_PARTS = 100
-#: bytes of a small file of ctxfs's own
-MAX_STATE_FILE = 1 << 20
 LOG_LEVELS = ('debug', 'info', 'warning', 'error')
 
 
@@ -176,56 +177,6 @@ def config_file(env: Mapping[str, str]) -> Path:
     return xdg(env, 'XDG_CONFIG_HOME', '.config') / 'config.toml'
 
 
-def make_private(path: Path) -> None:
-    """mkdir -p, each new directory 0700 whatever the umask is (Path.mkdir gives parents the default mode), and durable."""
-    if path.is_dir():
-        return
-    make_private(path.parent)
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-        return
-    path.chmod(0o700)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-
-
-def private_dir(path: Path) -> Path:
-    """Create `path` (0700, parents too) or check that the existing one is ours alone. Returns it. Raises Denied otherwise: in a
-    world-writable place such as /tmp somebody else may have made it first."""
-    try:
-        make_private(path)
-        found = path.lstat()
-    except (FileExistsError, NotADirectoryError):
-        raise Denied(f'{path} must be a directory, but something else is in the way') from None
-    except OSError as e:
-        raise Denied(f'cannot create {path}: {e.strerror}') from e
-    if not stat.S_ISDIR(found.st_mode):
-        raise Denied(f'{path} must be a directory, but something else is in the way')
-    if found.st_uid != os.getuid():
-        raise Denied(f'{path} belongs to user {found.st_uid}, not to you; choose another place or remove it')
-    if found.st_mode & stat.S_ISVTX:
-        raise Denied(f'{path} is shared by many users; choose a directory of its own in it')
-    if found.st_mode & 0o077:
-        path.chmod(0o700)
-    return path
-
-
-def read_state_file(file: Path) -> bytes:
-    """A small file that ctxfs itself wrote. Raises OSError; also for what is no such file, which could block or have no end."""
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    with open(fd, 'rb') as opened:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_STATE_FILE:
-            raise OSError(errno.EINVAL, 'it is no small file', str(file))
-        return opened.read(MAX_STATE_FILE)
-
-
 def context_slug(store_url: str, context_id: str, below: str = '') -> str:
     """The name of the directories of one (store, context, prefix in it): readable, and unique by a hash of what identifies them."""
     readable = re.sub(r'[^A-Za-z0-9._-]', '_', context_id).lstrip('.')[:60]
@@ -257,36 +208,11 @@ def load_host_id(state_root: Path) -> str:
             raise Denied(f'cannot read {file}: {e}') from e
         if re.fullmatch(r'[0-9a-f]{16}', found):
             return found
-        _publish(file, secrets.token_hex(8) + '\n', replace=file.exists())
+        publish(file, secrets.token_hex(8) + '\n', replace=file.exists())
     raise Denied(f'{file} does not keep what is written to it')
 
 
-def _publish(file: Path, text: str, *, replace: bool) -> None:
-    temporary = file.with_name(f'.{file.name}.{os.getpid()}.{secrets.token_hex(4)}')
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), 'w', encoding='ascii') as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())      # else a power cut could leave it empty, and another id make its own uploads somebody else's
-        if replace:
-            os.replace(temporary, file)
-        else:
-            os.link(temporary, file)
-    except FileExistsError:
-        return      # another process was first: its id is the host's
-    except OSError as e:
-        raise Denied(f'cannot write {file}: {e.strerror}') from e
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # --- values ------------------------------------------------------------------------------------------------------------------------
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` where a known word is close, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f' (did you mean {close[0]}?)' if close else ''
-
 
 _UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
 
@@ -356,79 +282,7 @@ def _number(name: str, text: str) -> int:
     return value
 
 
-# --- the store URL -----------------------------------------------------------------------------------------------------------------
-
-#: what may follow the `?`, by scheme; what each means is the store's business
-STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
-
-
-def normalise_store_url(url: str) -> str:
-    """One spelling of a store URL. Raises UsageError with what to write instead."""
-    check_no_credentials(url)
-    parts = _split(url)
-    if parts is None or parts.scheme not in STORE_PARAMETERS:
-        raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
-    place = _file_place(url, parts.netloc, parts.path) if parts.scheme == 'file' else _s3_place(url, parts.netloc, parts.path)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    for name, value in pairs:
-        _check_parameter(url, parts.scheme, name, value)
-    return place + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
-
-
-#: USER@ or USER:PASSWORD@ of any authority, also of one in a parameter (a secret key may hold slashes), and parameters by their names
-_CREDENTIALS = re.compile(r'//[^/?#\s]*@|//[^/?#\s]*:[^@\s]*@|%3a%2f%2f[^&\s]*(@|%40)|'
-                          r'[?&][^=&]*(secret|token|key|passw|credential|signature|sig)[^=&]*=', re.IGNORECASE)
-
-
-def check_no_credentials(url: str) -> None:
-    """Raises UsageError, without repeating it, for a URL with credentials in it: URLs end up in argv, logs and the status."""
-    if _CREDENTIALS.search(url):
-        raise UsageError('a store URL must not carry credentials (this one is not repeated here); put them into AWS_ACCESS_KEY_ID and '
-                         'AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials')
-
-
-def _split(url: str) -> SplitResult | None:
-    """None where it is no URL: brackets without an address between them, a port that is none."""
-    try:
-        parts = urlsplit(url)
-        return parts if parts.port is None or parts.port >= 0 else None
-    except ValueError:
-        return None
-
-
-def _s3_place(url: str, bucket: str, path: str) -> str:
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', bucket):
-        raise UsageError(f'store {url!r}: {bucket!r} is no bucket name')
-    return f's3://{bucket}/{path.strip("/")}'.rstrip('/')
-
-
-def _file_place(url: str, host: str, path: str) -> str:
-    if host not in ('', 'localhost') or not path.startswith('/'):
-        raise UsageError(f'store {url!r}: write file:///ABSOLUTE/DIRECTORY (three slashes)')
-    return file_store_url(Path(os.path.normpath(unquote(path))))
-
-
-def _check_parameter(url: str, scheme: str, name: str, value: str) -> None:
-    if name not in STORE_PARAMETERS[scheme]:
-        raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, STORE_PARAMETERS[scheme])}')
-    if name == 'endpoint' and not (re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value) and _split(value)):
-        raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
-    if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
-        raise UsageError(f'store {url!r}: addressing is auto, path or virtual')
-
-
-def file_store_url(directory: Path) -> str:
-    """file:// of a directory, percent-encoded where a URL needs it."""
-    return 'file://' + quote(os.fsencode(directory))
-
-
-def store_identity(url: str) -> str:
-    """What makes two URLs the same store: the other parameters only say how to reach it, and must not orphan a journal."""
-    parts = urlsplit(normalise_store_url(url))
-    if parts.scheme == 'file':
-        return f'file://{os.path.realpath(unquote(parts.path))}'
-    return f's3://{parts.netloc}{parts.path}@{dict(parse_qsl(parts.query)).get("endpoint", "").rstrip("/")}'
-
+# --- the store ---------------------------------------------------------------------------------------------------------------------
 
 def resolve_store_url(given: str | None, env: Mapping[str, str], config: FileConfig, paths: Paths) -> str:
     """The store to use. Raises UsageError."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ctxfs.config import check_no_credentials
 from ctxfs.errors import UsageError
 from ctxfs.storage.object_store import ObjectStore
+from ctxfs.store_url import check_no_credentials
 
 _OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
 _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…] or file:///DIRECTORY'

@@ -1,7 +1,7 @@
 """What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
 
-Owns every message that crosses the pipe, as msgpack in the frames of frames.py, and the way an error travels (class name and message). It
-must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
+Owns every message that crosses the pipe, as msgpack in the frames of frames.py. It must not know sockets, processes,
+stores or schedules: pool.py sends, worker.py answers; error_travel.py says how an error crosses.
 
 One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
 `Credit` for each one it consumed), any number of `Progress`, and then exactly one `Reply` or `Failed`, in any order among requests.
@@ -15,16 +15,15 @@ import msgspec
 
 from ctxfs import errors
 from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
-from ctxfs.storage.keys import printable
 from ctxfs.storage.object_store import ALWAYS, Condition
+from ctxfs.sync.error_travel import describe as describe
+from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
 
 R = TypeVar('R')
 
 #: a slot number that no upload has: the operation cannot be aborted
 NO_SLOT = -1
-#: characters of an error's message
-MAX_MESSAGE = 4096
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
@@ -80,7 +79,7 @@ class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
     name: str
     message: str
 
-    def error(self) -> Exception:
+    def error(self) -> errors.CtxfsError:
         return revive(self.name, self.message)
 
 
@@ -440,20 +439,3 @@ def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
         return _part_decoders[type(operation)](value)
     except UNREADABLE as error:
         raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no part of it: {error}') from error
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message. A message may hold anything that a
-    server or a file name said: it is made printable, because half of a surrogate pair could not cross, and cut."""
-    name, text = type(error).__name__, printable(str(error)[:MAX_MESSAGE])
-    if isinstance(error, errors.CtxfsError):
-        return name, text
-    return 'CtxfsError', f'{name}: {text}'
-
-
-def revive(name: str, message: str) -> Exception:
-    """The exception that `describe` described, as the same class of ctxfs.errors."""
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.CtxfsError)):
-        kind = errors.CtxfsError
-    return kind(message)
