@@ -33,7 +33,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'boto3': ('ctxfs.storage.s3_client',),
     'botocore': ('ctxfs.storage.s3_client',),
     'click': ('ctxfs.edge.cli*',),
-    'diskcache': ('ctxfs.storage.block_cache',),
+    'diskcache': ('ctxfs.storage.cache_database',),
     'exceptiongroup': ('ctxfs.edge.daemon',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
     're2': ('ctxfs.patterns',),

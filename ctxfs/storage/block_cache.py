@@ -1,20 +1,15 @@
 """The block cache: clean content of remote versions on the local disk, shared by the daemon (reads) and its workers (write).
 
-Owns the cache directory: a diskcache.Cache whose values are plain files (cache_files.py) of one block, or of one whole file that was staged
-here and uploaded. It must not know the network, paths on the mount, or anything dirty: whatever is in here may vanish at any time (eviction,
-a corrupt database, `rm -r`) or go bad, and costs a download, nothing else.
+Owns the cache directory: a database (cache_database.py) whose values are plain files (cache_files.py) of one block, or of one whole file that
+was staged here and uploaded. It must not know the network, paths on the mount, or anything dirty: whatever is in here may vanish at any time
+(eviction, a corrupt database, `rm -r`) or go bad, and costs a download, nothing else.
 
 INVARIANT: no byte is served that was not compared with the sum that its row has (block_sums.py), by this process, since it opened the file
 or since the file changed. What differs is dropped, and is a miss. An entry without sums (of an older version of this cache) is one, too.
 
-How it uses diskcache (5.6; its source is the reference for the behaviour named here):
-- An entry's key is a hash of (object key, etag, block); its tag a hash of the object key, so that one object's entries can be dropped.
-- `_Files` replaces how values are stored (diskcache's documented extension point): a value is a file that is already in place, so
-  storing it is one row, with the file's name and the sums of its blocks.
-- Eviction takes what was touched longest ago. diskcache's own LRU writes a row at every read: 125 µs where a plain one costs 18 µs, and
-  readers queue behind writers. So reading writes nothing; the time of use is kept in expire_time (far in the future, nothing expires)
-  and renewed in batches, for entries that have not been for TOUCH_SECONDS.
-- Eviction unlinks: whoever has the file open reads on.
+An entry's key is a hash of (object key, etag, block); its tag a hash of the object key, so that one object's entries can be dropped. Reading
+writes nothing: the times of use are noted in batches, for entries whose time has not been for TOUCH_SECONDS. Eviction unlinks: whoever has
+the file open reads on.
 """
 from __future__ import annotations
 
@@ -25,16 +20,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
-
-import diskcache
-from diskcache import core as _core
+from contextlib import contextmanager, suppress
 
 from ctxfs import errors
 from ctxfs.storage import cache_files
 from ctxfs.storage.block_sums import BLOCK_SIZE as BLOCK_SIZE
 from ctxfs.storage.block_sums import SUM_BYTES, Compared, RecentSums, is_right, stamp_of, sums_of
+from ctxfs.storage.cache_database import MIN_LIMIT as MIN_LIMIT
+from ctxfs.storage.cache_database import CacheDatabase, NewRow
 from ctxfs.storage.cache_files import AdoptFile as AdoptFile
 from ctxfs.storage.cache_files import CachedRange as CachedRange
 from ctxfs.storage.cache_files import FoundBlock as FoundBlock
@@ -43,41 +36,11 @@ from ctxfs.storage.keys import printable
 
 log = logging.getLogger(__name__)
 
-#: below this bound a block could be evicted between its arrival and its first read, and a reader would never get on
-MIN_LIMIT = 32 << 20
 #: an entry's time of use is that exact; smaller means more writes, larger a coarser order of eviction
 TOUCH_SECONDS = 600.0
-_NEVER = 100 * 365 * 86400.0
 _WHOLE = -1
-_LOCK_SECONDS = 20.0
 #: objects with wrong bytes are told as a WARNING, each once, up to so many: a failing disk must not fill the log
 _TOLD = 1000
-_POLICY = 'ctxfs-least-recently-touched'
-_BROKEN = (_core.sqlite3.DatabaseError, diskcache.Timeout)
-
-_core.EVICTION_POLICY.setdefault(_POLICY, {
-    'init': None, 'get': None, 'cull': 'SELECT {fields} FROM Cache ORDER BY expire_time LIMIT ?'})
-
-
-class _Entry(NamedTuple):
-    """A row as it was read. `used_until` lies _NEVER after its time of use."""
-    name: str
-    sums: bytes
-    used_until: float
-
-
-class _Files(diskcache.Disk):
-    """Values are files put in place by BlockCache; what is fetched is the file's name and its sums."""
-
-    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, str, bytes]:
-        return value.size, _core.MODE_BINARY, value.name, value.sums
-
-    def fetch(self, mode: int, filename: str, value: Any, read: bool) -> tuple[Any, Any]:
-        return filename, value
-
-    def remove(self, file_path: str) -> None:
-        if isinstance(file_path, str):      # else the row was not written by this cache
-            cache_files.remove(self._directory, file_path)
 
 
 def _entry_hash(key: str, etag: str, block: int) -> bytes:
@@ -94,9 +57,7 @@ class BlockCache:
     def __init__(self, directory: str | os.PathLike[str], limit: int) -> None:
         """Open or create. A cache that cannot be opened is thrown away and a new one begun (logged). OSError: no directory to be had."""
         self._directory = os.fspath(directory)
-        self._limit = max(limit, MIN_LIMIT)
-        # One writer of this process at a time: SQLite's own waiting sleeps up to 100 ms at a stretch.
-        self._write_lock = threading.Lock()
+        self._rows = CacheDatabase(self._directory, limit)
         self._notes_lock = threading.Lock()
         self._to_touch: set[bytes] = set()
         #: entries whose file was found bad and is gone, and its name
@@ -105,69 +66,6 @@ class BlockCache:
         self._told: set[str] = set()
         #: blocks with wrong bytes that were found so far
         self.damaged = 0
-        self._cache = self._open()
-
-    def _open(self) -> diskcache.Cache:
-        """A database that is merely locked is waited for: diskcache sets its tables up without a timeout of its own, and the daemon and
-        its workers open at the same time. Only one that stays unreadable is replaced."""
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                return self._open_once()
-            except (_core.sqlite3.OperationalError, diskcache.Timeout) as error:
-                if time.monotonic() < deadline and 'locked' in str(error):
-                    time.sleep(0.01)
-                    continue
-                reason: Exception = error
-            except _core.sqlite3.DatabaseError as error:
-                reason = error
-            log.warning('the block cache in %s is unreadable (%s): starting an empty one', self._directory, reason)
-            cache_files.throw_away(self._directory)
-            return self._open_once()
-
-    def _open_once(self) -> diskcache.Cache:
-        cache_files.make_directories(self._directory)
-        cache = diskcache.Cache(self._directory, timeout=_LOCK_SECONDS, disk=_Files, eviction_policy=_POLICY, size_limit=self._limit,
-                                cull_limit=16, tag_index=True, statistics=0, sqlite_synchronous=1)
-        self._identity = self._current_identity()
-        return cache
-
-    def _current_identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(os.path.join(self._directory, _core.DBNAME))
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Turn a failing database into a fresh one and RemoteUnavailable: the caller's work is worth a retry."""
-        try:
-            yield
-        except diskcache.Timeout as error:
-            raise errors.RemoteUnavailable(f'the block cache was locked for {_LOCK_SECONDS:.0f} s') from error
-        except _core.sqlite3.OperationalError as error:  # no space, an I/O error, or the directory was removed under us
-            if not self._follow_replacement() and 'full' in str(error):
-                self._make_room()
-            raise errors.RemoteUnavailable(f'the block cache could not be written: {error}') from error
-        except _core.sqlite3.DatabaseError as error:
-            self._replace(error)
-            raise errors.RemoteUnavailable(f'the block cache was unreadable and is new now: {error}') from error
-
-    def _replace(self, error: Exception) -> None:
-        with self._write_lock:
-            if self._current_identity() == self._identity:  # else another process replaced it first
-                log.warning('the block cache in %s is unreadable (%s): starting an empty one', self._directory, error)
-                cache_files.throw_away(self._directory)
-            self._cache = self._open()
-
-    def _follow_replacement(self) -> bool:
-        """Another process may have begun a new cache: use that one. True when it was so."""
-        if self._current_identity() == self._identity:
-            return False
-        with self._write_lock:
-            self._cache = self._open()
-        return True
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +79,7 @@ class BlockCache:
     def find_block(self, key: str, etag: str, block: int) -> FoundBlock | None:
         """The block, not compared yet unless this process has lately. None if it is not here. As `open_block` otherwise."""
         found = self._find_block(key, etag, block)
-        if found is None and self._follow_replacement():
+        if found is None and self._rows.follow_replacement():
             found = self._find_block(key, etag, block)
         return found
 
@@ -190,7 +88,7 @@ class BlockCache:
 
     def _open_entry(self, entry: bytes, key: str, block: int) -> FoundBlock | None:
         """Block number `block` of the entry's file."""
-        row = self._row(entry)
+        row = self._rows.row(entry)
         if row is None:
             return None
         try:
@@ -206,7 +104,7 @@ class BlockCache:
         if offset >= status.st_size:
             os.close(fd)
             return None
-        if row.used_until - _NEVER < time.time() - TOUCH_SECONDS:
+        if row.used_at < time.time() - TOUCH_SECONDS:
             with self._notes_lock:
                 self._to_touch.add(entry)
         found = FoundBlock(key, row.name, fd, block=block, offset=offset, length=min(BLOCK_SIZE, status.st_size - offset), sums=row.sums,
@@ -216,21 +114,6 @@ class BlockCache:
             return None
         found.is_compared = self._compared.has((row.name, block), found.stamp)
         return found
-
-    def _row(self, entry: bytes) -> _Entry | None:
-        try:
-            value, used_until = self._cache.get(entry, expire_time=True)
-        except (_core.sqlite3.OperationalError, diskcache.Timeout):  # locked, or removed under us: not readable now
-            return None
-        except _core.sqlite3.DatabaseError as error:
-            self._replace(error)
-            return None
-        if value is None:
-            return None
-        name, sums = value
-        if not isinstance(name, str) or not isinstance(used_until, float):
-            return None         # nothing that this cache writes
-        return _Entry(name, sums if isinstance(sums, bytes) else b'', used_until)
 
     def compare(self, found: FoundBlock) -> bytes | None:
         """The block's bytes if they are those that were stored. None: they are not, and the entry is dropped and closed: a miss."""
@@ -277,12 +160,7 @@ class BlockCache:
             used, self._to_touch = self._to_touch, set()
             bad, self._to_forget = self._to_forget, {}
         if used or bad:
-            with self._guarded(), self._write_lock, self._cache.transact():
-                for entry in used:
-                    self._cache.touch(entry, expire=_NEVER)
-                for entry, name in bad.items():
-                    if self._cache.get(entry, (name, b''))[0] == name:      # else somebody has stored it anew
-                        self._cache.delete(entry)
+            self._rows.note(used, bad)
         return len(used)
 
     def _forget(self, entry: bytes, name: str) -> None:
@@ -303,7 +181,7 @@ class BlockCache:
         with self._inserting() as placed:
             for offset in range(0, len(view), BLOCK_SIZE):
                 entry = _entry_hash(key, etag, first + offset // BLOCK_SIZE)
-                placed.append((entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
+                placed.append(NewRow(entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
 
     def adopt(self, items: Sequence[AdoptFile], *, recent: RecentSums | None = None, on_placed: Callable[[], None] = lambda: None) -> list[str]:
         """Take files into the cache by link (by copy where that is impossible), in one transaction. The paths that were gone or had
@@ -319,25 +197,21 @@ class BlockCache:
                 if taken is None:
                     missing.append(item.path)
                 else:
-                    placed.append((entry, _tag(item.key), taken))
+                    placed.append(NewRow(entry, _tag(item.key), taken))
             on_placed()
-        self._cull()
+        self._rows.cull()
         return missing
 
     @contextmanager
-    def _inserting(self) -> Iterator[list[tuple[bytes, int, Placed]]]:
+    def _inserting(self) -> Iterator[list[NewRow]]:
         """Collect files that were put in place, then give them their rows in one transaction; on any failure they are unlinked."""
-        placed: list[tuple[bytes, int, Placed]] = []
+        placed: list[NewRow] = []
         try:
             yield placed
-            # Within an outer transaction diskcache unlinks a replaced file before the commit: a kill in between loses that entry, no
-            # more. One entry needs no outer transaction.
-            with self._guarded(), self._write_lock, self._cache.transact() if len(placed) > 1 else nullcontext():
-                for entry, tag, value in placed:
-                    self._cache.set(entry, value, expire=_NEVER, tag=tag)
+            self._rows.put(placed)
         except BaseException:
-            for _, _, value in placed:
-                self._cache.disk.remove(value.name)
+            for row in placed:
+                cache_files.remove(self._directory, row.placed.name)
             raise
 
     def _place_bytes(self, entry: bytes, data: memoryview) -> Placed:
@@ -364,55 +238,30 @@ class BlockCache:
         if is_last or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
             raise errors.NoSpace(f'the block cache cannot be written: {error}') from error
         if error.errno == errno.ENOENT:
-            self._follow_replacement()
+            self._rows.follow_replacement()
             os.makedirs(self._directory, 0o700, exist_ok=True)
         else:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """The disk is full: give back half of what is cached here."""
-        with suppress(*_BROKEN):
-            wanted = self._cache.volume() // 2
-            self._cull(limit=wanted)
+            self._rows.make_room()
 
     # --- bounds ------------------------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: int, *, cull: bool = True) -> None:
         """Bound this process's cache to `limit` bytes from now on (never below MIN_LIMIT); `cull`: evict down to it at once."""
-        self._limit = max(limit, MIN_LIMIT)
-        with self._write_lock:
-            self._cache.reset('size_limit', self._limit, update=False)
-        if cull:
-            self._cull()
-
-    def _cull(self, limit: int | None = None) -> None:
-        with self._write_lock:
-            self._cache.reset('size_limit', self._limit if limit is None else limit, update=False)
-            try:
-                self._cache.cull()
-            except _BROKEN as error:  # what is stored is stored; the next insertion evicts
-                log.info('the block cache could not evict: %s', error)
-            finally:
-                self._cache.reset('size_limit', self._limit, update=False)
+        self._rows.set_limit(limit, cull=cull)
 
     def volume(self) -> int:
         """Bytes of all entries and of the database, at most a moment old. 0 when it cannot be told."""
-        try:
-            return int(self._cache.volume())
-        except _BROKEN:
-            return 0
+        return self._rows.volume()
 
     def count(self) -> int:
-        return len(self._cache)
+        return self._rows.count()
 
     def drop(self, key: str) -> int:
         """Forget every version of one object; how many entries went."""
-        with self._guarded(), self._write_lock:
-            return int(self._cache.evict(_tag(key)))
+        return self._rows.drop(_tag(key))
 
     def clear(self) -> int:
-        with self._guarded(), self._write_lock:
-            return int(self._cache.clear())
+        return self._rows.clear()
 
     def sweep(self, older_than: float) -> int:
         """Unlink files that no entry names and whose inode last changed before `older_than` (seconds since the epoch): what a killed
@@ -421,8 +270,8 @@ class BlockCache:
 
     def _is_named(self, name: str) -> bool:
         entry = cache_files.entry_of(name)
-        return entry is not None and self._cache.get(entry, (None, b''))[0] == name
+        return entry is not None and self._rows.is_named(entry, name)
 
     def close(self) -> None:
         """Close this thread's connection; those of other threads close as the threads end."""
-        self._cache.close()
+        self._rows.close()
