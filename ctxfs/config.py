@@ -1,4 +1,4 @@
-"""Where things live and what a mount was asked to do: directories, the config file, sizes, store URLs, `MountOptions`.
+"""Where things live and what a mount was asked to do: directories, the config file, sizes, `MountOptions`.
 
 Owns the resolution order (command line, environment, config file, default), the names of the per-context directories and the host id.
 It must not know stores, FUSE or processes: it computes paths and values, and creates directories only when it is told to.
@@ -14,23 +14,28 @@ refused, because URLs end up in logs, in mount.json and in `ctxfs status`.
 """
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import pwd
 import re
 import secrets
-import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
 from ctxfs.errors import Denied, UsageError
+from ctxfs.nearest import nearest as nearest
 from ctxfs.policy import SyncPolicy
+from ctxfs.private_files import private_dir as private_dir
+from ctxfs.private_files import publish
+from ctxfs.private_files import read_state_file as read_state_file
+from ctxfs.records import UNREADABLE
+from ctxfs.store_url import file_store_url as file_store_url
+from ctxfs.store_url import normalise_store_url as normalise_store_url
+from ctxfs.store_url import store_identity as store_identity
 
 GIB = 1 << 30
 DEFAULT_CACHE_LIMIT = 10 * GIB
@@ -42,6 +47,8 @@ STORE_TIMEOUT = 60.0
 MIN_CACHE_SIZE = 1 << 20
 #: -o options that go to mount(2) as they are; the rest of -o is ctxfs's own
 KERNEL_OPTIONS = frozenset({'noatime', 'nodev', 'dev', 'noexec', 'exec', 'nosuid', 'suid'})
+#: names in one dotted key of a TOML file
+MAX_KEY_PARTS = 100
 LOG_LEVELS = ('debug', 'info', 'warning', 'error')
 
 
@@ -81,6 +88,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     #: how long a program waits for a store that does not answer, in seconds; the other bounds follow from it
     store_timeout: float = STORE_TIMEOUT
     log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
+    #: where a line for each change goes; None: nowhere
+    audit_log: str | None = None
 
     @property
     def silence(self) -> float:
@@ -100,7 +109,7 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
         """Raises UsageError when `data` is no JSON form of these options."""
         try:
             return msgspec.json.decode(data, type=cls)
-        except msgspec.DecodeError as e:
+        except UNREADABLE as e:
             raise UsageError(f'mount options cannot be read: {e}') from e
 
 
@@ -114,6 +123,7 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     sync_every: str | float | None = None
     poll_every: str | float | None = None
     store_timeout: str | float | None = None
+    audit_log: str | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
 
@@ -182,25 +192,6 @@ def config_file(env: Mapping[str, str]) -> Path:
     return xdg(env, 'XDG_CONFIG_HOME', '.config') / 'config.toml'
 
 
-def private_dir(path: Path) -> Path:
-    """Create `path` (0700, parents too) or check that the existing one is ours alone. Returns it. Raises Denied otherwise: in a
-    world-writable place such as /tmp somebody else may have made it first."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-    except (FileExistsError, NotADirectoryError):
-        raise Denied(f'{path} must be a directory, but something else is in the way') from None
-    except OSError as e:
-        raise Denied(f'cannot create {path}: {e.strerror}') from e
-    if not stat.S_ISDIR(found.st_mode):
-        raise Denied(f'{path} must be a directory, but something else is in the way')
-    if found.st_uid != os.getuid():
-        raise Denied(f'{path} belongs to user {found.st_uid}, not to you; choose another place or remove it')
-    if found.st_mode & 0o077:
-        path.chmod(0o700)
-    return path
-
-
 def context_slug(store_url: str, context_id: str, below: str = '') -> str:
     """The name of the directories of one (store, context, prefix in it): readable, and unique by a hash of what identifies them."""
     readable = re.sub(r'[^A-Za-z0-9._-]', '_', context_id).lstrip('.')[:60]
@@ -224,40 +215,19 @@ def load_host_id(state_root: Path) -> str:
     file = private_dir(state_root) / 'host-id'
     for _ in range(2):
         try:
-            found = file.read_text('ascii').strip()
+            found = read_state_file(file).decode('ascii').strip()
+            file.chmod(0o600)
         except FileNotFoundError:
             found = ''
         except (OSError, UnicodeDecodeError) as e:
             raise Denied(f'cannot read {file}: {e}') from e
         if re.fullmatch(r'[0-9a-f]{16}', found):
             return found
-        _publish(file, secrets.token_hex(8) + '\n', replace=file.exists())
+        publish(file, secrets.token_hex(8) + '\n', replace=file.exists())
     raise Denied(f'{file} does not keep what is written to it')
 
 
-def _publish(file: Path, text: str, *, replace: bool) -> None:
-    temporary = file.with_name(f'.{file.name}.{os.getpid()}.{secrets.token_hex(4)}')
-    try:
-        temporary.write_text(text, 'ascii')
-        if replace:
-            os.replace(temporary, file)
-        else:
-            os.link(temporary, file)
-    except FileExistsError:
-        return      # another process was first: its id is the host's
-    except OSError as e:
-        raise Denied(f'cannot write {file}: {e.strerror}') from e
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # --- values ------------------------------------------------------------------------------------------------------------------------
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` where a known word is close, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f' (did you mean {close[0]}?)' if close else ''
-
 
 _UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}
 
@@ -327,59 +297,7 @@ def _number(name: str, text: str) -> int:
     return value
 
 
-# --- the store URL -----------------------------------------------------------------------------------------------------------------
-
-#: what may follow the `?`, by scheme; what each means is the store's business
-STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
-
-
-def normalise_store_url(url: str) -> str:
-    """One spelling of a store URL. Raises UsageError with what to write instead."""
-    parts = urlsplit(url)
-    if parts.scheme not in STORE_PARAMETERS:
-        raise UsageError(f'store {url!r}: write s3://BUCKET[/PREFIX]?endpoint=URL or file:///DIRECTORY')
-    place = _file_place(url, parts.netloc, parts.path) if parts.scheme == 'file' else _s3_place(url, parts.netloc, parts.path)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    for name, value in pairs:
-        _check_parameter(url, parts.scheme, name, value)
-    return place + (f'?{urlencode(sorted(pairs), safe=":/")}' if pairs else '')
-
-
-def _s3_place(url: str, bucket: str, path: str) -> str:
-    if '@' in bucket:
-        raise UsageError('a store URL must not carry credentials; put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY')
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{1,253}', bucket):
-        raise UsageError(f'store {url!r}: {bucket!r} is no bucket name')
-    return f's3://{bucket}/{path.strip("/")}'.rstrip('/')
-
-
-def _file_place(url: str, host: str, path: str) -> str:
-    if host not in ('', 'localhost') or not path.startswith('/'):
-        raise UsageError(f'store {url!r}: write file:///ABSOLUTE/DIRECTORY (three slashes)')
-    return file_store_url(Path(os.path.normpath(unquote(path))))
-
-
-def _check_parameter(url: str, scheme: str, name: str, value: str) -> None:
-    if name not in STORE_PARAMETERS[scheme]:
-        raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, STORE_PARAMETERS[scheme])}')
-    if name == 'endpoint' and not re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value):
-        raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
-    if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
-        raise UsageError(f'store {url!r}: addressing is auto, path or virtual')
-
-
-def file_store_url(directory: Path) -> str:
-    """file:// of a directory, percent-encoded where a URL needs it."""
-    return 'file://' + quote(os.fsencode(directory))
-
-
-def store_identity(url: str) -> str:
-    """What makes two URLs the same store: the other parameters only say how to reach it, and must not orphan a journal."""
-    parts = urlsplit(normalise_store_url(url))
-    if parts.scheme == 'file':
-        return f'file://{os.path.realpath(unquote(parts.path))}'
-    return f's3://{parts.netloc}{parts.path}@{dict(parse_qsl(parts.query)).get("endpoint", "").rstrip("/")}'
-
+# --- the store ---------------------------------------------------------------------------------------------------------------------
 
 def resolve_store_url(given: str | None, env: Mapping[str, str], config: FileConfig, paths: Paths) -> str:
     """The store to use. Raises UsageError."""
@@ -415,7 +333,10 @@ def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    # tomllib takes quadratic time for dotted keys: half a minute for 40 KB of one
+    if any(re.match(r'[^=\'"#]*', line).group().count('.') > MAX_KEY_PARTS for line in text.splitlines()):  # type: ignore[union-attr]
+        raise UsageError(f'{origin}: nested too deeply')
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:       # ValueError: TOML's own error, and a number of thousands of digits
         raise UsageError(f'{origin}: {e or "nested too deeply"}') from e

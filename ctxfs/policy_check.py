@@ -10,10 +10,14 @@ import re
 from typing import Any, NoReturn
 
 from ctxfs.errors import UsageError
+from ctxfs.patterns import MAX_TOTAL_SIZE, Pattern
 from ctxfs.policy import FOREVER, SyncPolicy, WhiteList
 
 #: of a value that is quoted in a message
 MAX_QUOTED = 120
+
+#: of what is wrong with it
+MAX_PROBLEM = 1000
 
 #: regular expressions that, anchored at their start, match whatever name there is
 _MATCHES_ALL = frozenset({'', '.', '.*', '.+', '.*?', '.+?', '(.*)', '(.+)', '[^/]', '[^/]+', '[^/]*'})
@@ -33,7 +37,9 @@ class At:
 
     def refuse(self, problem: str, *value: Any) -> NoReturn:
         """Raises UsageError; the value, if given, is quoted before the problem."""
-        raise UsageError(': '.join(filter(None, (self.origin, self.path, *map(quoted, value), one_line(problem)))))
+        if len(problem) > MAX_PROBLEM:      # it quotes a value that is long
+            problem = f'{problem[:MAX_PROBLEM // 2]} … {problem[-MAX_PROBLEM // 2:]}'
+        raise UsageError(': '.join(filter(None, (self.origin, one_line(self.path[-MAX_PROBLEM:]), *map(quoted, value), one_line(problem)))))
 
 
 def quoted(value: Any) -> str:
@@ -54,6 +60,7 @@ def check(policy: SyncPolicy, *, origin: str) -> None:
     _check_archive_excludes(policy, at.key('uploadPolicy').key('archiveExcludePaths'))
     for number, white_list in enumerate(policy.bw_list.white_lists):
         _check_excludes(white_list, at.key('bwList').key('whiteLists').item(number))
+    _check_patterns(policy.bw_list.white_lists, at.key('bwList').key('whiteLists'))
     _check_recycle(policy, at.key('recyclePolicy').key('paths'))
 
 
@@ -74,6 +81,14 @@ def _excludes_all(text: str, is_regex: bool) -> bool:
     if not is_regex:
         return not text.strip('/')
     return text.removeprefix('/').removeprefix('^').removesuffix('$') in _MATCHES_ALL
+
+
+def _check_patterns(white_lists: tuple[WhiteList, ...], at: At) -> None:
+    """Every one is matched against every name, so what they cost together is bounded."""
+    texts = [text for entry in white_lists for text in ((entry.path,) * entry.is_path_regex + entry.exclude_paths * entry.is_exclude_regex)]
+    if sum(Pattern(text.removeprefix('/')).size for text in texts) > MAX_TOTAL_SIZE:
+        at.refuse(f'{len(texts)} regular expressions are together too large; the most is {MAX_TOTAL_SIZE} instructions of RE2; use plain paths '
+                  'where they do')
 
 
 def _check_recycle(policy: SyncPolicy, at: At) -> None:

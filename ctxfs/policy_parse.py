@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +20,7 @@ import msgspec
 from ctxfs.config import MountOptions, nearest, parse_toml
 from ctxfs.durations import format_duration, parse_duration
 from ctxfs.errors import UsageError
+from ctxfs.patterns import Pattern, PatternError
 from ctxfs.policy import (
     FOREVER,
     LIFECYCLE_DAYS,
@@ -39,6 +39,8 @@ from ctxfs.policy_check import At, check, check_for_mount, quoted
 #: far more than any policy has; what is larger is another file
 MAX_BYTES = 1 << 20
 LIFECYCLES = (*LIFECYCLE_DAYS, FOREVER)
+#: of white lists and excludes
+MAX_PATHS = 10_000
 #: the SDK's test for wildcards
 WILDCARD = re.compile(r'[*?\[\]]')
 _BOOLEANS = {'yes': 'true', 'on': 'true', 'true': 'true', '1': 'true', 'no': 'false', 'off': 'false', 'false': 'false', '0': 'false'}
@@ -80,8 +82,8 @@ class _Object(dict[str, Any]):
 def _object_of(pairs: list[tuple[str, Any]]) -> _Object:
     found = _Object(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        found.twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        found.twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     return found
 
 
@@ -225,6 +227,10 @@ def _white_list(value: Any, at: At) -> WhiteList:
 def _white_lists(value: Any, at: At) -> tuple[WhiteList, ...]:
     if not isinstance(value, list):
         at.refuse('not a list; write [{"path": "/src"}]', value)
+    # each is compared with every name
+    count = len(value) + sum(len(item['excludePaths']) for item in value if isinstance(item, dict) and isinstance(item.get('excludePaths'), list))
+    if count > MAX_PATHS:
+        at.refuse(f'{count} paths are too many; the most is {MAX_PATHS}; name the directories that they are in')
     return tuple(_white_list(item, at.item(number)) for number, item in enumerate(value))
 
 
@@ -234,11 +240,9 @@ def _pattern(text: str, at: At) -> str:
     if re.match(r'\^?\\?/', text.removeprefix('/')):
         at.refuse('matches nothing, for it is matched against paths without a first slash; write "' + re.sub(r'^[/^\\]+', '', text) + '"', text)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error')      # what a later Python will read in another way is refused, too
-            re.compile(text.removeprefix('/'))
-    except (re.error, Warning, RecursionError, OverflowError) as e:
-        at.refuse(f'not a regular expression: {e or "nested too deeply"}; put \\ before a character that stands for itself', text)
+        Pattern(text.removeprefix('/'))
+    except PatternError as e:
+        at.refuse(f'not a regular expression: {e}', text)
     return text
 
 

@@ -9,6 +9,9 @@ from typing import NewType
 
 import msgspec
 
+#: what msgspec raises for a text that is not what it should be, whoever wrote it
+UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
+
 Ino = NewType('Ino', int)
 Fh = NewType('Fh', int)
 #: a full object key inside the bucket (after the store's own prefix), as the store returns it

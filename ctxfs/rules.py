@@ -7,11 +7,11 @@ Keys are relative to the mount's root, `a/b`, a directory's with or without its 
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
+from ctxfs.patterns import Pattern
 from ctxfs.policy import FOREVER, BWList, SyncPolicy, WhiteList
 
 
@@ -34,7 +34,7 @@ class _Entry:
     def __init__(self, white_list: WhiteList, number: int) -> None:
         self._name = f'bwList.whiteLists[{number}]'
         self.path = white_list.path.strip('/')
-        self.pattern = re.compile(white_list.path.removeprefix('/')) if white_list.is_path_regex else None
+        self.pattern = Pattern(white_list.path.removeprefix('/')) if white_list.is_path_regex else None
         self._text = white_list.path
         self.excludes = [(text, _exclude(text, white_list.is_exclude_regex)) for text in white_list.exclude_paths]
 
@@ -59,7 +59,7 @@ class _Entry:
         while end < len(key):
             end = key.find('/', end + 1)
             end = len(key) if end < 0 else end
-            if self.pattern.match(key, 0, end):
+            if self.pattern.matches(key[:end]):
                 return key[end + 1:]
         return None
 
@@ -76,8 +76,7 @@ class _Entry:
 
 def _exclude(text: str, is_regex: bool) -> Callable[[str], bool]:
     if is_regex:
-        pattern = re.compile(text.removeprefix('/'))
-        return lambda rest: pattern.match(rest) is not None
+        return Pattern(text.removeprefix('/')).matches
     path = text.strip('/')
     return lambda rest: rest == path or rest.startswith(path + '/')
 

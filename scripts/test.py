@@ -24,7 +24,7 @@ from tests import leftovers  # noqa: E402 - this script runs isolated, without t
 #: what runs side by side when everything is run: each about half of the time
 HALVES = (
     ('tests/mount',),
-    ('tests/crash', 'tests/unit', 'tests/contract', 'tests/model',
+    ('tests/crash', 'tests/unit', 'tests/contract', 'tests/model', 'tests/fuzz',
      *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'tests').glob('test_*.py'))),
 )
 

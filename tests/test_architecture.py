@@ -26,23 +26,27 @@ LAYERS: dict[str, set[str]] = {
     'edge': {'base', 'storage', 'core', 'sync'},
 }
 #: modules of the package itself: what all others may know
-BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.durations', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse',
-        'ctxfs.policy_text', 'ctxfs.records', 'ctxfs.rules'}
+BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.durations', 'ctxfs.nearest', 'ctxfs.patterns', 'ctxfs.policy',
+        'ctxfs.policy_check', 'ctxfs.policy_parse', 'ctxfs.policy_text', 'ctxfs.private_files', 'ctxfs.records', 'ctxfs.rules', 'ctxfs.store_url'}
 #: no third-party package has two importers, so that it can be replaced, and its errors translated, in one place
 IMPORTERS: dict[str, tuple[str, ...]] = {
     'boto3': ('ctxfs.storage.s3_client',),
     'botocore': ('ctxfs.storage.s3_client',),
     'click': ('ctxfs.edge.cli*',),
-    'diskcache': ('ctxfs.storage.block_cache',),
+    'diskcache': ('ctxfs.storage.cache_database',),
     'exceptiongroup': ('ctxfs.edge.daemon',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
+    're2': ('ctxfs.patterns',),
     'rich': ('ctxfs.edge.progress',),
     'sqlite3': ('ctxfs.storage.tree_connection',),
     'tomli': ('ctxfs.config',),
     'urllib3': ('ctxfs.storage.s3_client',),
     'watchdog': ('ctxfs.edge.watcher',),
+    'xxhash': ('ctxfs.storage.block_sums',),
     'zstandard': ('ctxfs.storage.index_format',),
 }
+#: where a distribution has another name than its package
+DISTRIBUTIONS = {'re2': 'google-re2'}
 #: languages more than libraries: anywhere, but trio not where everything is synchronous
 ANYWHERE = {'msgspec', 'trio'}
 FORBIDDEN = {('storage', 'trio'), ('base', 'trio')}
@@ -217,4 +221,4 @@ def test_every_dependency_has_an_importer_in_the_table() -> None:
     block = text[text.index('dependencies = [') : text.index('[project.optional-dependencies]')]
     named = {line.strip()[1:].split('>')[0] for line in block.splitlines() if line.strip().startswith('"')}
     # what boto3 brings, at the versions that it wants, is not ours to name
-    assert named == (set(IMPORTERS) | ANYWHERE) - {'sqlite3', 'botocore', 'urllib3'}
+    assert named == {DISTRIBUTIONS.get(name, name) for name in (set(IMPORTERS) | ANYWHERE) - {'sqlite3', 'botocore', 'urllib3'}}

@@ -2,10 +2,12 @@
 
 Owns the fetches in flight and a few open cache files. It must not know inodes' states or names: it reads ranges of one version of one
 object. Every byte of an answer comes from that version; when the bucket has another one by now, RemoteChanged is raised.
+
+A block is compared with its checksum as a whole when its first piece is read, and what was read for that answers the next pieces, so that a
+reader of a whole file pays for the comparison only. One that turns out bad is fetched like one that was never here.
 """
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -14,12 +16,14 @@ import trio
 
 from ctxfs.core.ports import RemoteContent
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
-from ctxfs.storage.block_cache import CachedRange
+from ctxfs.storage.block_cache import FoundBlock
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Known
 
 #: open cache files kept; a descriptor each
 OPEN_RANGES = 64
+#: blocks whose bytes are kept from their comparison until their last piece was read; 1 MiB each
+FRESH_BLOCKS = 8
 #: the widest read-ahead, in blocks
 MAX_WINDOW = 16
 #: a fetched block may be evicted before it is read when the cache is tiny: fetch again so often
@@ -27,9 +31,13 @@ FETCH_ATTEMPTS = 5
 
 
 class Cache(Protocol):
-    """The block cache as far as reading needs it; whoever gets a range closes its descriptor."""
+    """The block cache as far as reading needs it (see BlockCache); whoever finds a block closes it."""
 
-    def open_block(self, key: str, etag: str, block: int) -> CachedRange | None: ...
+    def find_block(self, key: str, etag: str, block: int) -> FoundBlock | None: ...
+
+    def compare(self, found: FoundBlock) -> bytes | None: ...
+
+    def discard(self, found: FoundBlock, reason: str) -> None: ...
 
 
 class ReadAhead:
@@ -64,16 +72,18 @@ class BlockReader:
         self._spawn = spawn
         self.refresh = refresh
         self._on_miss = on_miss
-        self._open: OrderedDict[tuple[str, str, int], CachedRange] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str, int], FoundBlock] = OrderedDict()
+        self._fresh: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
         self._fetching: dict[tuple[str, str, int], _Fetch] = {}
         #: pieces of blocks that were read: at hand, or fetched first
         self.hits = 0
         self.misses = 0
 
-    async def read(self, source: Known, offset: int, *, size: int, ahead: ReadAhead) -> bytes:
+    async def read(self, source: Known, offset: int, *, size: int, ahead: ReadAhead) -> bytes | memoryview:
         """The bytes [offset, offset + size) of the object, which must be inside it. Raises RemoteChanged, RemoteUnavailable."""
         window = ahead.advance(offset, size)
-        parts, position, end = [], offset, offset + size
+        parts: list[bytes | memoryview] = []
+        position, end = offset, offset + size
         while position < end:
             block, within = divmod(position, self._block_size)
             wanted = min(self._block_size - within, end - position)
@@ -85,29 +95,64 @@ class BlockReader:
         self._read_ahead(source, position // self._block_size, window, ahead)
         return parts[0] if len(parts) == 1 else b''.join(parts)
 
-    async def _read_in_block(self, source: Known, block: int, *, within: int, size: int, window: int) -> bytes:
+    async def _read_in_block(self, source: Known, block: int, *, within: int, size: int, window: int) -> bytes | memoryview:
         for attempt in range(FETCH_ATTEMPTS):
-            cached = self._range(source, block)
-            if cached is not None:
+            part = self._cached(source, block, within, size)
+            if part is not None:
                 if attempt:
                     self._on_miss(source.ino)
                 self.hits += not attempt
-                return os.pread(cached.fd, min(size, cached.length - within), cached.offset + within)
+                return part
             self.misses += not attempt
             await self._fetch(source, block, max(1, window // 2))
         raise RemoteUnavailable(f'block {block} of {source.key} leaves the cache before it can be read: --cache-size is too small')
 
-    def _range(self, source: Known, block: int) -> CachedRange | None:
+    def _cached(self, source: Known, block: int, within: int, size: int) -> bytes | memoryview | None:
+        """Up to `size` bytes of the block, short only where it ends; None if it is not here."""
+        identity = (source.key, source.etag, block)
+        fresh = self._fresh.get(identity)
+        if fresh is not None:
+            if within + size >= len(fresh):
+                del self._fresh[identity]       # who reads on comes for the next block
+            return memoryview(fresh)[within:within + size]
+        found = self._found(source, block)
+        if found is None:
+            return None
+        size = max(0, min(size, found.length - within))
+        return self._read_found(identity, found, within, size) if found.is_trusted() else self._compare(identity, found, within, size)
+
+    def _read_found(self, identity: tuple[str, str, int], found: FoundBlock, within: int, size: int) -> bytes | None:
+        try:
+            data, reason = found.read(within, size), 'it was cut off'
+        except OSError as error:
+            data, reason = None, f'it cannot be read: {error.strerror}'
+        if data is None:
+            del self._open[identity]
+            self._cache.discard(found, reason)
+        return data
+
+    def _compare(self, identity: tuple[str, str, int], found: FoundBlock, within: int, size: int) -> bytes | memoryview | None:
+        data = self._cache.compare(found)
+        if data is None:
+            del self._open[identity]        # compare() has closed it
+            return None
+        if within + size < found.length:
+            self._fresh[identity] = data
+            if len(self._fresh) > FRESH_BLOCKS:
+                self._fresh.popitem(last=False)
+        return memoryview(data)[within:within + size]
+
+    def _found(self, source: Known, block: int) -> FoundBlock | None:
         identity = (source.key, source.etag, block)
         found = self._open.get(identity)
         if found is not None:
             self._open.move_to_end(identity)
             return found
-        found = self._cache.open_block(source.key, source.etag, block)
+        found = self._cache.find_block(source.key, source.etag, block)
         if found is not None:
             self._open[identity] = found
             if len(self._open) > OPEN_RANGES:
-                os.close(self._open.popitem(last=False)[1].fd)
+                self._open.popitem(last=False)[1].close()
         return found
 
     async def _fetch(self, source: Known, block: int, count: int) -> None:
@@ -154,7 +199,7 @@ class BlockReader:
             self._spawn(self._prefetch, source, start, stop - start)
 
     def _is_at_hand(self, source: Known, block: int) -> bool:
-        return (source.key, source.etag, block) in self._fetching or self._range(source, block) is not None
+        return (source.key, source.etag, block) in self._fetching or self._found(source, block) is not None
 
     async def _prefetch(self, source: Known, block: int, count: int) -> None:
         try:
@@ -165,8 +210,9 @@ class BlockReader:
     def let_go(self) -> None:
         """Close what is open: space of what was evicted is free only then. Who reads opens again."""
         for found in self._open.values():
-            os.close(found.fd)
+            found.close()
         self._open.clear()
+        self._fresh.clear()
 
 
 class _Fetch:

@@ -5,9 +5,13 @@ names, FUSE or schedules. Where clean bytes come from is block_reader.py's.
 
 INVARIANT: the row says STAGED before the first changed byte is in the staging file, and an upload in flight is told to abort before
 it. So whatever a crash leaves, a file that differs from its object is known to differ, and no upload commits a mixture.
+
+fsync, in this order: the bytes and the name of the staging file, then the row that says so (storage/hardened.py), then the log of the tree
+database. So a row that survives a power cut is true.
 """
 from __future__ import annotations
 
+import errno
 import os
 import time
 from weakref import WeakValueDictionary
@@ -17,7 +21,8 @@ import trio
 from ctxfs.core.block_reader import BlockReader, ReadAhead
 from ctxfs.core.ports import RemoteContent, Room
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import ReadOnly, RemoteChanged
+from ctxfs.errors import Corrupted, ReadOnly, RemoteChanged
+from ctxfs.storage.hardened import HardenedFiles
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
@@ -38,12 +43,13 @@ class Contents:
         self._blocks = blocks
         self._remote = remote
         self._room = room
+        self._hardened = HardenedFiles(db)
         #: one per inode while anybody changes its content state
         self._locks: WeakValueDictionary[int, trio.Lock] = WeakValueDictionary()
 
     # --- reading ------------------------------------------------------------------------------------------------------------------
 
-    async def read(self, inode: Inode, offset: int, *, size: int, ahead: ReadAhead) -> bytes:
+    async def read(self, inode: Inode, offset: int, *, size: int, ahead: ReadAhead) -> bytes | memoryview:
         """Up to `size` bytes at `offset`; short only at the end of the file."""
         if inode.has_staging:
             return os.pread(self._descriptor(inode), size, offset)
@@ -100,11 +106,23 @@ class Contents:
             while view:
                 written = os.pwrite(fd, view, position)
                 view, position = view[written:], position + written
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._staging.removed:
+                raise
         finally:
             inode.size = max(inode.size, position)
             self._count(inode, position - offset)
         crash_point('write-after-bytes')
+        if view:    # the disk is full, and has bytes that nobody wants
+            await self._unlink_removed()
+            return len(data) - len(view) + await self.write(inode, position, bytes(view))
         return len(data)
+
+    async def _unlink_removed(self) -> None:
+        """Now, and not when the next look comes to it."""
+        removed = list(self._staging.removed)
+        await trio.to_thread.run_sync(self._db.make_durable)
+        self._staging.unlink_removed(removed)
 
     def _count(self, inode: Inode, written: int) -> None:
         """Keep the count of dirty bytes: an estimate for most writes, the truth every RECOUNT_BYTES."""
@@ -118,6 +136,7 @@ class Contents:
             raise ReadOnly(f'{self._db.damage}; nothing is changed any more')
         fd = self._descriptor(inode)
         inode.changed_at = trio.current_time()
+        self._staging.unhardened.add(inode.ino)
         if inode.upload is not None:
             inode.upload.abort()
         if inode.is_planned and inode.nlink:
@@ -199,12 +218,15 @@ class Contents:
         before = inode.content, inode.revision, inode.size
         inode.content = Content.STAGED
         inode.revision += 1
+        inode.turns += 1
+        self._staging.unhardened.add(inode.ino)
         if size is not None:
             inode.size = size
         crash_point('dirty-before-commit')
         try:
             with self._db.transaction():
                 self._db.store_content(inode)
+                self._hardened.forget(inode.ino)
                 if inode.nlink:
                     self._journal.mark(inode, Reason.CONTENT)
         except BaseException:
@@ -248,20 +270,22 @@ class Contents:
 
     async def fsync(self, inode: Inode) -> None:
         """Bytes, size and names of the file survive a power cut when this returns."""
-        fd = os.dup(self._descriptor(inode)) if inode.content == Content.STAGED else -1
+        while inode.content == Content.STAGED and not await self._harden(inode):
+            continue
+        await trio.to_thread.run_sync(self._db.make_durable)
 
-        def make_durable() -> None:
-            try:
-                if fd >= 0:
-                    os.fsync(fd)
-                    self._staging.sync_directory(inode.ino)
-                crash_point('fsync-after-bytes')
-                self._db.make_durable()
-            finally:
-                if fd >= 0:
-                    os.close(fd)
-
-        if inode.content == Content.STAGED:
+    async def _harden(self, inode: Inode) -> bool:
+        """False: meanwhile it was uploaded, and perhaps changed again."""
+        revision, turns = inode.revision, inode.turns
+        measured = await trio.to_thread.run_sync(self._staging.harden, (inode.ino,))
+        if inode.content != Content.STAGED or inode.turns != turns:
+            return False
+        if inode.ino not in measured:
+            raise Corrupted(f'the staging file of inode {inode.ino} is missing')
+        crash_point('fsync-after-bytes')
+        with self._db.transaction():
             self._db.store_content(inode)
-        self._close_if_unused(inode)
-        await trio.to_thread.run_sync(make_durable)
+            self._hardened.note(inode.ino, measured[inode.ino])
+        if inode.revision == revision:
+            self._staging.unhardened.discard(inode.ino)
+        return True

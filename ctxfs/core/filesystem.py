@@ -19,6 +19,7 @@ from ctxfs.core.ports import RemoteTree
 from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, DiskFull, InvalidArgument, IsADirectory, NoSuchDevice, RemoteChanged
 from ctxfs.records import ROOT_INO, Fh
+from ctxfs.storage.attr_bounds import clamp_ns
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
@@ -215,10 +216,10 @@ class FileSystem:
         if change.gid is not None:
             inode.gid = change.gid
         if change.atime_ns is not None:
-            inode.atime_ns = change.atime_ns
+            inode.atime_ns = clamp_ns(change.atime_ns)
         if change.mtime_ns is not None:
-            inode.mtime_ns = change.mtime_ns
-        inode.ctime_ns = change.ctime_ns if change.ctime_ns is not None else time.time_ns()
+            inode.mtime_ns = clamp_ns(change.mtime_ns)
+        inode.ctime_ns = clamp_ns(change.ctime_ns) if change.ctime_ns is not None else time.time_ns()
         self.store_attrs(inode)
         crash_point('attributes-before-reply')
         return inode
@@ -282,7 +283,7 @@ class FileSystem:
         while inode.growth is not None:
             await inode.growth.wait()
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         handle = self.files.get(fh)
         inode = handle.inode
         if handle.remote_version != inode.remote_version and not inode.has_staging:

@@ -19,6 +19,7 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import Exists, InvalidArgument, IsADirectory, NameTooLong, NotADirectory, NotEmpty, NotFound, NotPermitted, TooManyLinks
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage.gating import Gating
+from ctxfs.storage.hardened import HardenedFiles
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import NAME_MAX
@@ -45,6 +46,7 @@ class Namespace:
         self._db = db
         self._journal = journal
         self._staging = staging
+        self._hardened = HardenedFiles(db)
         self._gating = gating
         self._remote = remote
 
@@ -219,15 +221,18 @@ class Namespace:
     def purge(self, inodes: list[Inode]) -> None:
         """Nothing in the kernel or in a handle knows these orphans any more: remove their rows and their staging files. The files go also
         when the rows cannot (a full disk, which this makes less full): what recovery finds of an orphan is removed anyway."""
+        hardened = self._hardened.among(inode.ino for inode in inodes if inode.has_staging)
         try:
             with self._db.transaction():
                 for inode in inodes:
                     self._db.delete_inode(inode.ino)
+                for ino in hardened:
+                    self._hardened.forget(ino)
         finally:
             crash_point('purge-before-unlink')
             for inode in inodes:
                 if inode.has_staging:
-                    self._staging.discard(inode)
+                    self._staging.discard(inode, is_hardened=inode.ino in hardened)
 
     # --- moving -------------------------------------------------------------------------------------------------------------------
 

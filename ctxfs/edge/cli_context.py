@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from ctxfs.edge import preflight
+from ctxfs.edge.cli_audit import audited
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, printable
 from ctxfs.storage.registry import ContextRecord, Registry
 
@@ -39,8 +40,9 @@ def shown(invocation: Invocation, record: ContextRecord) -> ContextRecord:
 @common_options
 def create(invocation: Invocation, name: str) -> int:
     """The context NAME, made if there is none; prints its id."""
-    with open_registry(invocation, create=True) as registry:
+    with audited(invocation, 'context-create', context=name) as line, open_registry(invocation, create=True) as registry:
         record = registry.create(name)
+        line.about(record)
     print_json(shown(invocation, record)) if invocation.as_json else print(record.id)
     return 0
 

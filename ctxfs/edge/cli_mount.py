@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 import click
@@ -28,6 +28,7 @@ from ctxfs.config import (
 )
 from ctxfs.durations import poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.edge import busy, flush_wait, launch, policy_choice, preflight
+from ctxfs.edge.cli_audit import audit_path
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
 from ctxfs.edge.download_wait import wait_for_download
 from ctxfs.edge.mount_table import mount_at, real_mountpoint
@@ -36,9 +37,11 @@ from ctxfs.edge.runtime_dir import find_mounts, runtime_dir_of
 from ctxfs.errors import CtxfsError, Exists, InvalidArgument, NotFound, UsageError
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
+from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.process_guard import helper_environment
 
 #: how long a new mount waits for the daemon of the last one to finish its upload
 TAKE_OVER_SECONDS = 60.0
@@ -62,13 +65,14 @@ _T = TypeVar('_T')
 @click.option('--store-timeout', metavar='TIME', help='How long a program waits for a store that does not answer (default: 60s).')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
+@click.option('--audit-log', metavar='PATH', help='Write a line for each change of the bucket to this file (default: none).')
 @click.option('-o', 'fuse', metavar='OPTS', multiple=True,
               help='ro, allow_other, nonempty, xattrs, uid=N, gid=N, umask=OCTAL, noexec, nosuid, nodev, noatime.')
 @common_options
 def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
           policy_file: str | None, wait_download: bool, **settings: Any) -> int:
     """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers."""
-    fuse_options = parse_fuse_options(fuse)
+    fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     if wait_download and foreground:
         raise UsageError('--wait-download needs a mount in the background; leave out --foreground')
@@ -76,17 +80,22 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
     preflight.check_allow_other(fuse_options)
     path = real_mountpoint(mountpoint)
     chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.config_file, check=wishes.checker({path, os.path.abspath(mountpoint)}))
+    audit = audit_path(invocation, settings['audit_log'], mountpoint=path)
     preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preflight.exclusive(path))
-        store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal)
-        chosen = chooser.choose(store, context)
-        _take_over(invocation, context, _below(chosen.policy))
-        options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground)
+        tell = stack.enter_context(contextlib.closing(AuditLog(audit, about(url)))).write
+        with _told_when_it_fails(tell, reference, path):
+            store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal, tell=tell)
+            chosen = chooser.choose(store, context)
+            _take_over(invocation, context, _below(chosen.policy))
+            options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit)
         started = launch.Started(os.getpid(), '') if foreground else launch.start(options)
         _note_use(store, context)
         _say(started.note)
         _say(chooser.keep(store, context, read_only=options.read_only))
+        if chooser.is_kept:
+            tell('policy-set', contextId=context.id, context=context.name)
     if foreground:
         from ctxfs.edge import daemon  # pyfuse3 and the rest of the daemon: no other command needs them
         return launch.run_foreground(options, daemon.run)
@@ -94,6 +103,16 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
         _wait_for_download(invocation, options)
     _say_mounted(invocation, options, started.pid)
     return 0
+
+
+@contextlib.contextmanager
+def _told_when_it_fails(tell: Tell, reference: str, mountpoint: str) -> Iterator[None]:
+    """What fails later, or not at all, the daemon tells."""
+    try:
+        yield
+    except CtxfsError as error:
+        tell('mount', result='failed', error=str(error), context=reference, mountpoint=mountpoint)
+        raise
 
 
 class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,14 +177,17 @@ def _of_config(invocation: Invocation, read: Callable[[str | float | None], _T],
 
 
 def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *, create: bool,
-          refusal: UsageError | None) -> tuple[ObjectStore, ContextRecord]:
+          refusal: UsageError | None, tell: Tell) -> tuple[ObjectStore, ContextRecord]:
     """The store and the context; `refusal`: why neither may be made."""
+    def created(context: ContextRecord) -> None:
+        tell('context-create', contextId=context.id, context=context.name)
+
     is_default = preflight.is_default_store(invocation.store_url, invocation.paths.data)
     may_make = refusal is None
     try:
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
             invocation.store_url, create=may_make and (create or is_default), context=reference)))
-        return store, preflight.find_context(store, reference, create=may_make and create)
+        return store, preflight.find_context(store, reference, create=may_make and create, created=created)
     except NotFound:
         if create and refusal is not None:
             raise refusal from None
@@ -173,11 +195,12 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
 
 
 def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, chosen: policy_choice.Choice,
-             wishes: _Wishes, foreground: bool) -> MountOptions:
+             wishes: _Wishes, foreground: bool, audit_log: str | None) -> MountOptions:
     paths, url = invocation.paths, invocation.store_url
     below = _below(chosen.policy)
     state_dir, cache_dir = state_dir_of(paths, url, context.id, below), cache_dir_of(paths, url, context.id, below)
-    private_dir(state_dir), private_dir(cache_dir), private_dir(paths.runtime)
+    for directory in (paths.state, state_dir, cache_dir.parent, cache_dir, paths.runtime):
+        private_dir(directory)
     runtime_dir = runtime_dir_of(paths.runtime, path, context.id, state_dir)
     return MountOptions(
         context_id=context.id, context_name=context.name, mountpoint=path, store_url=url, state_dir=str(state_dir),
@@ -187,7 +210,7 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
-        log_level=wishes.log_level)
+        log_level=wishes.log_level, audit_log=audit_log)
 
 
 def _below(policy: SyncPolicy) -> str:
@@ -277,7 +300,7 @@ def _detach(path: str, *, lazy: bool) -> None:
     if not entry.is_ctxfs:
         raise CtxfsError(f'{path}: not a ctxfs mount but {entry.fstype}')
     done = subprocess.run(['fusermount3', '-uz' if lazy else '-u', '--', path], capture_output=True, text=True, check=False,
-                          env={**os.environ, 'LC_ALL': 'C'})
+                          env=helper_environment())
     if done.returncode == 0:
         return
     reason = ' '.join(done.stderr.replace('fusermount3:', '').split())

@@ -13,9 +13,10 @@ import click
 
 from ctxfs.config import nearest
 from ctxfs.edge import policy_choice, preflight
+from ctxfs.edge.cli_audit import audited
 from ctxfs.edge.cli_common import Invocation, common_options, names_of, print_json, printable, select
 from ctxfs.edge.client import ControlClient
-from ctxfs.edge.runtime_dir import Mount
+from ctxfs.edge.runtime_dir import Mount, MountRecord
 from ctxfs.errors import NotFound
 from ctxfs.policy import BWList, SyncPolicy, WhiteList
 from ctxfs.policy_check import check_available
@@ -89,7 +90,9 @@ def schema(invocation: Invocation) -> int:
 def set_policy(invocation: Invocation, reference: str, file: str) -> int:
     """Store FILE with context CTX, for all mounts that begin from now on."""
     found = _usable(file)
-    with _open_context(invocation, reference) as (store, context):
+    url = _store_of(invocation, reference)
+    with audited(invocation, 'policy-set', store=url, context=reference) as line, _open_context(invocation, reference) as (store, context):
+        line.about(context)
         save_policy(store, context.id, policy_to_bytes(found))
     if invocation.as_json:
         print_json({'contextId': context.id, 'contextName': context.name, 'policy': policy_to_json(found)})
@@ -106,10 +109,19 @@ def _usable(file: str) -> SyncPolicy:
     return found
 
 
+def _store_of(invocation: Invocation, reference: str) -> str:
+    record = _record_of(invocation, reference)
+    return invocation.store_url if record is None else record.store
+
+
+def _record_of(invocation: Invocation, reference: str) -> MountRecord | None:
+    return next((m.record for m in reversed(select(invocation.mounts(), reference))), None)
+
+
 @contextlib.contextmanager
 def _open_context(invocation: Invocation, reference: str) -> Iterator[tuple[ObjectStore, ContextRecord]]:
     """A context by its id, its name, or a mount point that this host had it at: a mount knows its store."""
-    record = next((m.record for m in reversed(select(invocation.mounts(), reference))), None)
+    record = _record_of(invocation, reference)
     url, reference = (record.store, record.context_id) if record is not None else (invocation.store_url, reference)
     if record is None and ('/' in reference or reference.endswith(('.json', '.toml'))):
         raise NotFound(f'{reference}: no such file, and nothing is mounted there{nearest(reference, names_of(invocation.mounts()))}')

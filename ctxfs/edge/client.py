@@ -20,6 +20,8 @@ from ctxfs.errors import CtxfsError
 
 CONNECT_TIMEOUT = 5.0
 CALL_TIMEOUT = 15.0
+#: bytes of one answer; far more than any mount has to say
+MAX_ANSWER = 64 << 20
 
 
 class DaemonGone(CtxfsError):
@@ -35,7 +37,7 @@ class ControlClient:
     """Raises DaemonGone when there is no daemon to connect to."""
 
     def __init__(self, path: Path) -> None:
-        self._buffer = b''
+        self._buffer = bytearray()
         self._next_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(CONNECT_TIMEOUT)
@@ -75,7 +77,7 @@ class ControlClient:
         """The answer to the last send(); NoAnswer leaves it receivable by a later call. None: however long it takes."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            answer = json.loads(self._line(deadline))
+            answer = self._message(deadline)
             if 'method' in answer:      # a notification of a stream that nobody here reads
                 continue
             return _result(answer)
@@ -83,8 +85,9 @@ class ControlClient:
     def stream(self, method: str, **params: Any) -> Iterator[Any]:
         """The values of a method that streams, as they come, until its end. Raises as call(); DaemonGone when the mount ends first."""
         self.send(method, **params)
-        while 'method' in (message := json.loads(self._line(None))):
-            yield message['params']['value']
+        while 'method' in (message := self._message(None)):
+            value: Any = message.get('params')
+            yield value.get('value') if isinstance(value, dict) else None
         _result(message)
 
     def close(self) -> None:
@@ -93,8 +96,20 @@ class ControlClient:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def _message(self, deadline: float | None) -> dict[str, Any]:
+        message: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            message = json.loads(self._line(deadline))
+        if not isinstance(message, dict):
+            raise CtxfsError('what answers on the socket of the mount is no ctxfs')
+        return message
+
     def _line(self, deadline: float | None) -> bytes:
-        while b'\n' not in self._buffer:
+        at = 0
+        while (end := self._buffer.find(b'\n', at)) < 0:
+            at = len(self._buffer)
+            if at > MAX_ANSWER:
+                raise CtxfsError(f'the mount answered with more than {MAX_ANSWER} bytes')
             try:
                 self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
                 data = self._socket.recv(1 << 16)
@@ -105,7 +120,8 @@ class ControlClient:
             if not data:
                 raise DaemonGone('the mount process went away')
             self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b'\n')
+        line = bytes(self._buffer[:end])
+        del self._buffer[:end + 1]
         return line
 
 
@@ -115,9 +131,12 @@ def _result(answer: dict[str, Any]) -> Any:
     return answer.get('result')
 
 
-def _as_error(error: dict[str, Any]) -> CtxfsError:
+def _as_error(error: Any) -> CtxfsError:
     """The error class that the daemon raised, by its name; CtxfsError for any other failure."""
-    kind = getattr(errors, str((error.get('data') or {}).get('kind')), CtxfsError)
+    if not isinstance(error, dict):
+        return CtxfsError(f'the mount failed: {error}')
+    data = error.get('data')
+    kind = getattr(errors, str(data.get('kind') if isinstance(data, dict) else None), CtxfsError)
     if not (isinstance(kind, type) and issubclass(kind, CtxfsError)):
         kind = CtxfsError
     return kind(str(error.get('message')))

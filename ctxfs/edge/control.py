@@ -33,7 +33,8 @@ from ctxfs.errors import CtxfsError
 log = logging.getLogger(__name__)
 
 MAX_LINE = 1 << 20          # bytes of one request
-MAX_CLIENTS = 32
+MAX_BLANK = 1000            # blank lines between two requests
+MAX_CLIENTS = 32            # beyond, the one goes that has asked nothing for longest
 MAX_IN_FLIGHT = 16          # requests of one client that run at once; the next line is read when one is done
 REQUEST_INTERVAL = 0.002    # seconds that each request of one client pays for, beyond a burst of MAX_IN_FLIGHT
 SEND_TIMEOUT = 10.0         # a client that does not take its answer for so long is dropped
@@ -56,7 +57,8 @@ class MountControl(Protocol):
         "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, localOnly {files, bytes}, conflicts,
         nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}], unmountable
         [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists}, cache {used,
-        dirty, kept, limit}, remote {isComplete, objects, error, lastPoll}. Lists are cut at 100."""
+        dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null, quarantine
+        {files, bytes, directory} or null. Lists are cut at 100."""
 
     async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
         """{"contextStatusData": […]}: AgentBay's ContextStatusData of the uploads and downloads that run, and of the last that ended."""
@@ -152,7 +154,7 @@ class Server:
 
     def __init__(self, methods: Mapping[str, Method]) -> None:
         self._methods = methods
-        self._clients = 0
+        self._clients: set[_Client] = set()
         self._requests = 0
         self._idle = trio.Event()
 
@@ -184,19 +186,29 @@ class Server:
                     with contextlib.suppress(trio.BrokenResourceError):
                         await stream.send_all(_error(None, *refusal))
                     return
-            self._clients += 1
+            client = _Client(stream, self._methods, self._request)
+            self._clients.add(client)
             try:
-                await _Client(stream, self._methods, self._request).run()
+                await client.run()
             finally:
-                self._clients -= 1
+                self._clients.discard(client)
 
     def _refusal(self, connection: trio.socket.SocketType) -> tuple[int, str] | None:
         uid = _peer_uid(connection)
         if uid not in (0, os.geteuid()):
             return EXPECTED_ERROR, f'user {uid} may not control this mount'
-        if self._clients >= MAX_CLIENTS:
-            return BUSY, f'{MAX_CLIENTS} clients are connected already; try again'
-        return None
+        if len(self._clients) < MAX_CLIENTS or self._drop_silent():
+            return None
+        return BUSY, f'{MAX_CLIENTS} clients are connected already; try again'
+
+    def _drop_silent(self) -> bool:
+        """Make room: silent clients must not keep out one that has a question. False where all wait for their answers."""
+        silent = [client for client in self._clients if client.is_silent]
+        if silent:
+            client = min(silent, key=lambda client: client.heard_at)
+            client.drop()
+            self._clients.discard(client)
+        return bool(silent)
 
 
 def _peer_uid(connection: trio.socket.SocketType) -> int:
@@ -216,6 +228,16 @@ class _Client:
         self._sending = trio.Lock()
         self._paid_until = 0.0
         self._scope = trio.CancelScope()
+        #: when it said something, or got its last answer
+        self.heard_at = trio.current_time()
+
+    @property
+    def is_silent(self) -> bool:
+        """No request of its own runs."""
+        return self._slots.value == MAX_IN_FLIGHT
+
+    def drop(self) -> None:
+        self._scope.cancel()
 
     async def run(self) -> None:
         with self._scope:
@@ -234,27 +256,31 @@ class _Client:
 
     async def _lines(self) -> AsyncGenerator[bytes, None]:
         """Non-empty lines without their end, until the client closes, is idle for too long, or sends one that is too long."""
-        buffer = bytearray()
+        buffer, blanks = bytearray(), 0
         while data := await self._receive():
+            start, at = 0, len(buffer)
             buffer += data
-            *lines, rest = buffer.split(b'\n')
-            buffer = rest
-            if max(map(len, (*lines, rest))) > MAX_LINE:
-                await self._send(_error(None, INVALID_REQUEST, f'a request may have {MAX_LINE} bytes'))
+            while (end := buffer.find(b'\n', max(start, at))) >= 0 and end - start <= MAX_LINE and blanks <= MAX_BLANK:
+                line, start = bytes(buffer[start:end]), end + 1
+                blanks = 0 if line.strip() else blanks + 1
+                if not blanks:
+                    yield line
+            del buffer[:start]
+            if len(buffer) > MAX_LINE or blanks > MAX_BLANK:
+                await self._send(_error(None, INVALID_REQUEST, f'a request may have {MAX_LINE} bytes, and is no blank line'))
                 return
-            for line in lines:
-                if line.strip():
-                    yield bytes(line)
 
     async def _receive(self) -> bytes:
         """The next bytes; empty when there will be none."""
         while True:
             with trio.move_on_after(IDLE_TIMEOUT):
                 try:
-                    return bytes(await self._stream.receive_some(1 << 16))
+                    data = bytes(await self._stream.receive_some(1 << 16))
+                    self.heard_at = trio.current_time()
+                    return data
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     return b''
-            if self._slots.value == MAX_IN_FLIGHT:      # not idle while a request of its own runs
+            if self.is_silent:      # not idle while a request of its own runs
                 return b''
 
     async def _send(self, line: bytes) -> None:
@@ -275,6 +301,7 @@ class _Client:
                 if reply is not None:
                     await self._send(reply)
         finally:
+            self.heard_at = trio.current_time()
             self._slots.release()
 
     async def _handle(self, line: bytes) -> bytes | None:

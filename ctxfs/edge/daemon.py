@@ -12,11 +12,12 @@ import contextlib
 import faulthandler
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ from ctxfs.edge.supervision import kept_running, supervised
 from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
+from ctxfs.storage.audit_log import AuditLog, about
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.disk_space import Reserve
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.registry import context_prefix
+from ctxfs.sync.audit import Auditor
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
@@ -55,9 +58,11 @@ from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import EventHub
 from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.hardening import Hardener
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
+from ctxfs.sync.process_guard import helper_environment, hide_process, without_secrets
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
 from ctxfs.sync.reconcile import Defaults, Reconciler
 from ctxfs.sync.recycle import Recycler
@@ -85,10 +90,10 @@ def run(options: MountOptions, ready: Readiness) -> int:
     """Mount, serve until unmounted, upload; returns 0 when everything is in the bucket, 1 when something stays journaled."""
     _set_up_process(options)
     state = private_dir(Path(options.state_dir))
-    with locked(state) as lock_fd, failsafe.opened(options) as home:
+    with locked(state) as lock_fd, _audited(options) as audit, failsafe.opened(options) as home:
         record = runtime_dir.claim(options)
         try:
-            mount = Mount(home, lock_fd, on_attached=lambda: runtime_dir.confirm(record))
+            mount = Mount(home, lock_fd, audit=audit, on_attached=lambda: runtime_dir.confirm(record))
         except BaseException:
             runtime_dir.discard(Path(options.runtime_dir))
             raise
@@ -102,6 +107,20 @@ def run(options: MountOptions, ready: Readiness) -> int:
             mount.close()
 
 
+@contextlib.contextmanager
+def _audited(options: MountOptions) -> Iterator[AuditLog]:
+    """The audit log, with a line for a mount that failed. Raises Denied when it cannot be written: then nothing is mounted."""
+    audit = AuditLog(options.audit_log, about(options.store_url, context_id=options.context_id, context=options.context_name,
+                                              host_id=options.host_id))
+    try:
+        yield audit
+    except BaseException as error:
+        audit.write('mount', result='failed', error=str(error), mountpoint=options.mountpoint)
+        raise
+    finally:
+        audit.close()
+
+
 def _first_leaf(error: BaseException) -> BaseException:
     """What went wrong first, out of the groups that nested nurseries make of it."""
     while isinstance(error, BaseExceptionGroup):
@@ -110,8 +129,12 @@ def _first_leaf(error: BaseException) -> BaseException:
 
 
 def _set_up_process(options: MountOptions) -> None:
+    os.umask(0o077)     # whoever started it: what it makes beside the mount is nobody else's business
+    hide_process()
     logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr,
                         format='%(asctime)s %(levelname)s %(name)s %(message)s')
+    for name in ('boto3', 'botocore', 'urllib3'):     # in the foreground they are in this process; at DEBUG they print signatures
+        logging.getLogger(name).setLevel(logging.WARNING)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # What the imports made stays: looked at by each full collection, it held the loop for 20 ms, and every program on the mount with it.
@@ -124,24 +147,29 @@ def _set_up_process(options: MountOptions) -> None:
 class Mount:
     """The parts of one mount and their life. Made before anything is mounted; raises ctxfs.errors."""
 
-    def __init__(self, home: Home, lock_fd: int, *, on_attached: Callable[[], object]) -> None:
+    def __init__(self, home: Home, lock_fd: int, *, audit: AuditLog, on_attached: Callable[[], object]) -> None:
         self._options = options = home.options
         self._damage = home.damage
+        self._audit = audit
         self._started = time.time()
         self._on_attached = on_attached
         self._lock_fd = lock_fd
         self._prefix = context_prefix(options.context_id) + options.below
         self._rules = Rules(options.policy)
         self._db, self._journal, self._staging = home.db, home.journal, home.staging
+        self._hardener = Hardener(self._db, self._staging, also=audit.make_durable)
         self._gating = Gating(self._db, self._journal, self._staging, rules=self._rules)
         private_dir(Path(options.cache_dir))
         self._invalidator = fuse_adapter.new_invalidator()
-        self._events = EventHub()
+        self._auditor = Auditor(audit.write, prefix=self._prefix)
+        self._events = EventHub(witness=self._auditor.event)
         self._tasks = TaskLog(context_id=options.context_id, path=options.mountpoint, publish=self._events.publish)
         self._to_close = contextlib.ExitStack()
         self.was_attached = False
         self._cache = BlockCache(options.cache_dir, clean_share(options.cache_size, self._staging.used))
         self._space = DiskSpace(self._db, self._cache, Reserve(self._db.path.parent), let_go=lambda: self._blocks.let_go())
+        for path, kept_at in home.reverted:
+            self._auditor.reverted(path, str(kept_at) if kept_at else None)
 
     # --- life -----------------------------------------------------------------------------------------------------------------------
 
@@ -168,6 +196,7 @@ class Mount:
                 nursery.start_soon(kept_running, self._schedule.run)
             nursery.start_soon(supervised, self._warmup.run)
             nursery.start_soon(kept_running, self._housekeep)
+            nursery.start_soon(kept_running, self._hardener.run)
             nursery.start_soon(supervised, self._answers.run)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
@@ -181,10 +210,12 @@ class Mount:
 
     def _attach(self) -> None:
         options = self._options
-        fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
-            name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
-            kernel_options=options.kernel_options))
+        with without_secrets():     # libfuse starts fusermount3
+            fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
+                name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
+                kernel_options=options.kernel_options))
         self.was_attached = True
+        self._audit.write('mount', mountpoint=options.mountpoint, readOnly=options.read_only, allowOther=options.allow_other)
         self._on_attached()
 
     async def _serve(self, ready: Readiness) -> FlushResult:
@@ -198,6 +229,8 @@ class Mount:
         self._invalidator.take_absence = lambda parent, name: False
         log.info('unmounted; uploading %d files, %d bytes', *self._left())
         result = await self._final_upload()
+        self._audit.write('unmount', result='ok' if result.ok else 'failed', error=result.message, mountpoint=self._options.mountpoint,
+                          pending=self._engine.pending()['files'])
         self._leave_result(result)
         return result
 
@@ -238,7 +271,8 @@ class Mount:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
         if self.was_attached:
             fuse_adapter.detach(unmount=True)
-        with contextlib.suppress(CtxfsError):      # the log stays and is read by the next mount
+        with contextlib.suppress(CtxfsError, OSError):      # the log stays and is read by the next mount
+            self._hardener.finish()
             self._db.set_meta('ended_cleanly', 1)
             self._db.checkpoint(is_last=True)
         self._to_close.close()
@@ -254,7 +288,8 @@ class Mount:
             nursery.start_soon(supervised, function, *args)
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
-        doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
+        pool.listener = self._auditor
+        doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id, on_arrived=self._auditor.arrived)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
                                         answer_seconds=0.75 * options.store_timeout)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
@@ -266,7 +301,8 @@ class Mount:
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
             uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
-        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn)
+        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
+                                    harden=self._hardener.harden_local)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,
@@ -290,7 +326,8 @@ class Mount:
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
-                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal, damage=self._damage),
+                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, audit=self._audit, refusal=lambda: self._room.refusal,
+                  damage=self._damage),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control
@@ -334,7 +371,7 @@ class Mount:
                 await trio.to_thread.run_sync(self._db.checkpoint)
             if trio.current_time() - touched > TOUCH_SECONDS:
                 touched = trio.current_time()
-                await trio.to_thread.run_sync(self._cache.flush_touches)
+                await trio.to_thread.run_sync(self._cache.flush_notes)
 
     async def _tidy_cache(self, pool: TransferPool) -> None:
         """After an unclean end the cache's directory may hold files that no row names."""
@@ -354,7 +391,7 @@ class Mount:
         """What `fusermount3 -u` does; while something keeps the mount busy, lazily."""
         for flag in ('-u', '-uz'):
             done = await trio.run_process(['fusermount3', flag, '--', self._options.mountpoint], check=False, capture_stdout=True,
-                                          capture_stderr=True)
+                                          capture_stderr=True, env=helper_environment())
             if done.returncode == 0:
                 return
         log.warning('cannot unmount %s: %s', self._options.mountpoint, done.stderr.decode('utf-8', 'replace').strip())

@@ -26,6 +26,7 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.power_cut import Reverted
 from ctxfs.sync.recovery import recover
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Home(NamedTuple):
     journal: Journal
     staging: Staging
     damage: Damage
+    #: what a power cut made old again
+    reverted: tuple[Reverted, ...] = ()
 
 
 @contextlib.contextmanager
@@ -90,7 +93,7 @@ def _open(options: MountOptions, place: Path) -> Home:
         raise
     log.info('context %s (%s) from %s: %d changes pending, recovery removed %d orphans and %d leftovers, lost %d', options.context_id,
              options.context_name, options.store_url, found.pending, found.orphans, found.garbage + found.quarantined, found.lost)
-    return Home(options, db, journal, staging, Damage(options, db))
+    return Home(options, db, journal, staging, Damage(options, db), found.reverted)
 
 
 def _stand_in(options: MountOptions, place: Path, damage: str) -> Home:

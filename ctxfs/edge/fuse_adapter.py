@@ -289,7 +289,7 @@ class FuseAdapter(pyfuse3.Operations):
         return FileInfo(fh=fh, keep_cache=True)
 
     @boundary
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
         if ino := fuse_ops.ino_of(fh):
             self._fs.opened_file(fh, ino)
         # A process that waits here dies on a signal; the request itself must end all the same.
@@ -344,7 +344,9 @@ class FuseAdapter(pyfuse3.Operations):
 
 def fuse_options(*, name: str, read_only: bool, allow_other: bool, kernel_options: Sequence[str]) -> set[str]:
     """Options of the mount itself. `default_permissions`: the kernel checks modes and owners."""
-    options = set(pyfuse3.default_options) | {f'fsname=ctxfs#{name}', 'subtype=ctxfs', *kernel_options}
+    # as fuse_opt.h has it: else what follows a comma would be an option of its own
+    escaped = name.replace('\\', '\\\\').replace(',', '\\,')
+    options = set(pyfuse3.default_options) | {f'fsname=ctxfs#{escaped}', 'subtype=ctxfs', *kernel_options}
     if read_only:
         options.add('ro')
     if allow_other:

@@ -33,6 +33,7 @@ from ctxfs.config import MountOptions, private_dir
 from ctxfs.edge import runtime_dir
 from ctxfs.edge.mount_table import mount_at, probe
 from ctxfs.errors import CtxfsError, UsageError
+from ctxfs.sync.process_guard import helper_environment
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +94,13 @@ def _spawn(options: MountOptions, writer: int) -> subprocess.Popen[bytes]:
 
 
 def _open_log(path: Path) -> Any:
-    """For appending, 0600; a long one is moved aside first."""
+    """For appending, 0600 also where it was not; a long one is moved aside first."""
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_name(path.name + '.1'))
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), 'ab')
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(fd, 0o600)
+    return os.fdopen(fd, 'ab')
 
 
 def _environment() -> dict[str, str]:
@@ -185,7 +188,7 @@ def _stop(child: subprocess.Popen[bytes], options: MountOptions) -> None:
         os.killpg(child.pid, signal.SIGKILL)
     entry = mount_at(options.mountpoint)
     if entry is not None and entry.is_ctxfs:
-        subprocess.run(['fusermount3', '-uz', '--', options.mountpoint], capture_output=True, check=False)
+        subprocess.run(['fusermount3', '-uz', '--', options.mountpoint], capture_output=True, check=False, env=helper_environment())
     path = Path(options.runtime_dir)
     record = next((mount.record for mount in runtime_dir.find_mounts(path.parent) if mount.path == path), None)
     if record is None or record.pid == child.pid:

@@ -50,9 +50,12 @@ class Explainer:
         mountpoint = self._parts.options.mountpoint
         if path == mountpoint or path.startswith(mountpoint.rstrip('/') + '/'):
             path = path[len(mountpoint.rstrip('/')):]
-        names = [name for name in os.fsencode(path).split(b'/') if name not in (b'', b'.')]
+        try:
+            names = [name for name in os.fsencode(path).split(b'/') if name not in (b'', b'.')]
+        except UnicodeEncodeError:
+            raise InvalidArgument(f'{printable(path)}: half of a surrogate pair is no character of a path') from None
         if b'..' in names or b'\0' in b''.join(names):
-            raise InvalidArgument(f'{path}: write the path from the root of the mount, without ".."')
+            raise InvalidArgument(f'{printable(path)}: write the path from the root of the mount, without ".."')
         return names
 
     async def _find(self, names: list[bytes]) -> Inode | None:

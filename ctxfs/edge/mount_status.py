@@ -19,6 +19,7 @@ from ctxfs.edge.tally_json import pending_of, tally_to_dict
 from ctxfs.errors import Damaged
 from ctxfs.policy_text import policy_answer
 from ctxfs.rules import Rules
+from ctxfs.storage.audit_log import AuditLog
 from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import printable
@@ -92,6 +93,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     downloads: Downloads
     known_inodes: Callable[[], int]
     recycle: Callable[[], dict[str, Any]]
+    audit: AuditLog
     #: why writers get ENOSPC, '' while there is room
     refusal: Callable[[], str]
     damage: Damage
@@ -104,6 +106,8 @@ class StatusReport:
         self._parts = parts
         self._tally = tally
         self._started = trio.current_time()
+        files, size = parts.staging.quarantined()
+        self._quarantine = {'files': files, 'bytes': size, 'directory': str(parts.staging.quarantine_dir)} if files else None
         self._cache_used = (float('-inf'), 0)
         #: 'mounted', then 'flushing' once the mount point is gone
         self.state = 'mounted'
@@ -145,7 +149,7 @@ class StatusReport:
             **tally_to_dict(counts), 'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
             'uploading': [path for ino in list(parts.engine.uploading)[:LISTED] if (path := self._path(ino)) is not None],
             'rates': parts.pool.meter.rates(), 'policy': self._policy_line(), 'recycle': parts.recycle(),
-            'cache': self._cache(), 'remote': self._remote()}
+            'cache': self._cache(), 'remote': self._remote(), 'audit': parts.audit.state(), 'quarantine': self._quarantine}
 
     def _next_upload(self, counts: Tally) -> float:
         """0 where nothing waits for a clock."""
@@ -165,14 +169,14 @@ class StatusReport:
 
     def _cache(self) -> dict[str, Any]:
         """`used`: clean blocks; `dirty`: what waits for its upload. Both share `limit`; `kept` (local-only) is bounded by the disk. `full`: why
-        writers get ENOSPC, '' while there is room."""
+        writers get ENOSPC, '' while there is room. `damaged`: blocks with wrong bytes that readers met, and that were fetched again."""
         looked_at, used = self._cache_used
         if trio.current_time() - looked_at > CACHE_SECONDS:
             used = self._parts.cache.volume()
             self._cache_used = (trio.current_time(), used)
         staging = self._parts.staging
         return {'used': used, 'dirty': staging.used, 'kept': staging.kept, 'limit': self._parts.options.cache_size,
-                'full': self._parts.refusal()}
+                'full': self._parts.refusal(), 'damaged': self._parts.cache.damaged}
 
     def _remote(self) -> dict[str, Any]:
         remote = self._parts.remote
@@ -196,6 +200,7 @@ class StatusReport:
             'cache': {**self._cache(), 'hits': parts.reads.hits, 'misses': parts.reads.misses},
             'warmup': parts.warmup.progress(),
             'inodes': {'known': parts.known_inodes(), 'objects': parts.remote.listed_objects},
+            'durability': {'unhardened': len(parts.staging.unhardened)},
             'pending': pending_of(counts), 'localOnly': {'files': counts.local_files, 'bytes': counts.local_bytes},
             'tasks': self._task_counts(), 'polls': parts.remote.polls}
 

@@ -13,6 +13,8 @@ import subprocess
 
 import msgspec
 
+from ctxfs.sync.process_guard import helper_environment
+
 #: what ctxfs mounts are called in the table: the daemon mounts with fsname=ctxfs, subtype=ctxfs
 FSNAME = SUBTYPE = 'ctxfs'
 FSTYPE = f'fuse.{SUBTYPE}'
@@ -81,7 +83,7 @@ def probe(path: str, *, device: int | None = None, timeout: float = PROBE_TIMEOU
 def _ask(*args: str, timeout: float) -> tuple[int, bytes]:
     """(errno or 0, what stat(1) printed)."""
     child = subprocess.Popen(['stat', *args[:-1], '--', args[-1]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, env={**os.environ, 'LC_ALL': 'C'})
+                             stderr=subprocess.PIPE, env=helper_environment())
     try:
         out, err = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -63,6 +63,8 @@ class Chooser:
     def __init__(self, file: str | None, config: FileConfig, config_file: Path, *, check: Check) -> None:
         self._check = check
         self._given: Choice | None = None
+        #: `keep` stored it
+        self.is_kept = False
         #: why a context without a policy of its own cannot be mounted: to be raised before such a context is made
         self.refusal: UsageError | None = None
         self._fallback = fallback(config, config_file)
@@ -97,8 +99,8 @@ class Chooser:
         if self._given is None:
             return ''
         try:
-            is_kept = not read_only and save_policy(store, context.id, policy_to_bytes(self._given.policy), only_if_none=True)
-            if is_kept or self._is_stored(store, context):
+            self.is_kept = not read_only and save_policy(store, context.id, policy_to_bytes(self._given.policy), only_if_none=True)
+            if self.is_kept or self._is_stored(store, context):
                 return ''
         except CtxfsError as e:
             return f'this mount uses {self._given.origin}, which could not be stored with context {context.name}: {e}'

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ctxfs.config import FuseOptions, file_store_url, store_identity
@@ -21,6 +21,7 @@ from ctxfs.edge.runtime_dir import Mount, find_mounts, wait_for_end
 from ctxfs.errors import CtxfsError, Denied, Exists, NotADirectory, NotEmpty, NotFound, NotPermitted, UsageError
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry, context_prefix
+from ctxfs.sync.process_guard import helper_environment
 
 FUSE_DEVICE = '/dev/fuse'
 FUSE_CONF = '/etc/fuse.conf'
@@ -100,7 +101,7 @@ def is_ending(mount: Mount) -> bool:
 
 def clear_dead_mount(path: str) -> None:
     """Detach a ctxfs whose daemon is gone (every access gives ENOTCONN). Raises NotPermitted where we may not."""
-    done = subprocess.run(['fusermount3', '-uz', '--', path], capture_output=True, text=True, check=False)
+    done = subprocess.run(['fusermount3', '-uz', '--', path], capture_output=True, text=True, check=False, env=helper_environment())
     left = mount_at(path)
     if done.returncode and left is not None and left.is_ctxfs:
         raise NotPermitted(f'{path}: a dead ctxfs is mounted there and cannot be removed: {" ".join(done.stderr.split())}')
@@ -203,14 +204,17 @@ def _check(store: ObjectStore, context: str | None) -> None:
         raise
 
 
-def find_context(store: ObjectStore, reference: str, *, create: bool) -> ContextRecord:
-    """The context to mount. Raises NotFound with the nearest name and how to create it."""
+def find_context(store: ObjectStore, reference: str, *, create: bool,
+                 created: Callable[[ContextRecord], None] = lambda record: None) -> ContextRecord:
+    """The context to mount; `created` is told of one that is new. Raises NotFound with the nearest name and how to create it."""
     registry = Registry(store)
     try:
         return registry.find(reference)
     except NotFound as e:
         if create:
-            return registry.create(reference)
+            record = registry.create(reference)
+            created(record)
+            return record
         raise NotFound(f'{e}; ctxfs mount --create makes a new one') from e
 
 

@@ -28,18 +28,22 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from ctxfs import __version__
-from ctxfs.config import MountOptions, private_dir
+from ctxfs.config import MountOptions, private_dir, read_state_file
 from ctxfs.edge.mount_table import mount_at
+from ctxfs.records import UNREADABLE
 
 #: a superseded record is kept so long for somebody who still waits for its result
 KEEP_RESULT_SECONDS = 3600
 #: the copy of mount.json and result.json inside a state directory
 LAST_MOUNT = 'last-mount'
+
+#: pid_t's; Linux gives out less
+MAX_PID = (1 << 31) - 1
 
 _T = TypeVar('_T')
 
@@ -57,7 +61,7 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     store: str
     state_dir: str
     log_file: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
     pid_start: int
     boot_id: str
     started_at: float
@@ -163,7 +167,7 @@ def _store(file: Path, value: msgspec.Struct, *, durable: bool = False) -> None:
     """Whole or not at all; durable: also after a power cut, never torn."""
     temporary = file.with_name(f'.{file.name}.{secrets.token_hex(4)}')
     try:
-        with temporary.open('wb') as out:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), 'wb') as out:
             out.write(msgspec.json.encode(value) + b'\n')
             out.flush()
             if durable:
@@ -198,8 +202,8 @@ def reread(mount: Mount) -> Mount:
 
 def _load(file: Path, kind: type[_T]) -> _T | None:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(read_state_file(file), type=kind)
+    except (OSError, *UNREADABLE):
         return None
 
 

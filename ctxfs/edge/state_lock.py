@@ -23,6 +23,7 @@ def locked(state: Path, *, seconds: float = LOCK_SECONDS, is_shared: bool = Fals
     somebody else has it for so long."""
     fd = os.open(state / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        os.fchmod(fd, 0o600)
         deadline = time.monotonic() + seconds
         while not _try_lock(fd, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
             if time.monotonic() >= deadline:

@@ -45,6 +45,9 @@ def _mount(mount: dict[str, Any]) -> Iterator[str]:
     if mount.get('conflicts'):
         yield from _line('conflicts', f'{mount["conflicts"]}; see ctxfs conflicts {mount["contextName"]} list')
     yield from _remote(mount.get('remote') or {})
+    yield from _line('audit', _audit(mount.get('audit') or {}))
+    if kept := mount.get('quarantine'):
+        yield from _line('kept', f'{human_files(kept["files"])} that a power cut or a lost database left in doubt, in {kept["directory"]}')
     yield from _listed('failed', [failure_of(entry) for entry in failures_of(mount)], mount.get('failedFiles', 0))
     yield from _listed('hidden', [f'{entry["key"]}: {entry["reason"]}' for entry in mount.get('unmountable', ())])
 
@@ -90,6 +93,13 @@ def _pending(mount: dict[str, Any]) -> str:
         left = mount['nextUpload'] - time.time()
         parts.append(f'next upload in {human_seconds(left)}' if left >= 0.5 else 'next upload now')
     return ', '.join(parts)
+
+
+def _audit(audit: dict[str, Any]) -> str | None:
+    """Only what an operator should look at."""
+    if audit.get('error'):
+        return f'{audit["path"]} cannot be written: {audit["error"]}; {audit["lost"]} lines are missing'
+    return f'{audit["lost"]} lines are missing in {audit["path"]}' if audit.get('lost') else None
 
 
 def _remote(remote: dict[str, Any]) -> Iterator[str]:

@@ -1,19 +1,15 @@
 """The block cache: clean content of remote versions on the local disk, shared by the daemon (reads) and its workers (write).
 
-Owns the cache directory: a diskcache.Cache whose values are plain files of one block, or of one whole file that was staged here and
-uploaded. It must not know the network, paths on the mount, or anything dirty: whatever is in here may vanish at any time (eviction, a
-corrupt database, `rm -r`) and costs a download, nothing else.
+Owns the cache directory: a database (cache_database.py) whose values are plain files (cache_files.py) of one block, or of one whole file that
+was staged here and uploaded. It must not know the network, paths on the mount, or anything dirty: whatever is in here may vanish at any time
+(eviction, a corrupt database, `rm -r`) or go bad, and costs a download, nothing else.
 
-How it uses diskcache (5.6; its source is the reference for the behaviour named here):
-- An entry's key is a hash of (object key, etag, block); its tag a hash of the object key, so that one object's entries can be dropped.
-- `_Files` replaces how values are stored (diskcache's documented extension point): a value is a file that is already in place, so
-  storing it is one row. The name holds the entry's hash, its length, and for an adopted file its mtime. All are compared when it is
-  opened: a file that was torn by a crash or written after its adoption, or a row that points astray, is a miss. (File systems that
-  write data before the new size, as ext4, XFS and btrfs do, leave a torn file short.) Nothing is fsynced.
-- Eviction takes what was touched longest ago. diskcache's own LRU writes a row at every read: 125 µs where a plain one costs 18 µs, and
-  readers queue behind writers. So reading writes nothing; the time of use is kept in expire_time (far in the future, nothing expires)
-  and renewed in batches, for entries that have not been for TOUCH_SECONDS.
-- Eviction unlinks: whoever has the file open reads on.
+INVARIANT: no byte is served that was not compared with the sum that its row has (block_sums.py), by this process, since it opened the file
+or since the file changed. What differs is dropped, and is a miss. An entry without sums (of an older version of this cache) is one, too.
+
+An entry's key is a hash of (object key, etag, block); its tag a hash of the object key, so that one object's entries can be dropped. Reading
+writes nothing: the times of use are noted in batches, for entries whose time has not been for TOUCH_SECONDS. Eviction unlinks: whoever has
+the file open reads on.
 """
 from __future__ import annotations
 
@@ -21,73 +17,30 @@ import errno
 import hashlib
 import logging
 import os
-import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import diskcache
-from diskcache import core as _core
+from contextlib import contextmanager, suppress
 
 from ctxfs import errors
+from ctxfs.storage import cache_files
+from ctxfs.storage.block_sums import BLOCK_SIZE as BLOCK_SIZE
+from ctxfs.storage.block_sums import SUM_BYTES, Compared, RecentSums, is_right, stamp_of, sums_of
+from ctxfs.storage.cache_database import MIN_LIMIT as MIN_LIMIT
+from ctxfs.storage.cache_database import CacheDatabase, NewRow
+from ctxfs.storage.cache_files import AdoptFile as AdoptFile
+from ctxfs.storage.cache_files import CachedRange as CachedRange
+from ctxfs.storage.cache_files import FoundBlock as FoundBlock
+from ctxfs.storage.cache_files import Placed
+from ctxfs.storage.keys import printable
 
 log = logging.getLogger(__name__)
 
-BLOCK_SIZE = 1 << 20
-#: below this bound a block could be evicted between its arrival and its first read, and a reader would never get on
-MIN_LIMIT = 32 << 20
 #: an entry's time of use is that exact; smaller means more writes, larger a coarser order of eviction
 TOUCH_SECONDS = 600.0
-_NEVER = 100 * 365 * 86400.0
 _WHOLE = -1
-#: what one more row may add to the database
-_ROW_BYTES = 64 << 10
-_LOCK_SECONDS = 20.0
-_POLICY = 'ctxfs-least-recently-touched'
-_BROKEN = (_core.sqlite3.DatabaseError, diskcache.Timeout)
-
-_core.EVICTION_POLICY.setdefault(_POLICY, {
-    'init': None, 'get': None, 'cull': 'SELECT {fields} FROM Cache ORDER BY expire_time LIMIT ?'})
-
-
-class CachedRange(NamedTuple):
-    """`length` bytes of a block at `offset` of the open file `fd`. The receiver closes fd; eviction does not hurt it."""
-    fd: int
-    offset: int
-    length: int
-
-
-class AdoptFile(NamedTuple):
-    """A file on this disk whose content is the version `etag` of `key`, and that nobody will write again."""
-    path: str
-    key: str
-    etag: str
-    size: int
-
-
-class _Placed(NamedTuple):
-    """A value for diskcache: a file that lies at `name` below the cache directory."""
-    name: str
-    size: int
-
-
-class _Files(diskcache.Disk):
-    """Values are files put in place by BlockCache; what is fetched is the file's name."""
-
-    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, str, None]:
-        return value.size, _core.MODE_BINARY, value.name, None
-
-    def fetch(self, mode: int, filename: str, value: Any, read: bool) -> str:
-        return filename
-
-    def remove(self, file_path: str) -> None:
-        # Unlike the original, keeps the directory: another process may be about to put a file into it.
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(self._directory, file_path))
+#: objects with wrong bytes are told as a WARNING, each once, up to so many: a failing disk must not fill the log
+_TOLD = 1000
 
 
 def _entry_hash(key: str, etag: str, block: int) -> bytes:
@@ -104,151 +57,119 @@ class BlockCache:
     def __init__(self, directory: str | os.PathLike[str], limit: int) -> None:
         """Open or create. A cache that cannot be opened is thrown away and a new one begun (logged). OSError: no directory to be had."""
         self._directory = os.fspath(directory)
-        self._limit = max(limit, MIN_LIMIT)
-        # One writer of this process at a time: SQLite's own waiting sleeps up to 100 ms at a stretch.
-        self._write_lock = threading.Lock()
-        self._touch_lock = threading.Lock()
+        self._rows = CacheDatabase(self._directory, limit)
+        self._notes_lock = threading.Lock()
         self._to_touch: set[bytes] = set()
-        self._cache = self._open()
-
-    def _open(self) -> diskcache.Cache:
-        """A database that is merely locked is waited for: diskcache sets its tables up without a timeout of its own, and the daemon and
-        its workers open at the same time. Only one that stays unreadable is replaced."""
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                return self._open_once()
-            except (_core.sqlite3.OperationalError, diskcache.Timeout) as error:
-                if time.monotonic() < deadline and 'locked' in str(error):
-                    time.sleep(0.01)
-                    continue
-                reason: Exception = error
-            except _core.sqlite3.DatabaseError as error:
-                reason = error
-            log.warning('the block cache in %s is unreadable (%s): starting an empty one', self._directory, reason)
-            _throw_away(self._directory)
-            return self._open_once()
-
-    def _open_once(self) -> diskcache.Cache:
-        os.makedirs(self._directory, 0o700, exist_ok=True)
-        for number in range(256):
-            with suppress(FileExistsError):
-                os.mkdir(os.path.join(self._directory, f'{number:02x}'), 0o700)
-        cache = diskcache.Cache(self._directory, timeout=_LOCK_SECONDS, disk=_Files, eviction_policy=_POLICY, size_limit=self._limit,
-                                cull_limit=16, tag_index=True, statistics=0, sqlite_synchronous=1)
-        self._identity = self._current_identity()
-        return cache
-
-    def _current_identity(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(os.path.join(self._directory, _core.DBNAME))
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Turn a failing database into a fresh one and RemoteUnavailable: the caller's work is worth a retry."""
-        try:
-            yield
-        except diskcache.Timeout as error:
-            raise errors.RemoteUnavailable(f'the block cache was locked for {_LOCK_SECONDS:.0f} s') from error
-        except _core.sqlite3.OperationalError as error:  # no space, an I/O error, or the directory was removed under us
-            if not self._follow_replacement() and 'full' in str(error):
-                self._make_room()
-            raise errors.RemoteUnavailable(f'the block cache could not be written: {error}') from error
-        except _core.sqlite3.DatabaseError as error:
-            self._replace(error)
-            raise errors.RemoteUnavailable(f'the block cache was unreadable and is new now: {error}') from error
-
-    def _replace(self, error: Exception) -> None:
-        with self._write_lock:
-            if self._current_identity() == self._identity:  # else another process replaced it first
-                log.warning('the block cache in %s is unreadable (%s): starting an empty one', self._directory, error)
-                _throw_away(self._directory)
-            self._cache = self._open()
-
-    def _follow_replacement(self) -> bool:
-        """Another process may have begun a new cache: use that one. True when it was so."""
-        if self._current_identity() == self._identity:
-            return False
-        with self._write_lock:
-            self._cache = self._open()
-        return True
+        #: entries whose file was found bad and is gone, and its name
+        self._to_forget: dict[bytes, str] = {}
+        self._compared = Compared()
+        self._told: set[str] = set()
+        #: blocks with wrong bytes that were found so far
+        self.damaged = 0
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
     def open_block(self, key: str, etag: str, block: int) -> CachedRange | None:
-        """The block's bytes, or None if they are not here. Never blocks on a writer and writes nothing."""
-        found = self._open_block(key, etag, block)
-        if found is None and self._follow_replacement():
-            found = self._open_block(key, etag, block)
+        """The block's bytes, compared, or None if they are not here. Never blocks on a writer and writes no row."""
+        found = self.find_block(key, etag, block)
+        if found is None or not (found.is_compared or self.compare(found) is not None):
+            return None
+        return CachedRange(found.fd, found.offset, found.length)
+
+    def find_block(self, key: str, etag: str, block: int) -> FoundBlock | None:
+        """The block, not compared yet unless this process has lately. None if it is not here. As `open_block` otherwise."""
+        found = self._find_block(key, etag, block)
+        if found is None and self._rows.follow_replacement():
+            found = self._find_block(key, etag, block)
         return found
 
-    def _open_block(self, key: str, etag: str, block: int) -> CachedRange | None:
-        opened = self._open_entry(_entry_hash(key, etag, block))
-        if opened is not None:
-            return CachedRange(opened[0], 0, opened[1])
-        opened = self._open_entry(_entry_hash(key, etag, _WHOLE))
+    def _find_block(self, key: str, etag: str, block: int) -> FoundBlock | None:
+        return self._open_entry(_entry_hash(key, etag, block), key, 0) or self._open_entry(_entry_hash(key, etag, _WHOLE), key, block)
+
+    def _open_entry(self, entry: bytes, key: str, block: int) -> FoundBlock | None:
+        """Block number `block` of the entry's file."""
+        row = self._rows.row(entry)
+        if row is None:
+            return None
+        try:
+            opened = cache_files.open_file(self._directory, row.name, entry)
+        except OSError as error:
+            log.info('block cache entry %s cannot be opened: %s', row.name, error)
+            return None
         if opened is None:
+            log.debug('block cache entry %s is gone, torn, written to or misplaced: forgotten', row.name)
+            self._forget(entry, row.name)
             return None
-        fd, size = opened
-        offset = block * BLOCK_SIZE
-        if offset >= size:
+        (fd, status), offset = opened, block * BLOCK_SIZE
+        if offset >= status.st_size:
             os.close(fd)
             return None
-        return CachedRange(fd, offset, min(BLOCK_SIZE, size - offset))
-
-    def _open_entry(self, entry: bytes) -> tuple[int, int] | None:
-        name = self._find(entry)
-        if name is None:
-            return None
-        try:
-            fd = os.open(os.path.join(self._directory, name), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # evicted since, or lost: a miss
-            return None
-        status = os.fstat(fd)
-        digest, size, mtime_ns, _ = name[3:].split('-')
-        if digest != entry.hex() or int(size) != status.st_size or mtime_ns not in ('0', str(status.st_mtime_ns)):
-            os.close(fd)
-            log.info('block cache entry %s is torn, written to or misplaced: ignored', name)
-            return None
-        return fd, status.st_size
-
-    def _find(self, entry: bytes) -> str | None:
-        """The entry's file name; notes it for `flush_touches` when its time of use is old."""
-        try:
-            name, used_until = self._cache.get(entry, expire_time=True)
-        except (_core.sqlite3.OperationalError, diskcache.Timeout):  # locked, or removed under us: not readable now
-            return None
-        except _core.sqlite3.DatabaseError as error:
-            self._replace(error)
-            return None
-        if name is not None and used_until - _NEVER < time.time() - TOUCH_SECONDS:
-            with self._touch_lock:
+        if row.used_at < time.time() - TOUCH_SECONDS:
+            with self._notes_lock:
                 self._to_touch.add(entry)
-        return name
+        found = FoundBlock(key, row.name, fd, block=block, offset=offset, length=min(BLOCK_SIZE, status.st_size - offset), sums=row.sums,
+                           stamp=stamp_of(status))
+        if len(row.sums) != -(-status.st_size // BLOCK_SIZE) * SUM_BYTES:
+            self.discard(found, 'its sums are incomplete' if row.sums else '')
+            return None
+        found.is_compared = self._compared.has((row.name, block), found.stamp)
+        return found
+
+    def compare(self, found: FoundBlock) -> bytes | None:
+        """The block's bytes if they are those that were stored. None: they are not, and the entry is dropped and closed: a miss."""
+        try:
+            found.stamp = stamp_of(os.fstat(found.fd))      # before reading: who writes meanwhile is noticed the next time
+            data = found.read(0, found.length)
+        except OSError as error:    # a bad sector
+            self.discard(found, f'it cannot be read: {error.strerror}')
+            return None
+        if data is None or not is_right(data, found.sums, found.block):
+            self.discard(found, 'its bytes are not those that were stored')
+            return None
+        found.is_compared = True
+        self._compared.note((found.name, found.block), found.stamp)
+        return data
+
+    def discard(self, found: FoundBlock, reason: str) -> None:
+        """Close it and take its file away, so that nobody opens it again; the row goes with the next `flush_notes`. `reason`: what is wrong
+        with its bytes, if anything."""
+        found.close()
+        self._forget(cache_files.entry_of(found.name) or b'', found.name)
+        with self._notes_lock:
+            self.damaged += bool(reason)
+            is_news = bool(reason) and found.key not in self._told and len(self._told) < _TOLD
+            self._told.update({found.key} if is_news else ())
+        log.log(logging.WARNING if is_news else logging.INFO, 'the block cache had a bad copy of %s (block %d: %s): dropped, to be fetched again',
+                printable(found.key), found.block, reason or 'of an older version, without sums')
 
     def missing(self, key: str, etag: str, blocks: Iterable[int]) -> list[int]:
-        """Those of `blocks` that cannot be read from here now."""
+        """Those of `blocks` that are not here now. (One that is may turn out bad when it is read; it is missing from then on.)"""
         absent = []
         for block in blocks:
-            found = self.open_block(key, etag, block)
+            found = self.find_block(key, etag, block)
             if found is None:
                 absent.append(block)
             else:
-                os.close(found.fd)
+                found.close()
         return absent
 
-    def flush_touches(self) -> int:
-        """Write down that entries were used: one transaction, so not for the event loop. How many; to be called every minute or so."""
-        with self._touch_lock:
-            entries, self._to_touch = self._to_touch, set()
-        if entries:
-            with self._guarded(), self._write_lock, self._cache.transact():
-                for entry in entries:
-                    self._cache.touch(entry, expire=_NEVER)
-        return len(entries)
+    def flush_notes(self) -> int:
+        """Write down which entries were used and which were bad: one transaction, so not for the event loop. How many were used; to be
+        called every minute or so."""
+        with self._notes_lock:
+            used, self._to_touch = self._to_touch, set()
+            bad, self._to_forget = self._to_forget, {}
+        if used or bad:
+            self._rows.note(used, bad)
+        return len(used)
+
+    def _forget(self, entry: bytes, name: str) -> None:
+        """What the row leads to is not what it should be: that file goes now, the row later."""
+        if cache_files.entry_of(name) == entry:
+            with suppress(OSError):     # a disk that has turned read-only: it will be found bad again
+                cache_files.remove(self._directory, name)
+        with self._notes_lock:
+            self._to_forget[entry] = name
 
     # --- writing -----------------------------------------------------------------------------------------------------------------
 
@@ -260,67 +181,48 @@ class BlockCache:
         with self._inserting() as placed:
             for offset in range(0, len(view), BLOCK_SIZE):
                 entry = _entry_hash(key, etag, first + offset // BLOCK_SIZE)
-                placed.append((entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
+                placed.append(NewRow(entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
 
-    def adopt(self, items: Sequence[AdoptFile], *, on_placed: Callable[[], None] = lambda: None) -> list[str]:
-        """Take files into the cache by link (by copy where that is impossible), in one transaction. Paths that were gone, had another
-        size or are above the bound are returned and left out. `on_placed` is called between the links and their rows. Raises as `store`."""
+    def adopt(self, items: Sequence[AdoptFile], *, recent: RecentSums | None = None, on_placed: Callable[[], None] = lambda: None) -> list[str]:
+        """Take files into the cache by link (by copy where that is impossible), in one transaction. Paths that were gone, had another size or
+        are above the bound are returned and left out. `recent`: sums that need not be made again. `on_placed` is called between the links and
+        their rows. Raises as `store` does."""
         missing = []
         with self._inserting() as placed:
             for item in items:
                 if item.size == 0:
                     continue
-                if item.size > self._limit:
+                if item.size > self._rows.limit:
                     missing.append(item.path)
                     continue
                 entry = _entry_hash(item.key, item.etag, 0 if item.size <= BLOCK_SIZE else _WHOLE)
-                linked = self._place_file(entry, item)
-                if linked is None:
+                taken = self._take_in(entry, item, recent)
+                if taken is None:
                     missing.append(item.path)
                 else:
-                    placed.append((entry, _tag(item.key), linked))
+                    placed.append(NewRow(entry, _tag(item.key), taken))
             on_placed()
-        self._cull()
+        self._rows.cull()
         return missing
 
     @contextmanager
-    def _inserting(self) -> Iterator[list[tuple[bytes, int, _Placed]]]:
+    def _inserting(self) -> Iterator[list[NewRow]]:
         """Collect files that were put in place, then give them their rows in one transaction; on any failure they are unlinked."""
-        placed: list[tuple[bytes, int, _Placed]] = []
+        placed: list[NewRow] = []
         try:
             yield placed
-            # Within an outer transaction diskcache unlinks a replaced file before the commit: a kill in between loses that entry, no
-            # more. One entry needs no outer transaction.
-            with self._guarded(), self._write_lock, self._cache.transact() if len(placed) > 1 else nullcontext():
-                for entry, tag, value in placed:
-                    self._make_way(value.size)
-                    self._cache.set(entry, value, expire=_NEVER, tag=tag)
+            self._rows.put(placed)
         except BaseException:
-            for _, _, value in placed:
-                self._cache.disk.remove(value.name)
+            for row in placed:
+                cache_files.remove(self._directory, row.placed.name)
             raise
 
-    def _make_way(self, size: int) -> None:
-        """Evict before `size` bytes are counted, so that the bound, which all processes share, holds at every instant."""
-        bound = self._cache.reset('size_limit') - size - _ROW_BYTES
-        if self._cache.volume() > bound:
-            self._cache.reset('size_limit', bound, update=False)
-            try:
-                self._cache.cull()
-            finally:
-                self._cache.reset('size_limit', bound + size + _ROW_BYTES, update=False)
-
-    def _name(self, entry: bytes, size: int, mtime_ns: int = 0) -> str:
-        # Random at the end: a second copy of an entry must not share the file that the first one's eviction unlinks.
-        digest = entry.hex()
-        return f'{digest[:2]}/{digest}-{size}-{mtime_ns}-{secrets.token_hex(6)}'
-
-    def _place_bytes(self, entry: bytes, data: memoryview) -> _Placed:
-        placed = _Placed(self._name(entry, len(data)), len(data))
+    def _place_bytes(self, entry: bytes, data: memoryview) -> Placed:
+        placed = Placed(cache_files.new_name(entry, len(data)), len(data), sums_of(data))
         path = os.path.join(self._directory, placed.name)
         for is_last in (False, True):
             try:
-                _write_file(path, data)
+                cache_files.write_file(path, data)
                 return placed
             except OSError as error:
                 with suppress(FileNotFoundError):
@@ -328,123 +230,56 @@ class BlockCache:
                 self._recover(error, is_last)
         raise AssertionError('unreachable')
 
-    def _place_file(self, entry: bytes, item: AdoptFile) -> _Placed | None:
+    def _take_in(self, entry: bytes, item: AdoptFile, recent: RecentSums | None) -> Placed | None:
         try:
-            before = os.stat(item.path)
-            placed = _Placed(self._name(entry, item.size, before.st_mtime_ns), item.size)
-            path = os.path.join(self._directory, placed.name)
-            os.link(item.path, path)
-        except FileNotFoundError:
-            return None
-        except OSError:  # EXDEV, EMLINK, EPERM: another file system, or one without links
-            shutil.copyfile(item.path, path)
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        after = os.stat(path)
-        if (after.st_size, after.st_mtime_ns) != (item.size, before.st_mtime_ns):
-            os.unlink(path)
-            return None
-        return placed
+            return cache_files.take_in(self._directory, entry, item.path, item.size, recent)
+        except OSError as error:
+            raise errors.NoSpace(f'the block cache cannot take in {item.path}: {error}') from error
 
     def _recover(self, error: OSError, is_last: bool) -> None:
         """After a failed write: make room or the directory, once; then give up."""
         if is_last or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
             raise errors.NoSpace(f'the block cache cannot be written: {error}') from error
         if error.errno == errno.ENOENT:
-            self._follow_replacement()
+            self._rows.follow_replacement()
             os.makedirs(self._directory, 0o700, exist_ok=True)
         else:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """The disk is full: give back half of what is cached here."""
-        with suppress(*_BROKEN):
-            wanted = self._cache.volume() // 2
-            self._cull(limit=wanted)
+            self._rows.make_room()
 
     def give_back(self) -> None:
         """Evict half of what is cached, because the disk is full."""
-        self._make_room()
+        self._rows.make_room()
 
     # --- bounds ------------------------------------------------------------------------------------------------------------------
 
     def set_limit(self, limit: int, *, cull: bool = True) -> None:
         """Bound the cache to `limit` bytes from now on, in all processes (never below MIN_LIMIT); `cull`: evict down to it at once."""
-        self._limit = max(limit, MIN_LIMIT)
-        with self._guarded(), self._write_lock:
-            self._cache.reset('size_limit', self._limit)
-        if cull:
-            self._cull()
-
-    def _cull(self, limit: int | None = None) -> None:
-        with self._write_lock:
-            self._cache.reset('size_limit', self._limit if limit is None else limit, update=False)
-            try:
-                self._cache.cull()
-            except _BROKEN as error:  # what is stored is stored; the next insertion evicts
-                log.info('the block cache could not evict: %s', error)
-            finally:
-                self._cache.reset('size_limit', self._limit, update=False)
+        self._rows.set_limit(limit, cull=cull)
 
     def volume(self) -> int:
         """Bytes of all entries and of the database, at most a moment old. 0 when it cannot be told."""
-        try:
-            return int(self._cache.volume())
-        except _BROKEN:
-            return 0
+        return self._rows.volume()
 
     def count(self) -> int:
         """How many entries there are. 0 when it cannot be told."""
-        try:
-            return len(self._cache)
-        except _BROKEN:
-            return 0
+        return self._rows.count()
 
     def drop(self, key: str) -> int:
         """Forget every version of one object; how many entries went."""
-        with self._guarded(), self._write_lock:
-            return int(self._cache.evict(_tag(key)))
+        return self._rows.drop(_tag(key))
 
     def clear(self) -> int:
-        with self._guarded(), self._write_lock:
-            return int(self._cache.clear())
+        return self._rows.clear()
 
     def sweep(self, older_than: float) -> int:
         """Unlink files that no entry names and whose inode last changed before `older_than` (seconds since the epoch): what a killed
         worker had put in place without its row. Costs by the size of the cache: for the background, after an unclean end."""
-        removed = 0
-        for directory in Path(self._directory).iterdir():
-            for file in os.scandir(directory) if len(directory.name) == 2 else ():
-                name = f'{directory.name}/{file.name}'
-                if file.stat(follow_symlinks=False).st_ctime < older_than and not self._is_named(name):
-                    with suppress(FileNotFoundError):
-                        os.unlink(file.path)
-                        removed += 1
-        return removed
+        return sum(cache_files.remove_any(path) for name, path in cache_files.older_than(self._directory, older_than) if not self._is_named(name))
 
     def _is_named(self, name: str) -> bool:
-        try:
-            return bool(self._cache.get(bytes.fromhex(name[3:].split('-')[0])) == name)
-        except ValueError:  # not a name of ours: nothing can point to it
-            return False
+        entry = cache_files.entry_of(name)
+        return entry is not None and self._rows.is_named(entry, name)
 
     def close(self) -> None:
         """Close this thread's connection; those of other threads close as the threads end."""
-        self._cache.close()
-
-
-def _write_file(path: str, data: memoryview) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        written = 0
-        while written < len(data):
-            written += os.write(fd, data[written:])
-    finally:
-        os.close(fd)
-
-
-def _throw_away(directory: str) -> None:
-    """Move the directory aside first: who has it open keeps reading what it opened, and nobody mixes old files with a new database."""
-    aside = f'{directory}.broken-{secrets.token_hex(4)}'
-    with suppress(FileNotFoundError):
-        os.rename(directory, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+        self._rows.close()

@@ -146,7 +146,7 @@ def _strange(staging: Staging) -> list[str]:
 
 
 def _quarantine(directory: Path) -> Iterator[Problem]:
-    kept = len(os.listdir(directory)) if directory.is_dir() else 0
+    kept = sum(not name.endswith('.json') for name in os.listdir(directory)) if directory.is_dir() else 0
     if kept:
-        yield Problem(Severity.NOTE, 'bytes', f'{kept} file{"" if kept == 1 else "s"} without an owner in {directory}: look at them, then '
-                                              'remove the directory')
+        yield Problem(Severity.NOTE, 'bytes', f'{kept} file{"" if kept == 1 else "s"} that a power cut or a lost database left in {directory}: '
+                                              'look at them, then remove the directory')

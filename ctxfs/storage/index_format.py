@@ -27,7 +27,10 @@ index objects merges as a stream:
     h   id of the hard-link group that the file belongs to
     y   the lifecycle that the object carries as a tag, as "Lifecycle_30Days"
 
-Fields that a reader does not know are ignored. A record whose (e, s) is not the object's current (etag, size) says nothing.
+Fields that a reader does not know are ignored. A record whose (e, s) is not the object's current (etag, size) says nothing. Anybody who may
+write to the context may have written the object, so a reader takes nothing that its own kernel or database could not hold: a record with such
+a value, a line of more than MAX_LINE bytes, or records that are together more than MAX_RATIO times the object (beyond MAX_FREE) make the whole
+object unreadable, which costs HEAD requests.
 Names: `<20 digits of created_ns>-<host>-<random>.seg.zst` and `….base.zst`, so that name order is creation order and two hosts, or two
 processes of one, never write the same object.
 """
@@ -36,54 +39,64 @@ from __future__ import annotations
 import io
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 import zstandard
 
 from ctxfs.errors import Corrupted, Unsupported
-from ctxfs.records import RESERVED_DIR, Attrs, IndexRecord
+from ctxfs.records import RESERVED_DIR, UNREADABLE, Attrs, IndexRecord
+from ctxfs.storage.attr_bounds import FILE_TYPES, are_xattrs, is_target
 
 FORMAT = 'ctxfs-index'
 VERSION = 1
 #: where index objects live, below the context's prefix
 INDEX_DIR = RESERVED_DIR + 'index/'
-#: one line: a path of 1,023 bytes, a target of 4,095 and 64 KiB of xattrs in base64 fit many times; more is not an index
-MAX_LINE = 1 << 20
+#: one line: a path of 1,023 bytes, a target of 4,095 and 64 KiB of xattrs in base64 fit twice; more is not an index
+MAX_LINE = 256 << 10
+#: bytes of records that any object may hold, and how many times its own size a larger one
+MAX_FREE, MAX_RATIO = 16 << 20, 200
 #: the window that a reader must hold in memory, as a power of two; a stream that wants more is refused
 _MAX_WINDOW = 1 << 23
 _LEVEL = 3
 _CHUNK = 256 << 10
-#: compressed bytes given to the decompressor at a time: 4 of them can become 128 KiB, so this bounds a hostile object to 32 MiB a step
-_STEP = 1 << 10
+#: compressed bytes given to the decompressor at a time: 4 of them can become 128 KiB, so this bounds a hostile object to 8 MiB a step
+_STEP = 1 << 8
 _NAME = re.compile(r'(\d{20})-([A-Za-z0-9_.]+)-([0-9a-f]+)\.(seg|base)\.zst')
+
+
+_Ns = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+_Short = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The first line of an index object; see the module docstring."""
     kind: str
     host: str
-    created_ns: int
+    created_ns: _Ns
     covers: list[str] = []
     format: str = FORMAT
     version: int = VERSION
 
 
 class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
-    p: str
-    n: int
-    e: str = ''
-    s: int = 0
-    m: int | None = None
-    u: int = 0
-    g: int = 0
-    t: tuple[int, int, int] = (0, 0, 0)
+    p: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    n: _Ns
+    e: _Short = ''
+    s: _Size = 0
+    m: Annotated[int, msgspec.Meta(ge=0, le=0o177777)] | None = None
+    u: _Id = 0
+    g: _Id = 0
+    t: tuple[_Ns, _Ns, _Ns] = (0, 0, 0)
     l: bytes | None = None  # noqa: E741  (the fields are named as in the format)
-    r: int = 0
+    r: _Size = 0
     x: dict[str, bytes] | None = None
-    h: str = ''
-    y: str = ''
+    h: _Short = ''
+    y: _Short = ''
 
 
 _encoder = msgspec.json.Encoder()
@@ -117,9 +130,21 @@ def _to_record(line: _Line) -> IndexRecord:
     attrs = None
     if line.m is not None:
         mtime_ns, atime_ns, ctime_ns = line.t
+        _check(line, line.m)
         attrs = Attrs(mode=line.m, uid=line.u, gid=line.g, mtime_ns=mtime_ns, atime_ns=atime_ns, ctime_ns=ctime_ns, target=line.l,
                       rdev=line.r, xattrs=line.x)
     return IndexRecord(path=line.p, changed_ns=line.n, etag=line.e, size=line.s, attrs=attrs, link=line.h, lifecycle=line.y)
+
+
+def _check(line: _Line, mode: int) -> None:
+    """What the types of the fields do not say. Raises Corrupted."""
+    kind = stat.S_IFMT(mode)
+    if kind not in FILE_TYPES or (kind == stat.S_IFDIR) != line.p.endswith('/'):
+        raise Corrupted(f'an index record of {line.p[:80]!r} has the mode {mode:o}')
+    if line.l is not None and not (kind == stat.S_IFLNK and is_target(line.l)):
+        raise Corrupted(f'an index record of {line.p[:80]!r} has a target that no symlink has')
+    if line.x and not are_xattrs(line.x):
+        raise Corrupted(f'an index record of {line.p[:80]!r} has extended attributes that no file has')
 
 
 def write(file: BinaryIO, header: Header, records: Iterable[IndexRecord]) -> int:
@@ -170,7 +195,7 @@ def read(file: BinaryIO) -> tuple[Header, Iterator[IndexRecord]]:
         header = _decode_header(next(lines))
     except StopIteration:
         raise Corrupted('an empty index object') from None
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise Corrupted(f'not an index object: {error}') from error
     if header.format != FORMAT:
         raise Corrupted(f'not an index object: its format is {header.format!r}')
@@ -183,26 +208,32 @@ def _records(lines: Iterator[bytes]) -> Iterator[IndexRecord]:
     for line in lines:
         try:
             yield _to_record(_decode_line(line))
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise Corrupted(f'an index record cannot be read: {error}') from error
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    rest = bytearray()
+    rest = b''
     for data in _decompressed(file):
-        rest += data
-        *whole, tail = rest.split(b'\n')
-        rest = bytearray(tail)
-        yield from map(bytes, whole)
-        if len(rest) > MAX_LINE:
-            raise Corrupted(f'a line of more than {MAX_LINE} bytes in an index object')
+        start = 0
+        while (end := data.find(b'\n', start)) >= 0:       # one by one: a split of a hostile step is a million lines
+            yield _line(rest + data[start:end])
+            rest, start = b'', end + 1
+        rest = _line(rest + data[start:])
     if rest:
         raise Corrupted('an index object ends within a line')
+
+
+def _line(line: bytes) -> bytes:
+    if len(line) > MAX_LINE:
+        raise Corrupted(f'a line of more than {MAX_LINE} bytes in an index object')
+    return line
 
 
 def _decompressed(file: BinaryIO) -> Iterator[bytes]:
     """The one zstd frame of the object. `decompressobj` and not a reader, because it tells whether the frame came to its end."""
     frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
+    taken = given = 0
     while not frame.eof:
         data = file.read(_CHUNK)
         if not data:
@@ -211,8 +242,12 @@ def _decompressed(file: BinaryIO) -> Iterator[bytes]:
             if frame.eof:
                 raise Corrupted('an index object has bytes after its end')
             try:
-                yield frame.decompress(data[start:start + _STEP])
+                plain = frame.decompress(data[start:start + _STEP])
             except zstandard.ZstdError as error:
                 raise Corrupted(f'an index object cannot be decompressed: {error}') from error
+            taken, given = taken + _STEP, given + len(plain)
+            if given > MAX_FREE + MAX_RATIO * taken:
+                raise Corrupted('an index object unpacks to more than its size can mean')
+            yield plain
     if frame.unused_data or file.read(1):
         raise Corrupted('an index object has bytes after its end')

@@ -60,7 +60,7 @@ class Inode:
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group', 'local',
                  'marked', 'is_planned', 'upload', 'adoption', 'handles', 'growth', 'staging_fd', 'remote_version',
-                 'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', 'is_touched', '__weakref__')
+                 'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', 'is_touched', 'turns', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
                  ctime_ns: int, content: int, revision: int, attrs_known: int = 1, target: bytes | None = None,
@@ -106,6 +106,8 @@ class Inode:
         self.staging_fd = -1
         #: +1 whenever a remote change replaced the content; a handle opened before gets ESTALE, never a mixture
         self.remote_version = 0
+        #: how often it turned STAGED: what was learnt of the staging file before is of another one, or of other content
+        self.turns = 0
         #: (revision, 512-byte blocks of the staging file) as last looked up
         self.blocks = (-1, 0)
         #: bytes of the staging file as counted in Staging.used; -1: not looked up since it was loaded

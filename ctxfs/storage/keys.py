@@ -22,6 +22,8 @@ from ctxfs.records import RESERVED_DIR
 KEY_MAX = 1023
 #: behind every key with the same prefix
 LAST = '\U0010ffff'
+#: of these for a mappingPolicy's path, so that some are left for the files below it
+PREFIX_MAX = 512
 #: bytes in one name: NAME_MAX of Linux's file systems, and FUSE's own bound
 NAME_MAX = 255
 
@@ -92,6 +94,8 @@ def key_to_path(key: str) -> tuple[bytes, ...] | Unmountable:
     """
     if not key:
         return ()
+    if len(key) > KEY_MAX:      # (a key of fewer characters that has more bytes has long names, too, or is no deeper than others)
+        return Unmountable(f'it has {len(key)} characters, and a key at most {KEY_MAX} bytes')
     components = key.removesuffix('/').split('/')
     if components[0] == RESERVED_DIR.rstrip('/'):
         return Unmountable(f'the name {RESERVED_DIR} is reserved for ctxfs itself')
@@ -132,7 +136,10 @@ def mapped_prefix(path: str) -> str:
         reason = _why_not(name)
         if reason or name == RESERVED_DIR.rstrip('/'):
             raise InvalidArgument(f'{path!r} cannot be a path in a context: {reason or "the name is reserved for ctxfs itself"}')
-    return ''.join(f'{name_to_component(os.fsencode(name))}/' for name in names)
+    prefix = ''.join(f'{name_to_component(os.fsencode(name))}/' for name in names)
+    if len(prefix.encode()) > PREFIX_MAX:
+        raise InvalidArgument(f'{path[:80]!r}… is too long: of the {KEY_MAX} bytes of a key, the path in the context may take {PREFIX_MAX}')
+    return prefix
 
 
 def path_to_key(path: Sequence[bytes], *, is_dir: bool = False, prefix: str = '') -> str:

@@ -26,12 +26,13 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 import msgspec
 
 from ctxfs.records import Attrs, Stamp
+from ctxfs.storage.attr_bounds import INT64_MAX, INT64_MIN, are_xattrs, is_target
 from ctxfs.storage.object_store import METADATA_MAX
 
 DIRECTORY_TYPE = 'application/x-directory'
 _NS = 1_000_000_000
-#: years 1 to 9999 are more than any file system keeps; beyond is garbage
-_SECONDS_MAX = 253_402_300_799
+#: years 1678 to 2261 are what a file's ns fit into (attr_bounds); beyond is garbage
+_SECONDS_MAX = INT64_MAX // _NS
 _ID_MAX = 0xffff_fffe
 _DECIMAL = re.compile(r'-?[0-9]{1,20}')
 _OCTAL = re.compile(r'(?:0o)?[0-7]{1,12}')
@@ -68,7 +69,7 @@ def decode(metadata: Mapping[str, str] | None, *, key: str, size: int, mtime_ns:
 
     A symlink (S_IFLNK) with target None has its target in the object's body: the caller reads it there.
     """
-    found = {name.lower(): value for name, value in (metadata or {}).items()}
+    found = {name.lower(): value for name, value in (metadata or {}).items() if _is_text(value)}
     is_dir = _is_directory(found, key=key, size=size, content_type=content_type)
     target = _target(found)
     mode = _mode(found, is_dir=is_dir, target=target, umask=umask)
@@ -94,13 +95,18 @@ def encode_stamp(stamp: Stamp) -> str:
 
 def decode_stamp(metadata: Mapping[str, str] | None) -> Stamp | None:
     """None when the object was not written by ctxfs, or by one that writes another version of the key."""
-    fields = dict(field.partition('=')[::2] for field in (metadata or {}).get('ctxfs', '').split(';'))
+    text = (metadata or {}).get('ctxfs', '')
+    fields = dict(field.partition('=')[::2] for field in text.split(';')) if _is_text(text) else {}
     if fields.get('v') != '1':
         return None
-    revision = fields.get('rev', '')
+    revision = int(fields.get('rev', '')) if re.fullmatch('[0-9]{1,19}', fields.get('rev', '')) else 0
     return Stamp(sha256=unquote(fields.get('sha256', '')), host=unquote(fields.get('host', '')), link=unquote(fields.get('link', '')),
-                 etag=unquote(fields.get('etag', '')), sums=unquote(fields.get('sums', '')),
-                 revision=int(revision) if revision.isascii() and revision.isdigit() and len(revision) < 20 else 0)
+                 etag=unquote(fields.get('etag', '')), sums=unquote(fields.get('sums', '')), revision=revision if revision <= INT64_MAX else 0)
+
+
+def _is_text(value: str) -> bool:
+    """Half of a surrogate pair comes with no header, but out of some JSON."""
+    return value.isascii() or not any('\ud800' <= char <= '\udfff' for char in value)
 
 
 def _first(found: Mapping[str, str], names: tuple[str, ...], parse: Callable[[str], Any], default: Any) -> Any:
@@ -173,13 +179,16 @@ def _parse_time(text: str) -> int | None:
     text = text.strip()
     if text.endswith('ns'):
         digits = text[:-2]
-        ns = int(digits) if _DECIMAL.fullmatch(digits) else None
-        return ns if ns is not None and abs(ns) <= _SECONDS_MAX * _NS else None
+        return _in_range(int(digits)) if _DECIMAL.fullmatch(digits) else None
     match = _SECONDS.fullmatch(text)
     if match:
         ns = int(match[2]) * _NS + int((match[3] or '').ljust(9, '0'))
-        return None if ns > _SECONDS_MAX * _NS else -ns if match[1] else ns
+        return _in_range(-ns if match[1] else ns)
     return _parse_rfc3339(text) if 'T' in text else _parse_exponent(text)
+
+
+def _in_range(ns: int) -> int | None:
+    return ns if INT64_MIN <= ns <= INT64_MAX else None
 
 
 def _parse_rfc3339(text: str) -> int | None:
@@ -188,7 +197,7 @@ def _parse_rfc3339(text: str) -> int | None:
         return None
     try:
         moment = datetime.fromisoformat(match[1] + (match[3] if match[3] != 'Z' else '+00:00'))
-        return int(moment.timestamp()) * _NS + int((match[2] or '').ljust(9, '0'))
+        return _in_range(int(moment.timestamp()) * _NS + int((match[2] or '').ljust(9, '0')))
     except (ValueError, OverflowError):
         return None
 
@@ -215,7 +224,7 @@ def _parse_id(text: str) -> int | None:
 
 def _parse_rdev(text: str) -> int | None:
     value = int(text) if _DECIMAL.fullmatch(text.strip()) else -1
-    return value if 0 <= value < 1 << 64 else None
+    return value if 0 <= value <= INT64_MAX else None
 
 
 def _target(found: Mapping[str, str]) -> bytes | None:
@@ -224,7 +233,7 @@ def _target(found: Mapping[str, str]) -> bytes | None:
     if text is None:
         return None
     target = unquote_to_bytes(text)
-    return target if target and b'\0' not in target else None
+    return target if is_target(target) else None
 
 
 def _encode_xattrs(xattrs: Mapping[str, bytes]) -> str:
@@ -235,6 +244,7 @@ def _encode_xattrs(xattrs: Mapping[str, bytes]) -> str:
 def _decode_xattrs(text: str) -> dict[str, bytes] | None:
     try:
         values = json.loads(unquote(text))
-        return {name: base64.b64decode(value, validate=True) for name, value in values.items() if name} or None
+        found = {name: base64.b64decode(value, validate=True) for name, value in values.items() if name}
+        return found if found and are_xattrs(found) else None
     except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error):
         return None

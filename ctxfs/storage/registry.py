@@ -6,6 +6,9 @@ it works on any ObjectStore.
     .ctxfs/contexts/names/ESCAPED   {"id", "name", "createdAt"}: the claim of a name, made by one conditional create: one winner
     .ctxfs/contexts/ids/ID          {"id", "name", "createdAt", "lastUsedAt", "state", …}: the record; keys unknown here are kept
 
+Anybody who may write to the store may have written these objects, so one is believed only as far as it names a context of its own: an id that
+is a single component, and in a record the one that its key has. Anything else is Corrupted; a list leaves such a record out, and says so.
+
 INVARIANT: the claim comes first and holds all that its record needs, so a crash between the two leaves a name that the next lookup
 completes, never a record that no name leads to. A record counts for a name only if it has that name, so that a rename may later write
 new claim, record, removal of the old claim in this order.
@@ -13,6 +16,7 @@ new claim, record, removal of the old claim in this order.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import secrets
 import string
@@ -20,14 +24,18 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from ctxfs.config import nearest
 from ctxfs.errors import Corrupted, Denied, NotFound, RemoteChanged, RemoteUnavailable, UsageError
+from ctxfs.records import UNREADABLE
+from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import Condition, ObjectStore
+
+log = logging.getLogger(__name__)
 
 NAMES = '.ctxfs/contexts/names/'
 IDS = '.ctxfs/contexts/ids/'
@@ -37,7 +45,12 @@ ID_PREFIX = 'SdkCtx-'
 ID_LENGTH = 17
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 ID_PATTERN = re.compile(rf'{ID_PREFIX}[a-z0-9]{{{ID_LENGTH}}}')
+#: what may be an id: also of contexts that other tools made. One component of a key that means itself everywhere
+_ANY_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,127}')
+_TIME = re.compile(r'[0-9TZ:.+-]{0,40}')
 MAX_NAME = 128
+#: bytes of a record; what is longer was not written here
+MAX_RECORD = 64 << 10
 #: so many names are looked at for a suggestion
 MAX_SUGGESTIONS = 10_000
 ABSENT = Condition(absent=True)
@@ -67,6 +80,9 @@ class _Claim(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     id: str
     name: str
     created_at: str
+
+
+_Entry = TypeVar('_Entry', ContextRecord, _Claim)
 
 
 def context_prefix(context_id: str) -> str:
@@ -174,7 +190,7 @@ class Registry:
     def _claim_of(self, name: str) -> _Claim | None:
         try:
             key = NAMES + escape_name(name)
-            return _convert(key, self._json_at(key), _Claim)
+            return _checked(key, _convert(key, self._json_at(key), _Claim), name=name)
         except (NotFound, UnicodeEncodeError):
             return None
 
@@ -191,21 +207,30 @@ class Registry:
         return record
 
     def _record(self, context_id: str) -> ContextRecord | None:
-        if '/' in context_id or not context_id.isascii():
+        if not _ANY_ID.fullmatch(context_id):
             return None
         try:
-            return _convert(IDS + context_id, self._json_at(IDS + context_id), ContextRecord)
+            record = _convert(IDS + context_id, self._json_at(IDS + context_id), ContextRecord)
         except NotFound:
             return None
+        return _checked(IDS + context_id, record, context_id=context_id)
 
     def _records(self, ids: list[str]) -> list[ContextRecord]:
         """Those that are still there, in the order of `ids`, several requests at a time."""
         from concurrent.futures import ThreadPoolExecutor  # only a listing needs it
         with ThreadPoolExecutor(max_workers=8) as pool:
-            return [record for record in pool.map(self._record, ids) if record is not None]
+            return [record for record in pool.map(self._record_or_none, ids) if record is not None]
+
+    def _record_or_none(self, context_id: str) -> ContextRecord | None:
+        """One bad record must not hide all others."""
+        try:
+            return self._record(context_id)
+        except Corrupted as e:
+            log.warning('%s: left out of the list', e)
+            return None
 
     def _has_files(self, reference: str) -> bool:
-        if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', reference):
+        if not _ANY_ID.fullmatch(reference):
             return False
         page = self._store.list(context_prefix(reference), limit=1)
         return bool(page.objects)
@@ -224,18 +249,13 @@ class Registry:
             return
 
     def _keys(self, prefix: str) -> Iterator[str]:
-        token = None
-        while True:
-            page = self._store.list(prefix, token=token)
+        for page in pages(self._store, prefix):
             yield from (info.key[len(prefix):] for info in page.objects)
-            token = page.next_token
-            if token is None:
-                return
 
     def _json_at(self, key: str, etag: str | None = None) -> dict[str, Any]:
         try:
-            return msgspec.json.decode(self._store.get(key, if_match=etag), type=dict[str, Any])
-        except msgspec.DecodeError as e:
+            return msgspec.json.decode(self._store.get(key, 0, MAX_RECORD, if_match=etag), type=dict[str, Any])
+        except UNREADABLE as e:
             raise Corrupted(f'{key} in the bucket is not what the registry writes: {e}') from e
 
 
@@ -246,5 +266,18 @@ def _json(value: msgspec.Struct) -> bytes:
 def _convert(key: str, value: dict[str, Any], kind: type) -> Any:
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as e:
+    except UNREADABLE as e:
         raise Corrupted(f'{key} in the bucket is not what the registry writes: {e}') from e
+
+
+def _checked(key: str, value: _Entry, *, name: str | None = None, context_id: str | None = None) -> _Entry:
+    """The value, if it says of itself what its key says. Raises Corrupted."""
+    is_right = _ANY_ID.fullmatch(value.id) is not None and context_id in (None, value.id) and name in (None, value.name)
+    times = [value.created_at, *([value.last_used_at] if isinstance(value, ContextRecord) else [])]
+    try:
+        check_name(value.name)
+    except UsageError:
+        is_right = False
+    if not is_right or not all(map(_TIME.fullmatch, times)):
+        raise Corrupted(f'{key} in the bucket is not what the registry writes: it is about {value.id[:40]!r}, {value.name[:40]!r}')
+    return value

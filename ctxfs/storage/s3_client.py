@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 #: what RFC 3986 leaves alone; S3 signs a key with everything else encoded, and its slashes kept
 _SAFE = '-_.~'
 _USER_AGENT = f'ctxfs/{ctxfs.__version__}'
+#: a page of a listing whose 1,000 keys are as long as they can be, each character spelled out; nothing but objects is larger
+DOCUMENT_MAX = 12 << 20
 _PLAIN_READS = frozenset({'GET', 'HEAD'})
 #: other credentials are looked for that often at most
 _RENEW_SECONDS = 1.0
@@ -73,10 +75,10 @@ class S3Client:
 
     def request(self, method: str, key: str = '', *, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None,
                 body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts | None = None,
-                is_long: bool = False) -> Response:
+                is_long: bool = False, body_max: int = DOCUMENT_MAX) -> Response:
         """The response, if its status is 2xx; else the error of ctxfs that it means. `is_repeatable` (default: reads are) says whether
         sending twice is as good as once. `is_long`: the server has much to do before it answers. With `timeouts` of its own it is tried
-        only once.
+        only once. `body_max`: bytes that the answer may have.
 
         What passes within seconds is tried again here: whatever the server did not begin because it was busy, and what is repeatable also
         after another failure. Nothing is tried again once the time for one silent request has gone by, or, where much would be lost (a
@@ -90,7 +92,7 @@ class S3Client:
         chosen = timeouts or (self._timeouts._replace(read=3 * self._timeouts.read) if is_long else self._timeouts)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._attempt(method, target, headers or {}, body, what, repeatable, chosen)
+                return self._attempt(method, target, headers or {}, body, what, repeatable, chosen, body_max)
             except RemoteUnavailable as error:
                 delay = pause(attempt, error.retry_after)
                 may_repeat = repeatable or status_of(error) in BUSY
@@ -101,12 +103,12 @@ class S3Client:
         raise AssertionError('not reached: the last attempt returns or raises')
 
     def _attempt(self, method: str, target: str, headers: Mapping[str, str], body: bytes, what: str, is_repeatable: bool,
-                 timeouts: Timeouts) -> Response:
+                 timeouts: Timeouts, body_max: int) -> Response:
         """One request; with other credentials once more, where those it had are refused and there are others by now."""
         used = self._current_credentials(what)
         while True:
             response = self._pool.request(method, target, headers=self._sign(method, target, headers, body, used), body=body,
-                                          is_repeatable=is_repeatable, timeouts=timeouts)
+                                          is_repeatable=is_repeatable, timeouts=timeouts, body_max=body_max)
             if response.status < 300:
                 return response
             error = self.error(response, what)
@@ -241,8 +243,12 @@ def _is_address(host: str) -> bool:
 
 def _split_endpoint(endpoint: str, bucket: str, is_virtual: bool) -> tuple[str, str]:
     """(scheme://host[:port], path before a key)."""
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ('http', 'https') or not parts.hostname:
+    try:
+        parts = urlsplit(endpoint)
+        is_url = parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
+    except ValueError:      # brackets without an address between them, a port that is none
+        is_url = False
+    if not is_url or parts.hostname is None:
         raise UsageError(f'the endpoint {endpoint!r} is no URL; it is http://HOST[:PORT] or https://HOST[:PORT]')
     # a default port that is spelled out would be signed with it and sent without it
     is_default = parts.port is None or parts.port == {'http': 80, 'https': 443}[parts.scheme]

@@ -13,17 +13,17 @@ from __future__ import annotations
 import collections
 import contextlib
 import http.client
-import io
 import select
 import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable
+from ctxfs.storage.http_body import BoundedResponse, Pace
 
 #: idle connections kept; one more is closed after its request
 _KEEP = 32
@@ -32,10 +32,10 @@ _IDLE_SECONDS = 45.0
 #: servers do so after as little as 5 s (hypercorn, node); a close that crosses a request leaves its outcome unknown, so one that must not be
 #: sent twice takes no connection that was idle for longer than this
 _FRESH_SECONDS = 2.0
+#: what an answer may have, where the caller does not say
+BODY_MAX = 64 << 20
 #: bodies up to this go out in one piece with their header
 _JOINED = 64 << 10
-#: a link that is slower than this in bytes per second counts as broken
-MIN_RATE = 1024
 _PIECE = 256 << 10
 _WITH_BODY = frozenset({'PUT', 'POST'})
 
@@ -68,14 +68,15 @@ class HttpPool:
         self._origin = endpoint if self._proxy and not self._is_tls else ''
 
     def request(self, method: str, target: str, *, headers: Mapping[str, str], body: bytes = b'', is_repeatable: bool = False,
-                timeouts: Timeouts = Timeouts()) -> Response:  # noqa: B008 (a NamedTuple is a constant)
-        """One exchange. `is_repeatable`: sent once more after a lost connection, where a second time does no harm.
+                timeouts: Timeouts = Timeouts(), body_max: int = BODY_MAX) -> Response:  # noqa: B008 (a NamedTuple is a constant)
+        """One exchange. `is_repeatable`: sent once more after a lost connection, where a second time does no harm. `body_max`: bytes of the
+        answer's body; more are not taken.
 
         Raises RemoteUnavailable when no whole response came; whether the server acted on the request is then unknown.
         """
         for attempt in (1, 2):
             try:
-                return self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS)
+                return self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS, body_max)
             except ssl.SSLCertVerificationError as exc:
                 raise Denied(f'the certificate of {self.endpoint} is not trusted ({exc.verify_message}); AWS_CA_BUNDLE can name another '
                              'set of authorities') from exc
@@ -90,15 +91,14 @@ class HttpPool:
                 self._idle.pop()[1].close()
 
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts,
-                  idle_seconds: float) -> Response:
+                  idle_seconds: float, body_max: int) -> Response:
         head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
         with self._connection(timeouts, idle_seconds) as connection:
             is_broken = _send(connection.sock, head, body, timeouts.read)
-            incoming: Any = _Incoming(connection.sock, timeouts.read)
-            with http.client.HTTPResponse(incoming, method=method) as response:
+            with BoundedResponse(connection.sock, method=method, body_max=body_max, silence=timeouts.read) as response:
                 response.begin()
                 # read even where nobody wants it: the connection can only be used again behind the last byte
-                data = response.read()
+                data = response.whole_body()
             if response.will_close or is_broken:
                 connection.close()
             return Response(response.status, response.headers, data)
@@ -150,51 +150,13 @@ class HttpPool:
         return connection
 
 
-class _Pace:
-    """How long one direction of an exchange may still take."""
-
-    def __init__(self, silence: float) -> None:
-        self._silence = silence
-        self._until = time.monotonic() + silence
-
-    def timeout(self) -> float:
-        """For the next piece. Raises TimeoutError when the time is over."""
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError('too slow')
-        return min(self._silence, left)
-
-    def moved(self, count: int) -> None:
-        self._until += count / MIN_RATE
-
-
-class _Incoming(io.RawIOBase):
-    """What http.client reads an answer from: a socket's bytes, at their pace. The socket stays open."""
-
-    def __init__(self, sock: socket.socket, silence: float) -> None:
-        self._socket = sock
-        self._pace = _Pace(silence)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._socket.settimeout(self._pace.timeout())
-        count = self._socket.recv_into(buffer)
-        self._pace.moved(count)
-        return count
-
-
 def _send(sock: socket.socket, head: bytes, body: bytes, silence: float) -> bool:
     """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body."""
     if len(body) <= _JOINED:
         sock.settimeout(silence)
         sock.sendall(head + body)
         return False
-    pace = _Pace(silence)
+    pace = Pace(silence)
     sock.settimeout(pace.timeout())
     sock.sendall(head)
     rest = memoryview(body)

@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable, Unsupported
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of
+from ctxfs.storage.s3_xml import parse_xml
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ Saying = frozenset[tuple[str, str]]
 def is_lifecycle(body: bytes) -> bool:
     """Whether the body is a set of lifecycle rules, and not what a server sends that ignores `?lifecycle`."""
     try:
-        return _local(ET.fromstring(body)) == 'LifecycleConfiguration'
-    except ET.ParseError:
+        return _local(parse_xml(body)) == 'LifecycleConfiguration'
+    except ValueError:
         return False
 
 
@@ -97,7 +98,7 @@ def _rules(body: bytes) -> list[tuple[str, Saying, str]]:
     if not body:
         return []
     found = []
-    for node in ET.fromstring(body):
+    for node in parse_xml(body):        # it was one when it was read
         if _local(node) == 'Rule':
             saying = frozenset(_leaves(node, ''))
             name = next((text for path, text in saying if path == 'ID'), '')

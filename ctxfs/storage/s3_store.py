@@ -23,7 +23,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from ctxfs.errors import CredentialsExpired, CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
-from ctxfs.records import ListPage, ObjectInfo, PutResult
+from ctxfs.records import UNREADABLE, ListPage, ObjectInfo, PutResult
+from ctxfs.storage.attr_bounds import clamp_ns
 from ctxfs.storage.keys import KEY_MAX
 from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
 from ctxfs.storage.s3_client import S3Client, content_md5
@@ -40,6 +41,8 @@ from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, pars
 _CHECK_SECONDS = 9.5
 _CHECK_TIMEOUTS = Timeouts(connect=4.0, read=5.0)
 _BATCH = 1000
+#: of an object that is asked for whole, or by a range from a server that sends everything; in memory
+WHOLE_MAX = 64 << 20
 _SINGLE_DELETES = 8
 _CONFLICT_ATTEMPTS = 4
 _META = ('x-amz-meta-', 'x-oss-meta-')
@@ -59,7 +62,7 @@ class S3Store:
         self._scratch = self._prefix + scratch_prefix
         self._reader = Reader(self._client, self._scratch)
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
-        self._known = msgspec.convert(dict(known), Capabilities) if known else None
+        self._known = _remembered(known)
         self._is_unquoted = bool(self._known and self._known.unquoted_etags)
         self._probing = threading.Lock()
 
@@ -129,7 +132,7 @@ class S3Store:
             return b''
         headers = {} if (start, stop) == (0, None) else {'Range': f'bytes={start}-{"" if stop is None else stop - 1}'}
         try:
-            part = self._reader.read(lambda: self._get(key, headers, if_match), key, if_match, start, stop)
+            part = self._reader.read(lambda: self._get(key, headers, if_match, max(WHOLE_MAX, (stop or 0) - start)), key, if_match, start, stop)
         except InvalidArgument as exc:
             if code_of(exc) not in ('InvalidRange', '416'):
                 raise
@@ -138,16 +141,16 @@ class S3Store:
         # a server that does not know ranges sent everything
         return part.data if (part.start, part.is_whole) != (0, True) else part.data[start:stop]
 
-    def _get(self, key: str, headers: dict[str, str], if_match: str | None) -> Response:
+    def _get(self, key: str, headers: dict[str, str], if_match: str | None, most: int) -> Response:
         if if_match is None:
-            return self._client.request('GET', self._full(key), headers=headers)
+            return self._client.request('GET', self._full(key), headers=headers, body_max=most)
         try:
-            return self._client.request('GET', self._full(key), headers={**headers, 'If-Match': self._spell(if_match)})
+            return self._client.request('GET', self._full(key), headers={**headers, 'If-Match': self._spell(if_match)}, body_max=most)
         except RemoteChanged:
             if self._is_unquoted or quoted_etag(self._head(key).headers.get('ETag', '')) != if_match:
                 raise
         # the etag is right and was refused: Ceph compares it without the quotes
-        response = self._client.request('GET', self._full(key), headers={**headers, 'If-Match': if_match.strip('"')})
+        response = self._client.request('GET', self._full(key), headers={**headers, 'If-Match': if_match.strip('"')}, body_max=most)
         self._is_unquoted = True
         return response
 
@@ -213,7 +216,7 @@ class S3Store:
         if is_plain and source_etag is not None and size is not None and size <= COPY_MAX and self.capabilities().conditional_copy_source:
             return self._copy_at_once(source, key, source_etag, size, condition, self._copy_tagging(tags))
         head = self._head(source)
-        etag, size = quoted_etag(head.headers.get('ETag', '')), int(head.headers.get('Content-Length', 0))
+        etag, size = quoted_etag(head.headers.get('ETag', '')), _size_of(head, source)
         if source_etag is not None and etag != source_etag:
             raise RemoteChanged(f'{source} is no longer the version {source_etag}')
         kept = {name: head.headers[name] for name in _KEPT if head.headers.get(name)}
@@ -408,6 +411,14 @@ class S3Store:
             raise RemoteChanged(f'{key} is no longer the version {etag}')
 
 
+def _remembered(known: Mapping[str, Any] | None) -> Capabilities | None:
+    """None where it is not what another day's probe found: it is found out again."""
+    try:
+        return msgspec.convert(dict(known), Capabilities) if known else None
+    except UNREADABLE:
+        return None
+
+
 def _write_headers(metadata: Mapping[str, str] | None, content_type: str | None) -> dict[str, str]:
     headers = {f'x-amz-meta-{name}': value for name, value in check_metadata(metadata or {}).items()}
     if content_type:
@@ -419,14 +430,21 @@ def _metadata_of(response: Response) -> dict[str, str]:
     return {name.lower()[len(_META[0]):]: value for name, value in response.headers.items() if name.lower().startswith(_META)}
 
 
+def _size_of(response: Response, key: str) -> int:
+    text = response.headers.get('Content-Length', '0').strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise RemoteUnavailable(f'{key}: {text[:40]!r} is no size')
+    return int(text)
+
+
 def _info(key: str, response: Response) -> ObjectInfo:
     headers = response.headers
     try:
         modified = parsedate_to_datetime(headers.get('Last-Modified', ''))
-        mtime_ns = int(modified.timestamp()) * 1_000_000_000
-    except (TypeError, ValueError):
+        mtime_ns = clamp_ns(int(modified.timestamp()) * 1_000_000_000)
+    except (TypeError, ValueError, OverflowError):
         mtime_ns = 0
-    return ObjectInfo(key=key, size=int(headers.get('Content-Length', 0)), etag=quoted_etag(headers.get('ETag', '')), mtime_ns=mtime_ns,
+    return ObjectInfo(key=key, size=_size_of(response, key), etag=quoted_etag(headers.get('ETag', '')), mtime_ns=mtime_ns,
                       metadata=_metadata_of(response), content_type=headers.get('Content-Type'))
 
 

@@ -3,7 +3,7 @@
 Owns the rules. It must not know how a request is made or made again.
 
     length, Content-Range   what was asked for, of an object of one size
-    stamp                   the SHA-256 of the whole, or sums of pieces (block_sums.py), in the metadata of what ctxfs wrote. It is *bound* where
+    stamp                   the SHA-256 of the whole, or sums of pieces (piece_sums.py), in the metadata of what ctxfs wrote. It is *bound* where
                             it names the very etag that the response has. Other tools rewrite objects and keep their metadata, so one that is
                             not bound may be another version's: then it only raises a doubt
     etag                    the MD5 of an object that came in one piece and is not encrypted by KMS or with a customer's key, on servers whose
@@ -16,7 +16,7 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from ctxfs.storage import block_sums
+from ctxfs.storage import piece_sums
 from ctxfs.storage.posix_meta import decode_stamp
 from ctxfs.storage.s3_http import Response
 
@@ -69,7 +69,7 @@ def _by_stamp(response: Response, part: Part, etag: str) -> Verdict:
     stamp = decode_stamp({'ctxfs': response.headers.get('x-amz-meta-ctxfs') or response.headers.get('x-oss-meta-ctxfs') or ''})
     if stamp is None:
         return Verdict.UNPROVEN
-    sums = block_sums.decode(stamp.sums) if stamp.sums else None
+    sums = piece_sums.decode(stamp.sums) if stamp.sums else None
     if part.is_whole and stamp.sha256:
         is_right, is_wrong = (same := hashlib.sha256(part.data).hexdigest() == stamp.sha256), not same
     elif sums is not None:

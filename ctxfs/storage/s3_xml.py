@@ -13,9 +13,17 @@ from urllib.parse import unquote_plus
 from xml.sax.saxutils import escape
 
 from ctxfs.records import ListPage, ObjectInfo
+from ctxfs.storage.attr_bounds import clamp_ns
 
 #: XML 1.0 cannot hold most control characters, and parsers turn CR into LF: such keys need requests without XML
 _NOT_IN_XML = re.compile('[\x00-\x1f\x7f-\x9f\ufffe\uffff]')
+
+
+#: what may stand in the XML declaration: ASCII means the same in all of them
+_ENCODING = re.compile(rb'\s*(?:\xef\xbb\xbf)?<\?xml[^>]{0,100}?encoding=["\']([^"\']*)["\']')
+_ENCODINGS = (b'utf-8', b'us-ascii', b'iso-8859-1')
+#: in a document: a page of 1,000 keys has some 30,000
+MAX_TAGS = 200_000
 
 
 def fits_xml(key: str) -> bool:
@@ -28,16 +36,23 @@ def quoted_etag(etag: str) -> str:
 
 
 def parse_listing(body: bytes, *, strip: str) -> ListPage:
-    """A ListObjectsV2 response, with `strip` taken off the front of each key. ValueError when it is not one."""
-    root = _parse(body)
+    """A ListObjectsV2 response, with `strip` taken off the front of each key, which must be there. ValueError when it is not one."""
+    root = parse_xml(body)
+    if _local(root) != 'ListBucketResult':      # what is not listed counts as deleted: a proxy's page must not pass for an empty listing
+        raise ValueError(f'no listing but a document {_local(root)[:40]!r}')
     # each object is a ListPage.objects entry; the namespace is cut off once, from the root's tag
     space = root.tag[:root.tag.rfind('}') + 1]
     decode = unquote_plus if root.findtext(space + 'EncodingType') == 'url' else str
-    cut = len(strip)
-    objects = [ObjectInfo(key=decode(_text(node, space + 'Key'))[cut:], size=int(_text(node, space + 'Size')),
+    def key_of(node: ET.Element, name: str) -> str:
+        key = decode(_text(node, space + name))
+        if not key.startswith(strip):
+            raise ValueError(f'{key[:80]!r} does not start with {strip!r}')
+        return key[len(strip):]
+
+    objects = [ObjectInfo(key=key_of(node, 'Key'), size=_parse_size(_text(node, space + 'Size')),
                           etag=quoted_etag(_text(node, space + 'ETag')), mtime_ns=_parse_time(_text(node, space + 'LastModified')))
                for node in root.iter(space + 'Contents')]
-    prefixes = [decode(_text(node, space + 'Prefix'))[cut:] for node in root.iter(space + 'CommonPrefixes')]
+    prefixes = [key_of(node, 'Prefix') for node in root.iter(space + 'CommonPrefixes')]
     is_truncated = root.findtext(space + 'IsTruncated') == 'true'
     token = root.findtext(space + 'NextContinuationToken')
     if is_truncated and not token:
@@ -48,7 +63,7 @@ def parse_listing(body: bytes, *, strip: str) -> ListPage:
 def parse_error(body: bytes) -> tuple[str, str]:
     """(code, message) of an error document; ('', '') when the body is none, as of a proxy."""
     try:
-        root = _parse(body)
+        root = parse_xml(body)
     except ValueError:
         return '', ''
     if _local(root) != 'Error':
@@ -59,7 +74,7 @@ def parse_error(body: bytes) -> tuple[str, str]:
 
 def parse_copy_etag(body: bytes) -> str:
     """The etag in the answer to a copy or a completed upload. ValueError when there is none: both may answer 200 and then report an error."""
-    for node in _parse(body).iter():
+    for node in parse_xml(body).iter():
         if _local(node) == 'ETag' and node.text:
             return quoted_etag(node.text)
     raise ValueError('no etag in the response')
@@ -67,7 +82,7 @@ def parse_copy_etag(body: bytes) -> str:
 
 def parse_upload_id(body: bytes) -> str:
     """Of an upload that was begun. ValueError when there is none."""
-    for node in _parse(body).iter():
+    for node in parse_xml(body).iter():
         if _local(node) == 'UploadId' and node.text:
             return node.text
     raise ValueError('no upload id in the response')
@@ -81,7 +96,7 @@ def complete_request(etags: Iterable[str]) -> bytes:
 
 def parse_tags(body: bytes) -> dict[str, str]:
     """The tags of a GetObjectTagging response. ValueError when it is none, as where a server ignores `?tagging` and sends the object."""
-    root = _parse(body)
+    root = parse_xml(body)
     if _local(root) != 'Tagging':
         raise ValueError('no Tagging document')
     pairs = ({_local(field): field.text or '' for field in node} for node in root.iter() if _local(node) == 'Tag')
@@ -102,17 +117,24 @@ def parse_delete_errors(body: bytes) -> Sequence[tuple[str, str, str]]:
     if not body.strip():
         return []
     errors = []
-    for node in _parse(body).iter():
+    for node in parse_xml(body).iter():
         if _local(node) == 'Error':
             fields = {_local(child): (child.text or '') for child in node}
             errors.append((fields.get('Key', ''), fields.get('Code', ''), fields.get('Message', '')))
     return errors
 
 
-def _parse(body: bytes) -> ET.Element:
+def parse_xml(body: bytes) -> ET.Element:
+    """ValueError for what is no XML, or no such XML as an S3 server sends: a document type could define entities that unfold without end, and
+    another encoding could hide one."""
+    encoding = _ENCODING.match(body)
+    if b'\0' in body[:200] or (encoding and encoding[1].lower() not in _ENCODINGS) or b'<!DOCTYPE' in body:
+        raise ValueError('no XML that S3 servers send')
+    if body.count(b'<') > MAX_TAGS:
+        raise ValueError(f'more than {MAX_TAGS} tags')
     try:
         return ET.fromstring(body)
-    except ET.ParseError as exc:
+    except (ET.ParseError, LookupError) as exc:
         raise ValueError(f'no XML: {exc}') from exc
 
 
@@ -127,8 +149,16 @@ def _text(node: ET.Element, name: str) -> str:
     return text
 
 
+def _parse_size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ValueError(f'{text[:40]!r} is no size')
+    return int(text)
+
+
 def _parse_time(text: str) -> int:
-    """ns since the epoch of `2026-11-30T12:34:56.789Z`."""
+    """ns since the epoch of `2026-11-30T12:34:56.789Z`; of times that no file can have (from 2262 on) the nearest that one can."""
     seconds = int(datetime.datetime.fromisoformat(text[:19] + '+00:00').timestamp())
     fraction = text[20:].rstrip('Z') if text[19:20] == '.' else ''
-    return seconds * 1_000_000_000 + (int(fraction[:9].ljust(9, '0')) if fraction else 0)
+    if not (fraction.isascii() and fraction.isdigit() or not fraction):
+        raise ValueError(f'{text[:40]!r} is no time')
+    return clamp_ns(seconds * 1_000_000_000 + (int(fraction[:9].ljust(9, '0')) if fraction else 0))

@@ -107,6 +107,15 @@ CREATE TABLE conflict (
     since_ns INTEGER NOT NULL
 );
 
+-- What of a staging file is known to be on the disk: when it had this size, `holes` bytes of it in holes, it was fsynced. Written after the
+-- fsync, gone with the turn that makes the inode STAGED anew. After a power cut a staged file without a row proves nothing: it may have its
+-- size and be full of zeros (sync/power_cut.py).
+CREATE TABLE hardened (
+    ino   INTEGER PRIMARY KEY,
+    size  INTEGER NOT NULL,
+    holes INTEGER NOT NULL
+);
+
 -- Writes to the bucket that were begun and whose end is not recorded: after a crash or a lost answer nobody knows whether they arrived.
 -- Settled by asking for the object (sync/doubt.py) before anything else is decided about the key.
 CREATE TABLE attempt (

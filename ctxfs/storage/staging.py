@@ -4,25 +4,34 @@ Owns the paths, the creation and removal of staging files, and the count of thei
 tree database says which inode is staged, and its row turns staged BEFORE the first byte lands here.
 
 INVARIANT: a staging file that no row calls staged or sealed is garbage (the change was never acknowledged, or is already in the bucket).
-What is found here while the tree database was lost has no owner and goes to `quarantine/`, never away.
+What is found here while the tree database was lost has no owner and goes to `quarantine/`, never away, and so does what a power cut left of
+a file that the bucket has a whole version of. Beside each such file is a NAME.json that says whose bytes they are.
+
+Durability: `unhardened` has the inodes whose bytes may be in the kernel's memory only. A file that was hardened and whose inode is removed
+stays until the removal itself is durable: a power cut that undoes the removal must find the bytes that were promised.
 """
 from __future__ import annotations
 
+import json
 import os
 import resource
+import stat
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ctxfs.config import private_dir
 from ctxfs.errors import Corrupted
+from ctxfs.storage.durability import Measure, measure, sync_directory, sync_file_system
 from ctxfs.storage.inode import Inode
 
 #: inode numbers per directory: files made together lie together. Spread over 256 directories instead, a creation took 1.1 ms here,
 #: because ext4 gives each directory a block group of its own and so each new file another inode table to read.
 PER_DIRECTORY = 4096
-
-
+#: more files than this are made durable by one commit of their file system
+FSYNCS = 16
 #: descriptors kept open at most, where the process may have that many; a file that is used again is opened again
 OPEN_MOST = 4096
 
@@ -36,14 +45,20 @@ class Staging:
         self.root = root
         self._open: OrderedDict[int, Inode] = OrderedDict()
         self._open_most = open_most or min(OPEN_MOST, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
-        self._quarantine = root.parent / 'quarantine'
+        self.quarantine_dir = root.parent / 'quarantine'
         if create:
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_dir(root)
         self._prefix = str(root)
         #: bytes that staging files occupy which wait for their upload; holes do not count
         self.used = 0
         #: the same for files that stay on this host: only the disk bounds them
         self.kept = 0
+        #: inodes whose staging file was changed since it was last hardened
+        self.unhardened: set[int] = set()
+        #: hardened files of inodes that are removed: to be unlinked once that is durable
+        self.removed: list[int] = []
+        #: directories whose own name may not be durable
+        self._new_directories: set[str] = set()
 
     def path(self, ino: int) -> str:
         return f'{self._prefix}/{ino // PER_DIRECTORY:x}/{ino}'
@@ -52,6 +67,7 @@ class Staging:
         """A new empty file, open for reading and writing, in place of a leftover of a change that was never acknowledged. The leftover
         is unlinked, never truncated: the block cache may share its bytes by a hard link."""
         path, flags = self.path(ino), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.unhardened.add(ino)
         try:
             return os.open(path, flags, 0o600)
         except FileNotFoundError:
@@ -62,7 +78,10 @@ class Staging:
 
     def make_directory(self, ino: int) -> None:
         """The directory that the inode's file belongs in (one that becomes empty is kept)."""
-        os.makedirs(os.path.dirname(self.path(ino)), 0o700, exist_ok=True)
+        directory = os.path.dirname(self.path(ino))
+        if not os.path.isdir(directory):
+            os.makedirs(directory, 0o700, exist_ok=True)
+            self._new_directories.add(directory)
 
     def open(self, ino: int) -> int:
         try:
@@ -110,8 +129,10 @@ class Staging:
         if inode.charged < 0:
             inode.charged = os.stat(self.path(inode.ino)).st_blocks * 512
 
-    def discard(self, inode: Inode) -> None:
-        """The inode needs no staging file any more: close it, give its bytes back, remove it."""
+    def discard(self, inode: Inode, *, is_hardened: bool = False) -> None:
+        """The inode needs no staging file any more: close it, give its bytes back, remove it; with `is_hardened`, when `unlink_removed` is
+        called."""
+        self.unhardened.discard(inode.ino)
         if inode.staging_fd >= 0:
             os.close(inode.staging_fd)
             inode.staging_fd = -1
@@ -119,32 +140,68 @@ class Staging:
         try:
             self._count(inode.local, -(inode.charged if inode.charged >= 0 else os.stat(path).st_blocks * 512))
             inode.charged = -1
-            os.unlink(path)
+            if is_hardened:
+                self.removed.append(inode.ino)
+            else:
+                os.unlink(path)
         except FileNotFoundError:
             return  # a crash between the commit and the unlink already got this far
 
     def remove(self, ino: int) -> None:
         """Remove a file that was never counted."""
+        self.unhardened.discard(ino)
         try:
             os.unlink(self.path(ino))
         except FileNotFoundError:
             return
 
-    def sync_directory(self, ino: int) -> None:
-        """Make the file's own name durable (its bytes are the caller's fsync)."""
-        fd = os.open(os.path.dirname(self.path(ino)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def unlink_removed(self, inos: Collection[int]) -> None:
+        """That these (of `removed`) are gone is durable now."""
+        for ino in inos:
+            self.remove(ino)
+        gone = set(inos)
+        self.removed = [ino for ino in self.removed if ino not in gone]
+
+    def harden(self, inos: Collection[int]) -> dict[int, Measure]:
+        """Make the bytes and names of these files durable. Blocks: call it from a thread. Returns what each was like just before; a file that
+        was discarded meanwhile is left out."""
+        measured: dict[int, Measure] = {}
+        for ino in inos:
+            try:
+                fd = os.open(self.path(ino), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                measured[ino] = measure(fd)
+                if len(inos) <= FSYNCS:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        if len(inos) <= FSYNCS:
+            self._sync_directories({os.path.dirname(self.path(ino)) for ino in measured})
+        else:
+            sync_file_system(self._prefix)
+        return measured
+
+    def _sync_directories(self, directories: set[str]) -> None:
+        for directory in directories:
+            sync_directory(directory)
+        if new := directories & self._new_directories:
+            sync_directory(self._prefix)
+            self._new_directories -= new
+
+    # --- what is there at the start ---------------------------------------------------------------------------------------------------
 
     def inos(self) -> Iterator[tuple[int, int, int]]:
-        """(inode, size, bytes occupied) of every staging file."""
+        """(inode, size, bytes occupied) of every staging file. What others may read, by an earlier mistake, they may not any more."""
         for directory in self._directories():
+            private_dir(Path(directory))
             with os.scandir(directory) as entries:
                 for entry in entries:
                     if entry.name.isdigit():
                         found = entry.stat()
+                        if stat.S_IMODE(found.st_mode) & 0o077:
+                            os.chmod(entry.path, 0o600)
                         yield int(entry.name), found.st_size, found.st_blocks * 512
 
     def _directories(self) -> list[str]:
@@ -171,11 +228,26 @@ class Staging:
         for path in self.leftovers():
             os.unlink(path)
 
-    def quarantine(self, ino: int) -> Path:
-        """Set a file without an owner aside, under a name of its own; returns where."""
-        self._quarantine.mkdir(exist_ok=True, mode=0o700)
+    def quarantine(self, ino: int, *, path: str = '', reason: str = '') -> Path:
+        """Set a file without an owner aside, under a name of its own; returns where. `path` on the mount and `reason` are noted beside it."""
+        private_dir(self.quarantine_dir)
+        self.unhardened.discard(ino)
         number = 0
-        while (target := self._quarantine / f'{ino}.{number}').exists():
+        while (target := self.quarantine_dir / f'{ino}.{number}').exists():
             number += 1
         os.rename(self.path(ino), target)
+        note = {'path': path, 'reason': reason, 'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}
+        with suppress(OSError):     # the bytes are what counts: a full disk must not keep them from here
+            fd = os.open(f'{target}.json', os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, 'w', encoding='utf-8') as file:
+                file.write(json.dumps(note) + '\n')
         return target
+
+    def quarantined(self) -> tuple[int, int]:
+        """(files, bytes) that are set aside, by this mount and by earlier ones."""
+        try:
+            with os.scandir(self.quarantine_dir) as entries:
+                sizes = [entry.stat().st_size for entry in entries if not entry.name.endswith('.json')]
+        except FileNotFoundError:
+            return 0, 0
+        return len(sizes), sum(sizes)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ctxfs.errors import UsageError
 from ctxfs.storage.object_store import ObjectStore
+from ctxfs.store_url import check_no_credentials
 
 _OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
 _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…] or file:///DIRECTORY'
@@ -43,6 +44,7 @@ def directory_of(url: str) -> str | None:
 
 
 def _parse(url: str) -> tuple[str, str, str, dict[str, str]]:
+    check_no_credentials(url)
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))

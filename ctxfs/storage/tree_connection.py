@@ -16,6 +16,7 @@ from typing import Any
 
 from ctxfs.errors import Corrupted, CtxfsError, Damaged, DiskFull, NotFound, ReadOnly
 from ctxfs.storage.disk_space import why_full
+from ctxfs.storage.durability import sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,14 @@ def _translate(error: sqlite3.Error, path: Path) -> CtxfsError:
     if any(words in text for words in _DAMAGE):
         return Damaged(f'the tree database is damaged: {text}')
     return Corrupted(f'the tree database failed: {text}')
+
+
+def _make_private(path: Path) -> None:
+    """There, and 0600, before SQLite opens it: the log and the shared memory get the mode of the database. What is laxer is mended."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for suffix in ('', '-wal', '-shm'):
+        with suppress(FileNotFoundError):
+            os.chmod(f'{path}{suffix}', 0o600)
 
 
 class Connected:
@@ -96,14 +105,16 @@ class TreeConnection(Connected):
         #: what is wrong with the file; '' while nothing is known
         self.damage = ''
         self._wal_fd = -1
+        _make_private(path)
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=10, cached_statements=256)
-            os.chmod(path, 0o600)
         except sqlite3.Error as error:
             raise _translate(error, self.path) from error
         try:
             self._set_modes()
-            self._wal_fd = os.open(f'{path}-wal', os.O_RDONLY)
+            self._wal_fd = os.open(f'{path}-wal', os.O_RDONLY | os.O_CLOEXEC)
+            for directory in (path.parent, path.parent.parent):     # else an fsync of the log says nothing of its name
+                sync_directory(directory)
         except BaseException:
             self.close()
             raise

@@ -21,7 +21,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -40,6 +40,9 @@ _MIGRATIONS = {1: '''
     CREATE INDEX object_lifecycle ON object (lifecycle, uploaded_ns) WHERE lifecycle <> '';
     CREATE TABLE announce (key TEXT PRIMARY KEY, deleted_ns INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE touched (ino INTEGER PRIMARY KEY);
+    ''', 2: '''
+    CREATE TABLE hardened (ino INTEGER PRIMARY KEY, size INTEGER NOT NULL, holes INTEGER NOT NULL);
+    INSERT INTO hardened SELECT ino, 0, 1 << 62 FROM inode WHERE content = 1;
     '''}
 
 
@@ -277,7 +280,10 @@ class TreeDB(TreeConnection):
         """The keys an inode should have: one per name; a directory's is its marker."""
         if inode.is_dir:
             return [self.dir_key(inode.ino)]
-        return [self.dir_key(parent) + name_to_component(name) for parent, name in self.names_of(inode.ino)]
+        return [self.key_of_name(parent, name) for parent, name in self.names_of(inode.ino)]
+
+    def key_of_name(self, parent: int, name: bytes) -> str:
+        return self.dir_key(parent) + name_to_component(name)
 
     def resolve(self, path: Iterable[bytes]) -> int | None:
         """The inode at a path below the root, or None."""

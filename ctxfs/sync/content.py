@@ -10,7 +10,7 @@ import trio
 
 from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import RemoteUnavailable, WrongBytes
-from ctxfs.storage.block_cache import BlockCache, CachedRange
+from ctxfs.storage.block_cache import BlockCache, CachedRange, FoundBlock
 from ctxfs.storage.journal import Known
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Fetch, Hydrate, Operation
@@ -63,3 +63,12 @@ class ContextCache:
 
     def open_block(self, key: str, etag: str, block: int) -> CachedRange | None:
         return self._cache.open_block(self._prefix + key, etag, block)
+
+    def find_block(self, key: str, etag: str, block: int) -> FoundBlock | None:
+        return self._cache.find_block(self._prefix + key, etag, block)
+
+    def compare(self, found: FoundBlock) -> bytes | None:
+        return self._cache.compare(found)
+
+    def discard(self, found: FoundBlock, reason: str) -> None:
+        self._cache.discard(found, reason)

@@ -7,6 +7,7 @@ become of the file since (changed: the next upload may replace it; removed or re
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
@@ -24,8 +25,10 @@ BY_ETAG = 'etag '
 class Doubt:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, prefix: str, host: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, prefix: str, host: str,
+                 on_arrived: Callable[[Known], object] = lambda known: None) -> None:
         self._db = db
+        self._on_arrived = on_arrived
         self._journal = journal
         self._pool = pool
         self._prefix = prefix
@@ -60,12 +63,13 @@ class Doubt:
             assert info is not None
             inode = self._db.inodes_of([ino]).get(ino)
             is_wanted = inode is not None and inode.nlink > 0
-            self._journal.put_object(Known(key, info.etag, info.size, ino, revision, item.stamp.sha256, 0 if is_wanted else 1,
-                                           item.lifecycle, info.mtime_ns))
+            found = Known(key, info.etag, info.size, ino, revision, item.stamp.sha256, 0 if is_wanted else 1, item.lifecycle, info.mtime_ns)
+            self._journal.put_object(found)
             if inode is not None and inode.content == Content.STAGED and inode.revision <= revision:
                 # in memory it had counted further before the crash: what is staged may be later than what arrived
                 inode.revision = revision + 1
                 self._db.store_content(inode)
+        self._on_arrived(found)
         log.info('the write of %s had arrived although nobody heard of it', key)
 
     def _is_ours(self, item: HeadItem, revision: int, sha256: str) -> bool:

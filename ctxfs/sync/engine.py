@@ -3,13 +3,15 @@
 Owns the flush (one at a time), the order of its steps, and how long an explicit one goes on trying. It must not know what a round of
 uploads is (rounds.py), what one upload consists of (uploader.py), FUSE, or why it was asked to flush (schedule.py).
 
-    flush:  wait until the remote tree is known  →  rounds of uploads  →  index segment  →  deletes, announced  →  adoption into the
-            block cache
+    flush:  wait until the remote tree is known  →  rounds of uploads, made durable here  →  index segment  →  deletes, announced  →
+            adoption into the block cache
 
 An explicit flush takes everything, retries and says what is left; one that the clock asks for (`flush_ready`) is one pass over what its
 selection takes, and ends early when the store is in trouble or uploads are paused. selection.py has both kinds.
 
 INVARIANT: a row leaves the journal only by `Journal.advance`, that is when nothing changed since it was planned from.
+INVARIANT: what is deleted, in the bucket or in staging, is not needed by any state of this host that a power cut may bring back: that the
+bucket has the uploads is durable before a staging file goes, and so is what is here instead before an object goes.
 """
 from __future__ import annotations
 
@@ -50,8 +52,10 @@ class UploadEngine:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, *, rounds: Rounds, finisher: Finisher, remote: RemoteTreeLoader, tasks: TaskLog,
-                 spawn: Spawn) -> None:
+                 spawn: Spawn, harden: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`harden`: makes durable what the bucket will not have any more (Hardener.harden_local)."""
         self._db = db
+        self._harden = harden
         self._journal = journal
         self._rounds = rounds
         self._finisher = finisher
@@ -216,7 +220,7 @@ class UploadEngine:
         """Try everything that is due once. Returns what failed beside single files."""
         failures: list[CtxfsError] = []
         self._selection.begin_pass()
-        for step in (lambda: self._rounds.run(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
+        for step in (lambda: self._upload(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
                      self._finisher.adopt_sealed, self._finisher.compact_index):
             if self._selection.is_over:
                 break
@@ -228,7 +232,23 @@ class UploadEngine:
                 self._selection.note_step_failure(error)
         return failures
 
+    async def _upload(self, task: SyncTask) -> None:
+        changes = self._db.changes
+        try:
+            await self._rounds.run(task)
+        finally:
+            if self._db.changes != changes:
+                await self._make_durable()
+
+    async def _make_durable(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._db.make_durable)
+        except OSError as error:
+            raise CtxfsError(f'that the bucket has the uploads cannot be made durable: {error}') from error
+
     async def _delete(self) -> None:
+        if self._harden is not None and self._finisher.has_deletes():
+            await self._harden()
         failed = await self._finisher.delete_doomed(self._selection.note_progress)
         if failed:
             key, error = failed[0]

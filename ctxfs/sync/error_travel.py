@@ -7,14 +7,19 @@ from __future__ import annotations
 from typing import Any
 
 from ctxfs import errors
+from ctxfs.storage.keys import printable
+
+#: characters of an error's message
+MAX_MESSAGE = 4096
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message."""
-    name = type(error).__name__
+    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message. A message may hold anything that a
+    server or a file name said: it is made printable, because half of a surrogate pair could not cross, and cut."""
+    name, text = type(error).__name__, printable(str(error)[:MAX_MESSAGE])
     if isinstance(error, errors.CtxfsError):
-        return name, str(error)
-    return 'CtxfsError', f'{name}: {error}'
+        return name, text
+    return 'CtxfsError', f'{name}: {text}'
 
 
 def revive(name: str, message: str, retry_after: float = 0.0) -> errors.CtxfsError:

@@ -77,8 +77,10 @@ class Subscription:
 class EventHub:
     """See the module docstring. All methods belong to the trio thread and none waits."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time, witness: Publish | None = None) -> None:
+        """`witness` is told every event as it is published, and must not wait."""
         self._clock = clock
+        self._witness = witness
         self._listeners: set[Subscription] = set()
         self._is_ended = False
         self._wanted = trio.Event()
@@ -86,6 +88,8 @@ class EventHub:
 
     def publish(self, kind: str, **data: Any) -> None:
         """Tell all who listen to this kind. Costs next to nothing while nobody does."""
+        if self._witness is not None:
+            self._witness(kind, **data)
         for listener in self._listeners:
             if kind in listener.kinds:
                 listener.put({**self.stamp(kind), **data})

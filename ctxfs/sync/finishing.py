@@ -173,10 +173,10 @@ class Finisher:
             return owner.open_count > 0 and owner.content == Content.CLEAN
         return all(other.doomed for other in self._journal.objects_of(owner.ino) if other.revision == owner.revision)
 
-    async def delete(self, items: Sequence[Known]) -> list[tuple[str, CtxfsError]]:
+    async def delete(self, items: Sequence[Known], *, is_expiry: bool = False) -> list[tuple[str, CtxfsError]]:
         """Delete these tombstones' objects, each only if it still is that version. Returns what failed."""
         began_ns = time.time_ns()
-        done = await self._pool.call(DeleteMany(items=[(self._prefix + known.key, known.etag) for known in items]))
+        done = await self._pool.call(DeleteMany(items=[(self._prefix + known.key, known.etag) for known in items], is_expiry=is_expiry))
         crash_point('delete-before-record')
         errors = {failure.key[len(self._prefix):]: failure for failure in done.failures}
         failed: list[tuple[str, CtxfsError]] = []

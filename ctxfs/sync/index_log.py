@@ -27,13 +27,16 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import Corrupted, NotFound, RemoteChanged, Unsupported
 from ctxfs.records import IndexRecord, ObjectInfo, Stamp
 from ctxfs.storage import index_format, posix_meta
-from ctxfs.storage.block_sums import Summer
 from ctxfs.storage.index_format import INDEX_DIR, Header
+from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import Condition, ObjectStore
+from ctxfs.storage.piece_sums import Summer
 
 #: more segments than this, or more bytes in segments than in the bases (and than the floor), make a compaction due
 MAX_SEGMENTS = 64
 _COMPACT_FLOOR = 1 << 20
+#: objects that are read in one go; hosts that compact leave a tenth of it
+MAX_OPEN = 512
 #: objects up to this are read whole and in parallel; larger ones as a stream of ranges of this size
 _RANGE = 4 << 20
 _SMALL = 1 << 20
@@ -118,12 +121,13 @@ class IndexLog:
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
     def read(self, seen: Iterable[str] = ()) -> IndexReading:
-        """The records of all index objects that are not in `seen` (names, as an earlier state gave them)."""
+        """The records of all index objects that are not in `seen` (names, as an earlier state gave them); of very many of some, and the others
+        stay unread until the next reading."""
         known = set(seen)
         sources = self._list()
         state = _sizes(sources)
         present = {source.name for source in sources}
-        unread = [source for source in sources if source.name not in known]
+        unread = _at_once([source for source in sources if source.name not in known])
         self._open_all([source for source in unread if source.is_base])
         done, needed = _plan(unread, known, present)
         self._open_all([source for source in needed if not source.is_open and source.problem is None])
@@ -131,17 +135,9 @@ class IndexLog:
         return IndexReading(needed, state)
 
     def _list(self) -> list[_Source]:
-        found: list[_Source] = []
-        token = None
-        while True:
-            page = self._store.list(self._directory, token=token)
-            for info in page.objects:
-                name = info.key[len(self._directory):]
-                if index_format.kind_of(name) is not None:
-                    found.append(_Source(info, name))
-            token = page.next_token
-            if token is None:
-                return found
+        """In the order in which they were made."""
+        return [_Source(info, name) for page in pages(self._store, self._directory) for info in page.objects
+                if index_format.kind_of(name := info.key[len(self._directory):]) is not None]
 
     def _open_all(self, sources: list[_Source]) -> None:
         if self._executor is None:
@@ -178,7 +174,7 @@ class IndexLog:
         """Merge all into a new base unless one base is all there is; delete what verified bases older than `grace_ns` cover.
 
         Returns (name of the new base or '', its records, objects deleted)."""
-        sources = self._list()
+        sources = _at_once(self._list())
         self._open_all([source for source in sources if source.is_base])
         name, count, live = '', 0, _live(sources)
         if len(live) > 1 or any(not source.is_base for source in live):
@@ -231,6 +227,11 @@ class IndexLog:
         items = [(source.info.key, source.info.etag) for source in sources if source.name in covered]
         failures = self._store.delete_many(items) if items else []
         return len(items) - len(failures)
+
+
+def _at_once(sources: list[_Source]) -> list[_Source]:
+    """As many as may be open: each takes memory of its own. Bases, which stand for many, then the oldest."""
+    return sorted(sorted(sources, key=lambda source: not source.is_base)[:MAX_OPEN], key=lambda source: source.name)
 
 
 def _live(sources: list[_Source]) -> list[_Source]:

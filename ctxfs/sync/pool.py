@@ -23,12 +23,13 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from ctxfs import crash_points, errors
+from ctxfs.records import UNREADABLE
 from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortSlots
 from ctxfs.sync.admission import Gate
@@ -47,6 +48,8 @@ STREAM_WINDOW = 4
 _START_SECONDS = 30.0
 _END_SECONDS = 5.0
 _BACKOFF_SECONDS = (0.05, 10.0)
+#: seconds of CPU that one operation can have taken
+_MOST_CPU = 1e6
 #: a worker that lived this long was healthy: its end is not counted against the next one
 _HEALTHY_SECONDS = 30.0
 
@@ -60,6 +63,15 @@ class PoolStatistics(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     restarts: int
     background_limit: int
     pids: list[int]
+
+
+class Listener(Protocol):
+    """Is told of operations when they have ended, also of those that nobody waits for any more."""
+
+    def wants(self, operation: Operation[Any]) -> bool: ...
+
+    def ended(self, operation: Operation[Any], outcome: Any) -> None:
+        """`outcome`: the result, or the exception."""
 
 
 class _Pending:
@@ -129,6 +141,7 @@ class TransferPool:
         self._keep_fds = tuple(keep_fds)
         self._gate = Gate(options.threads)
         self.courtesy = Courtesy()
+        self.listener: Listener | None = None
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._calls = 0
@@ -224,6 +237,8 @@ class TransferPool:
         pending.reply, pending.error, pending.is_done = reply, error, True
         if error is not None:
             self.meter.failed(pending.operation)
+        if self.listener is not None and self.listener.wants(pending.operation):
+            self.listener.ended(pending.operation, error if error is not None else pending.unwrap())
         slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
         if slot >= 0:
             self.slots.drop(slot)
@@ -269,18 +284,18 @@ class TransferPool:
             self._forget(worker, status)
 
     async def _serve(self, worker: WorkerProcess) -> None:
-        """Handle what the worker says until it is gone."""
-        with trio.move_on_after(_START_SECONDS) as start:
-            while not worker.is_ready:
-                if not self._handle_all(worker, await worker.receive()):
-                    return
-        if start.cancelled_caught:
-            log.warning('transfer worker %d did not become ready within %d s', worker.pid, _START_SECONDS)
-            return
+        """Handle what the worker says until it is gone, or not to be believed."""
         try:
+            with trio.move_on_after(_START_SECONDS) as start:
+                while not worker.is_ready:
+                    if not self._handle_all(worker, await worker.receive()):
+                        return
+            if start.cancelled_caught:
+                log.warning('transfer worker %d did not become ready within %d s', worker.pid, _START_SECONDS)
+                return
             while self._handle_all(worker, await worker.receive()):
                 continue
-        except (errors.Corrupted, msgspec.MsgspecError) as error:
+        except (errors.Corrupted, *UNREADABLE) as error:
             log.error('transfer worker %d is out of step and is replaced: %s', worker.pid, error)
 
     def _handle_all(self, worker: WorkerProcess, bodies: list[bytes] | None) -> bool:
@@ -291,23 +306,30 @@ class TransferPool:
             elif message.id == 0 and isinstance(message, Failed):
                 self._start_error = protocol.revive(message.name, message.message)
             else:
-                self._handle(message)
+                self._handle(message, self._pending_of(worker, message.id))
         return bodies is not None
 
-    def _handle(self, message: Part | Progress | Reply | Failed) -> None:
+    def _pending_of(self, worker: WorkerProcess, request_id: int) -> _Pending:
+        """The request, which must be with that worker. Raises Corrupted."""
+        pending = self._pending.get(request_id)
+        if pending is None or pending.worker is not worker:
+            raise errors.Corrupted(f'it speaks of request {request_id}, which it does not have')
+        return pending
+
+    def _handle(self, message: Part | Progress | Reply | Failed, pending: _Pending) -> None:
         if isinstance(message, Reply):
-            pending = self._pending[message.id]
-            if pending.priority is Priority.BACKGROUND:
+            if pending.priority is Priority.BACKGROUND and 0 <= message.cpu < _MOST_CPU:
                 self.courtesy.took(message.cpu, pending.charged)
             self._finish(message.id, reply=message.value)
         elif isinstance(message, Failed):
             self._finish(message.id, error=protocol.revive(message.name, message.message, message.retry_after))
         elif isinstance(message, Part):
-            pending = self._pending[message.id]
+            if type(pending.operation) not in protocol.STREAMED or len(pending.parts) >= STREAM_WINDOW:
+                raise errors.Corrupted(f'it sends more of request {message.id} than was asked for')
             pending.parts.append(message.value)
             pending.changed.set()
         else:
-            self._note_progress(self._pending[message.id], message.done)
+            self._note_progress(pending, message.done)
 
     def _note_progress(self, pending: _Pending, done: int) -> None:
         if done > pending.moved:
@@ -317,6 +339,8 @@ class TransferPool:
             pending.progress(done)
 
     def _became_ready(self, worker: WorkerProcess) -> None:
+        if worker.is_ready:
+            raise errors.Corrupted('it became ready twice')
         worker.is_ready = True
         self._start_error = None
         self._gate.workers.append(worker)

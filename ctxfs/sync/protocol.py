@@ -1,7 +1,7 @@
 """What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
 
-Owns every message that crosses the pipe, as msgpack in the frames of frames.py. It
-must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
+Owns every message that crosses the pipe, as msgpack in the frames of frames.py. It must not know sockets, processes,
+stores or schedules: pool.py sends, worker.py answers; error_travel.py says how an error crosses.
 
 One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
 `Credit` for each one it consumed), any number of `Progress`, and then exactly one `Reply` or `Failed`, in any order among requests.
@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from ctxfs import errors
-from ctxfs.records import Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
+from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
 from ctxfs.storage.object_store import ALWAYS, Condition
 from ctxfs.sync.error_travel import describe as describe
 from ctxfs.sync.error_travel import revive as revive
@@ -228,8 +228,9 @@ class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=
 
 
 class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success."""
+    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success. `is_expiry`: because their time was over."""
     items: list[tuple[str, str | None]]
+    is_expiry: bool = False
 
 
 class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -426,9 +427,17 @@ def raw(value: Any) -> msgspec.Raw:
 
 
 def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
-    result: R = _value_decoders[type(operation)](value)
+    """Raises Corrupted."""
+    try:
+        result: R = _value_decoders[type(operation)](value)
+    except UNREADABLE as error:
+        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no result of it: {error}') from error
     return result
 
 
 def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
-    return _part_decoders[type(operation)](value)
+    """Raises Corrupted."""
+    try:
+        return _part_decoders[type(operation)](value)
+    except UNREADABLE as error:
+        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no part of it: {error}') from error

@@ -7,24 +7,26 @@ Owns the verdict on what an unclean end left behind. It must not know the store:
     staging file without a staged row                    removed: the change was never acknowledged, or is in the bucket
     … while the tree database is new                     quarantined: the database was lost, the bytes are kept
     staged row                                           its size is the staging file's (writes grow the file, not the row)
-    staged row without a staging file                    back to the object if it has one, else empty; logged as lost (power cut)
-    staging file shorter than its row, after a reboot    quarantined; the object is the truth again (bytes that never reached the disk)
+    staged row without a staging file                    back to the object if it has one, else empty; logged as lost
     half-written hydration                               removed
+    anything staged, and the host was booted anew        power_cut.py tells whole bytes from others
 """
 from __future__ import annotations
 
 import logging
 import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from ctxfs.crash_points import crash_point
 from ctxfs.records import ROOT_INO
+from ctxfs.storage.hardened import HardenedFiles
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync import power_cut
+from ctxfs.sync.power_cut import PowerCut, Reverted
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Recovered(NamedTuple):
     quarantined: int
     lost: int
     pending: int
+    reverted: tuple[Reverted, ...] = ()
 
 
 def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: int) -> Recovered:
@@ -47,12 +50,14 @@ def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: in
     staging.remove_leftovers()
     garbage, quarantined, sizes = _sort_staging(db, staging, is_new)
     crash_point('recovery-after-staging')
-    boot = Path('/proc/sys/kernel/random/boot_id').read_text('ascii').strip()
-    lost = _settle_rows(db, journal, staging, sizes, is_new_boot=db.meta('boot_id') not in (None, boot))
+    boot = power_cut.boot_id()
+    reverted = _settle_power_cut(db, journal, staging, sizes) if db.meta('boot_id') not in (None, boot) else []
+    lost = _settle_rows(db, journal, staging, sizes)
+    _note_unhardened(db, staging)
     crash_point('recovery-after-rows')
     db.set_meta('boot_id', boot)
     journal.retry_all()
-    return Recovered(orphans, garbage, quarantined, lost, journal.summary()[0])
+    return Recovered(orphans, garbage, quarantined + len(reverted), lost, journal.summary()[0], tuple(reverted))
 
 
 def _ensure_root(db: TreeDB, uid: int, gid: int) -> bool:
@@ -97,20 +102,34 @@ def _sort_staging(db: TreeDB, staging: Staging, is_new: bool) -> tuple[int, int,
     return garbage, quarantined, sizes
 
 
-def _settle_rows(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int, int], *, is_new_boot: bool) -> int:
+def _settle_power_cut(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int, int]) -> list[Reverted]:
+    cut = PowerCut(db, journal, staging, sizes)
+    with db.transaction():
+        cut.settle()
+    cut.finish()
+    return cut.reverted
+
+
+def _note_unhardened(db: TreeDB, staging: Staging) -> None:
+    """After an unclean end nobody knows what was changed since it was hardened last."""
+    hardened = HardenedFiles(db)
+    hardened.sweep()
+    staging.unhardened.update(db.staged_inos())
+    if db.meta('ended_cleanly') == 1:
+        staging.unhardened -= hardened.inos()
+
+
+def _settle_rows(db: TreeDB, journal: Journal, staging: Staging, sizes: dict[int, int]) -> int:
     lost = 0
     with db.transaction():
         for ino in db.staged_inos():
             inode = db.inode(ino)
-            if ino in sizes and not (is_new_boot and sizes[ino] < inode.size and journal.objects_of(ino)):
+            if ino in sizes:
                 if inode.content == Content.STAGED and inode.size != sizes[ino]:
                     inode.size = sizes[ino]
                     db.store_content(inode)
                     journal.mark(inode, Reason.CONTENT)
                 continue
-            if ino in sizes:
-                log.error('inode %d: the power went off before its bytes were on the disk; what is there is kept as %s', ino,
-                          staging.quarantine(ino))
             lost += inode.content == Content.STAGED
             _give_up_staging(db, journal, staging, inode)
     return lost

@@ -181,7 +181,7 @@ class Recycler:
     async def _delete(self, rows: list[Known]) -> None:
         if not rows:
             return
-        failed = await self._finisher.delete(rows)
+        failed = await self._finisher.delete(rows, is_expiry=True)
         self.removed += len(rows) - len(failed)
         if failed:
             raise failed[0][1]

@@ -23,6 +23,7 @@ from ctxfs import errors
 from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.frames import FrameReader
+from ctxfs.sync.process_guard import hide_process
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Limit, Part, Progress, Ready, Reply, Request, Start
 
 log = logging.getLogger('ctxfs.sync.worker')
@@ -194,6 +195,7 @@ def die_with(parent_pid: int) -> None:
 def main(arguments: list[str]) -> int:
     socket_fd, slots_fd, parent_pid = map(int, arguments)
     die_with(parent_pid)
+    hide_process()
     # Ctrl-C and a service manager's SIGTERM go to the whole group: the daemon handles them, and needs its workers to write back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

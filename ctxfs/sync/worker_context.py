@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from ctxfs.storage.block_cache import BlockCache
+from ctxfs.storage.block_sums import RecentSums
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.flights import Flights
@@ -72,6 +73,7 @@ class WorkerContext:
         self.flags = flags
         self.attended = Attended()
         self.flights = Flights()
+        self.recent_sums = RecentSums()
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
         self.cache = BlockCache(options.cache_dir, options.cache_limit)
         self.store = open_store(options.store_url, capabilities=options.capabilities, **options.store_options)

@@ -16,8 +16,9 @@ from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
-from ctxfs.storage.block_sums import LEAST, Summer
+from ctxfs.storage.block_sums import BLOCK_SIZE, sums_of
 from ctxfs.storage.object_store import Aborted
+from ctxfs.storage.piece_sums import LEAST, Summer
 from ctxfs.sync import protocol
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 #: files up to this are read once into memory; larger ones are read twice, to hash and to send
 WHOLE_BYTES = 8 << 20
-_CHUNK = 1 << 20
 #: objects up to this are read to find out whether a write in doubt had arrived
 VERIFY_BYTES = 32 << 20
 
@@ -33,6 +33,7 @@ VERIFY_BYTES = 32 << 20
 def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
     crash_point('worker-put-before-read')
     with open(op.path, 'rb', buffering=0) as file:
+        before = os.fstat(file.fileno())
         measured = _Measured(context, op.size)
         body = _read_whole(file, op.size) if op.size <= WHOLE_BYTES else None
         if body is not None:
@@ -40,6 +41,7 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
         elif op.size > WHOLE_BYTES:
             _measure(file, channel, measured)
         digest = measured.sha256()
+        context.recent_sums.note(op.path, before, measured.cache_sums)
         unchanged = _watch(context, op, file)
         if not unchanged():
             return protocol.PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
@@ -63,17 +65,20 @@ def _read_whole(file: BinaryIO, size: int) -> bytes | None:
 
 
 class _Measured:
-    """What a content's stamp says of it: its hash, the etag that it should get, the sums of its pieces."""
+    """What a content's stamp says of it: its hash, the etag that it should get, the sums of its pieces; and the sums that the block cache will
+    want. Given in pieces of BLOCK_SIZE, or at once."""
 
     def __init__(self, context: WorkerContext, size: int) -> None:
         self._digest = hashlib.sha256()
         self._etag = context.store.etag_maker(size)
         self._summer = Summer(size) if size > LEAST else None
+        self.cache_sums = bytearray()
 
     def update(self, data: bytes) -> None:
         for part in (self._digest, self._etag, self._summer):
             if part is not None:
                 part.update(data)
+        self.cache_sums += sums_of(data)
 
     def sha256(self) -> str:
         return self._digest.hexdigest()
@@ -86,7 +91,7 @@ class _Measured:
 
 
 def _measure(file: BinaryIO, channel: OperationChannel, measured: _Measured) -> None:
-    while (piece := file.read(_CHUNK)) and not channel.is_cancelled:
+    while (piece := file.read(BLOCK_SIZE)) and not channel.is_cancelled:
         measured.update(piece)
     file.seek(0)
 

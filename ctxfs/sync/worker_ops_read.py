@@ -19,6 +19,7 @@ from ctxfs.errors import CtxfsError, RemoteUnavailable, WrongBytes
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
+from ctxfs.storage.listing import ListingCheck
 from ctxfs.sync import protocol
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
@@ -67,10 +68,11 @@ def _attrs(context: WorkerContext, info: ObjectInfo) -> Attrs:
 def list_pages(context: WorkerContext, op: protocol.ListPages, channel: OperationChannel) -> protocol.ListDone:
     """The next page is asked for while the reader digests this one."""
     objects = prefixes = 0
+    check = ListingCheck(op.prefix, start_after=op.start_after)
     following: Future[ListPage] | None = context.helpers.submit(
         context.store.list, op.prefix, delimiter=op.delimiter, start_after=op.start_after)
     while following is not None:
-        page = following.result()
+        page = check.take(following.result())
         following = None
         if page.next_token is not None:
             following = context.helpers.submit(context.store.list, op.prefix, delimiter=op.delimiter, token=page.next_token)
@@ -212,7 +214,7 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 def adopt(context: WorkerContext, op: protocol.Adopt, channel: OperationChannel) -> protocol.AdoptDone:
-    missing = context.cache.adopt([AdoptFile(item.path, item.key, item.etag, item.size) for item in op.items],
+    missing = context.cache.adopt([AdoptFile(item.path, item.key, item.etag, item.size) for item in op.items], recent=context.recent_sums,
                                   on_placed=lambda: crash_point('worker-adopt-before-rows'))
     return protocol.AdoptDone(adopted=len(op.items) - len(missing), missing=missing)
 

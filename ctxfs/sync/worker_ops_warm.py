@@ -26,7 +26,7 @@ def warm(context: WorkerContext, op: Warm, channel: OperationChannel) -> WarmDon
     filling.run()
     if op.counts_cached:
         with suppress(CtxfsError):      # then they are evicted somewhat earlier
-            context.cache.flush_touches()
+            context.cache.flush_notes()
     return filling.result()
 
 

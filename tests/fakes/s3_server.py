@@ -233,6 +233,14 @@ class _Server(ThreadingHTTPServer):
         """A client that goes away is nothing to print."""
 
 
+def _error_document(refused: Refused, request: Request) -> bytes:
+    """As AWS writes it: with what it was given, secrets among it."""
+    given = {'AWSAccessKeyId': 'authorization', 'SignatureProvided': 'authorization', 'StringToSign': 'authorization',
+             'Token-0': 'x-amz-security-token'}
+    echo = ''.join(f'<{name}>{escape(request.headers.get(header, ""))}</{name}>' for name, header in given.items())
+    return f'<Error><Code>{refused.code}</Code><Message>{refused.code}</Message>{echo}</Error>'.encode()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     wbufsize = -1
@@ -263,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             with fake.lock:
                 status, headers, body = _answer(fake, request)
         except Refused as exc:
-            status, headers, body = exc.status, {}, f'<Error><Code>{exc.code}</Code><Message>{exc.code}</Message></Error>'.encode()
+            status, headers, body = exc.status, {}, _error_document(exc, request)
         if fault is Fault.LOSE_ANSWER:
             self.close_connection = True
             return

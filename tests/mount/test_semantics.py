@@ -37,6 +37,16 @@ def fails_with(code: int, call: Callable[[], object]) -> None:
 
 # -- files and handles -------------------------------------------------------------------------------------------------------------
 
+@on_a_mount
+def test_a_time_that_cannot_be_kept_is_the_nearest_that_can(disk: Path) -> None:
+    """As ext4 does it with its own bounds (1901 to 2446; here 1677 to 2262): no error, and the mount ends as it should, with it uploaded."""
+    (disk / 'f').write_text('x')
+    for second, kept in [(10**12, (1 << 63) - 1), (-10**12, -(1 << 63)), (9 * 10**9, 9 * 10**18)]:
+        os.utime(disk / 'f', ns=(second * 10**9, second * 10**9))
+        assert (disk / 'f').stat().st_mtime_ns // 10**9 in (second, kept // 10**9)      # the kernel may still know better
+        os.chmod(disk / 'f', 0o600)
+
+
 def test_unlinked_open_file_can_be_written_and_read(disk: Path) -> None:
     """A file lives until its last handle is closed, and shows no links meanwhile."""
     with open(disk / 'f', 'w+b') as f:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 def ctxfs(*arguments: object) -> str:
     command = [sys.executable, '-m', 'ctxfs', *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    env = {name: value for name, value in os.environ.items() if name != 'CTXFS_DUMPABLE'}
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, env=env)
     assert done.returncode == 0, f'ctxfs {arguments}: exit {done.returncode}: {done.stderr}'
     return done.stdout
 
@@ -37,6 +38,19 @@ def check_rights(at: Path) -> None:
             raise AssertionError('something succeeded that only root may do')
 
 
+def check_processes(pid: int) -> None:
+    """Another program of the same user sees neither the environment nor the memory nor the files of the daemon and its workers."""
+    workers = [int(child) for task in Path(f'/proc/{pid}/task').iterdir() for child in (task / 'children').read_text().split()]
+    assert workers
+    for process in (pid, *workers):
+        for name in ('environ', 'mem', 'maps', 'fd/0', 'cwd'):
+            try:
+                os.close(os.open(f'/proc/{process}/{name}', os.O_RDONLY))
+            except PermissionError:
+                continue
+            raise AssertionError(f'/proc/{process}/{name} can be opened')
+
+
 def main(work: Path) -> None:
     assert os.geteuid() != 0 and capabilities() == 0
     at, there = work / 'at', work / 'there'
@@ -52,6 +66,7 @@ def main(work: Path) -> None:
     check_rights(at)
     mounts = json.loads(ctxfs('status', at, '--json'))['mounts']
     assert [m['contextName'] for m in mounts] == ['mine']
+    check_processes(mounts[0]['pid'])
     subprocess.run(['fusermount3', '-u', str(at)], check=True)
     ctxfs('wait', 'mine', '--timeout', 100)
     ctxfs('mount', 'mine', there, '--state-dir', work / 's2')

@@ -89,7 +89,7 @@ def test_the_bound_holds_and_the_longest_untouched_go_first(tmp_path: Path, monk
     for number in range(blocks - 4):
         cache.store('k', 'e', number, bytes(BLOCK_SIZE))
     assert content(cache, 'k', 'e', 0) is not None
-    assert cache.flush_touches() == 1
+    assert cache.flush_notes() == 1
     for number in range(blocks, blocks + 10):
         cache.store('k', 'e', number, bytes(BLOCK_SIZE))
         assert cache.volume() <= MIN_LIMIT + BLOCK_SIZE

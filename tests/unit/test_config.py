@@ -11,6 +11,7 @@ import pytest
 from ctxfs import config
 from ctxfs.config import FileConfig, MountOptions
 from ctxfs.errors import Denied, UsageError
+from ctxfs.storage import stores
 
 
 def test_home_comes_from_the_password_database_without_HOME():
@@ -41,9 +42,13 @@ def test_runtime_root_prefers_the_variable(tmp_path):
 
 
 def test_private_dir_is_private(tmp_path):
-    """Made with 0700, and brought back to it."""
-    made = config.private_dir(tmp_path / 'a/b')
-    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    """Made with 0700, what is above it too, whatever the umask is; and brought back to it."""
+    before = os.umask(0)
+    try:
+        made = config.private_dir(tmp_path / 'a/b')
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (made, made.parent)} == {0o700}
     made.chmod(0o755)
     assert stat.S_IMODE(config.private_dir(made).stat().st_mode) == 0o700
 
@@ -55,6 +60,15 @@ def test_private_dir_refuses_files_and_links(tmp_path):
     for name in ('file', 'link', 'file/below'):
         with pytest.raises(Denied):
             config.private_dir(tmp_path / name)
+
+
+def test_private_dir_refuses_a_directory_for_all(tmp_path):
+    """/tmp itself is not made ours."""
+    (tmp_path / 'all').mkdir()
+    (tmp_path / 'all').chmod(0o1777)
+    with pytest.raises(Denied, match='shared by many users'):
+        config.private_dir(tmp_path / 'all')
+    assert stat.S_IMODE((tmp_path / 'all').stat().st_mode) == 0o1777
 
 
 @pytest.mark.needs_root
@@ -160,12 +174,29 @@ def test_store_urls_have_one_spelling(url, normal):
     ('s3://bucket?x', 'unknown parameter x'),
     ('file:///x?fsyn=no', 'did you mean fsync'), ('s3://bucket?endpont=http://x', 'did you mean endpoint'),
     ('s3://bucket?endpoint=host:1', 'http://HOST'),
-    ('s3://bucket?endpoint=http://k:s@host', 'without credentials'), ('s3://bucket?addressing=dns', 'auto, path or virtual'),
+    ('s3://bucket?addressing=dns', 'auto, path or virtual'),
 ])
 def test_wrong_store_urls_are_refused(url, said):
     """With what to write instead."""
     with pytest.raises(UsageError, match=said):
         config.normalise_store_url(url)
+
+
+@pytest.mark.parametrize('url', [
+    's3://AKIA:{}@bucket', 's3://{}@bucket', 's3://AKIA:{}/more@bucket/prefix', 'https://AKIA:{}@host/bucket', 'file://user:{}@/dir', 'ftp://x:{}@y',
+    's3://bucket?endpoint=http://AKIA:{}@host', 's3://bucket?endpoint=http%3A%2F%2FAKIA:{}%40host', 's3://bucket?secret_access_key={}',
+    's3://bucket?X-Amz-Signature={}', 's3://bucket?region=x&session_token={}', '//AKIA:{}@host:port:x/y'])
+@pytest.mark.parametrize('refuse', [config.normalise_store_url, stores.open_store])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url, refuse):
+    """Whatever else is wrong with it."""
+    with pytest.raises(UsageError, match='must not carry credentials') as caught:
+        refuse(url.format('5ecret+Key'))
+    assert '5ecret' not in str(caught.value)
+
+
+@pytest.mark.parametrize('url', ['s3://bucket/a@b?endpoint=http://127.0.0.1:9000', 'file:///home/me@work/store', 's3://bucket/x:y@z'])
+def test_an_at_sign_elsewhere_is_none(url):
+    config.normalise_store_url(url)
 
 
 def test_store_resolution_order(tmp_path):

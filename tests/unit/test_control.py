@@ -419,14 +419,16 @@ def test_the_sync_client_reads_a_stream(tmp):
 
 
 def test_too_many_clients_are_told_so(tmp, monkeypatch):
-    """And a place is free again when one goes."""
+    """Where all wait for their answers; and a place is free again when one goes."""
     monkeypatch.setattr(control, 'MAX_CLIENTS', 2)
 
     async def test():
-        async with served(tmp / 's'), await connect(tmp / 's') as one:
-            await ask(one, request('echo', [1]))
+        async with served(tmp / 's') as methods, await connect(tmp / 's') as one:
+            await one.send_all(json.dumps(request('slow')).encode() + b'\n')
             async with await connect(tmp / 's') as two:
-                await ask(two, request('echo', [1]))
+                await two.send_all(json.dumps(request('slow')).encode() + b'\n')
+                while methods.running < 2:
+                    await trio.sleep(0.01)
                 async with await connect(tmp / 's') as three:
                     assert (await read_line(three))['error']['code'] == control.BUSY
             while True:
@@ -460,6 +462,18 @@ def test_another_user_is_refused(tmp, monkeypatch):
             os.chmod(tmp / 's', 0o777)
             done = await trio.run_process([sys.executable, '-c', script, str(tmp / 's')], capture_stdout=True)
             assert json.loads(done.stdout)['error']['message'] == 'user 54321 may not control this mount'
+    in_trio(test)
+
+
+@pytest.mark.needs_root
+def test_root_may_ask_the_daemon_of_another_user(tmp, monkeypatch):
+    """It sees all there is anyway, and an administrator must be able to look and to unmount."""
+    async def test():
+        async with served(tmp / 's'):
+            monkeypatch.setattr(os, 'geteuid', lambda: 54321)
+            async with await connect(tmp / 's') as stream:
+                await stream.send_all(json.dumps(request('echo', [1])).encode() + b'\n')
+                assert (await read_line(stream))['result'] == [1, 2]
     in_trio(test)
 
 

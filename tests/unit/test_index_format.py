@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import given
@@ -15,12 +17,27 @@ from ctxfs.storage import index_format
 from ctxfs.storage.index_format import Header
 
 NS = st.integers(-2**62, 2**62)
-ATTRS = st.builds(Attrs, mode=st.integers(0, 0o177777), uid=st.integers(0, 2**32 - 1), gid=st.integers(0, 2**32 - 1), mtime_ns=NS,
-                  atime_ns=NS, ctime_ns=NS, target=st.none() | st.binary(max_size=20), rdev=st.integers(0, 2**32),
-                  xattrs=st.none() | st.dictionaries(st.text(max_size=5), st.binary(max_size=9), max_size=3))
+TYPES = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
+TARGETS = st.binary(max_size=20).map(lambda data: data.replace(b'\0', b'/') or b'x')
+TEXT = st.text(st.characters(exclude_categories=['Cs']), max_size=9)
+ATTRS = st.builds(Attrs, mode=st.builds(int.__or__, st.sampled_from(TYPES), st.integers(0, 0o7777)), uid=st.integers(0, 2**32 - 1),
+                  gid=st.integers(0, 2**32 - 1), mtime_ns=NS, atime_ns=NS, ctime_ns=NS, target=st.none() | TARGETS, rdev=st.integers(0, 2**32),
+                  xattrs=st.none() | st.dictionaries(st.text(st.characters(exclude_categories=['Cs', 'Cc']), min_size=1, max_size=5),
+                                                     st.binary(max_size=9), max_size=3))
+
+
+def consistent(record: IndexRecord) -> IndexRecord:
+    """A directory's path ends with a slash, and only symlinks have a target."""
+    attrs = record.attrs
+    if attrs is None:
+        return record
+    if record.path.endswith('/'):
+        attrs = msgspec.structs.replace(attrs, mode=stat.S_IFDIR | stat.S_IMODE(attrs.mode))
+    return msgspec.structs.replace(record, attrs=attrs if stat.S_ISLNK(attrs.mode) else msgspec.structs.replace(attrs, target=None))
+
+
 RECORDS = st.lists(st.builds(IndexRecord, path=st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=8), changed_ns=NS,
-                             etag=st.text(st.characters(exclude_categories=['Cs']), max_size=9), size=st.integers(0, 2**50),
-                             attrs=st.none() | ATTRS, link=st.text(st.characters(exclude_categories=['Cs']), max_size=4)), max_size=20)
+                             etag=TEXT, size=st.integers(0, 2**50), attrs=st.none() | ATTRS, link=TEXT).map(consistent), max_size=20)
 HEADER = Header(kind='segment', host='h', created_ns=12, covers=['x'])
 
 

@@ -222,3 +222,22 @@ def test_compaction_is_due_by_number_and_by_bytes(store: ObjectStore) -> None:
     assert reading.state.is_compaction_due
     assert index_log.IndexState(segments=1, segment_bytes=3 << 20, base_bytes=2 << 20).is_compaction_due
     assert not index_log.IndexState(segments=1, segment_bytes=3 << 20, base_bytes=4 << 20).is_compaction_due
+
+
+def test_of_very_many_objects_a_few_are_read_at_a_time(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory of its own, and anybody can add some: the others are read the next time, the later record counts all the same, and
+    compactions come to one base."""
+    monkeypatch.setattr(index_log, 'MAX_OPEN', 3)
+    log = log_of(store)
+    for at in range(1, 9):
+        log.append([record('same', at), record(f'p{at}', at)])
+    seen: list[str] = []
+    merged: dict[str, int] = {}
+    for count in (3, 3, 2, 0):
+        found, seen = read(log, seen)
+        merged.update(found)
+        assert len(found) == count + bool(count)
+    assert merged == {'same': 8, **{f'p{at}': at for at in range(1, 9)}} and sorted(seen) == names(store)
+    for _ in range(20):
+        log.compact(grace_ns=-1)
+    assert len(names(store)) == 1 and read(log)[0] == merged

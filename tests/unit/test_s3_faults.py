@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ctxfs.errors import CredentialsExpired, Denied, RemoteUnavailable
-from ctxfs.storage import s3_client, s3_http, s3_retry
+from ctxfs.storage import http_body, s3_client, s3_retry
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_http import HttpPool, Timeouts
 from ctxfs.storage.s3_retry import ATTEMPTS, LONGEST_SECONDS, RETRY_AFTER_MAX
@@ -122,7 +122,7 @@ def test_a_request_that_hangs_ends(script: Script) -> None:
 
 def test_a_slow_link_has_the_time_that_its_bytes_need(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trickle above the least rate: longer than the silence, and whole."""
-    monkeypatch.setattr(s3_http, 'MIN_RATE', 5)
+    monkeypatch.setattr(http_body, 'MIN_RATE', 5)
 
     def slow(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)

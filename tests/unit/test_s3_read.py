@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from ctxfs.errors import Denied, RemoteChanged, WrongBytes
 from ctxfs.records import Stamp
-from ctxfs.storage import block_sums
-from ctxfs.storage.block_sums import PIECES, UNIT, Summer
+from ctxfs.storage import piece_sums
+from ctxfs.storage.piece_sums import PIECES, UNIT, Summer
 from ctxfs.storage.posix_meta import encode_stamp
 from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_multipart import SINGLE_MAX, part_size
@@ -60,7 +60,7 @@ def test_a_flipped_bit_is_found_in_the_piece_that_has_it(cuts: list[int], at: in
     for start, stop in itertools.pairwise(edges):
         summer.update(LARGE[start:stop])
     sums = summer.sums()
-    assert block_sums.decode(sums.encode()) == sums
+    assert piece_sums.decode(sums.encode()) == sums
     assert not sums.disagrees(LARGE, 0, size=len(LARGE)) and sums.covers(0, len(LARGE), size=len(LARGE))
     wrong = flip(LARGE, at)
     piece = at // UNIT
@@ -73,7 +73,7 @@ def test_a_flipped_bit_is_found_in_the_piece_that_has_it(cuts: list[int], at: in
 @given(text=st.text(max_size=40) | st.builds(lambda n, b: f'{n}.{b}', st.integers(), st.text('AZaz09-_=', max_size=30)))
 def test_sums_that_anybody_wrote_are_read_with_care(text: str) -> None:
     """Sums or nothing, never an error."""
-    found = block_sums.decode(text)
+    found = piece_sums.decode(text)
     if found is not None:
         found.disagrees(BODY, 0, size=len(BODY))
         found.covers(0, 10, size=len(BODY))
@@ -82,10 +82,10 @@ def test_sums_that_anybody_wrote_are_read_with_care(text: str) -> None:
 @pytest.mark.parametrize('size', [UNIT + 1, PIECES * UNIT, PIECES * UNIT + 1, 1 << 40, 5 << 40])
 def test_sums_fit_into_the_metadata_of_any_object(size: int) -> None:
     """PIECES at most, which is less than half of what S3 allows."""
-    step = block_sums.step_for(size)
+    step = piece_sums.step_for(size)
     count = -(-size // step)
     assert count <= PIECES and (step == UNIT or -(-size // (step // 2)) > PIECES)
-    assert len(block_sums.Sums(step, (1 << 31,) * count).encode()) < 1000
+    assert len(piece_sums.Sums(step, (1 << 31,) * count).encode()) < 1000
 
 
 # --- the rules -----------------------------------------------------------------------------------------------------------------------

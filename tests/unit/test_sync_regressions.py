@@ -4,6 +4,7 @@ Owns the replays. It must not know the pipe: an operation runs in this process, 
 """
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -186,9 +187,9 @@ def half_hydrated(host: Host, on_disk: bytes) -> int:
     return ino
 
 
-@pytest.mark.parametrize('on_disk', [b'', BASE[:4]], ids=['empty', 'short'])
+@pytest.mark.parametrize('on_disk', [b'', BASE[:4], bytes(len(BASE))], ids=['empty', 'short', 'zeros'])
 def test_bytes_that_a_power_cut_lost_are_not_uploaded_over_the_object(host: Host, on_disk: bytes) -> None:
-    """After another boot a staging file shorter than its row is set aside, and the file is the bucket's version again, readable."""
+    """After another boot a staging file that nobody knows to be whole is set aside, and the file is the bucket's version again, readable."""
     half_hydrated(host, on_disk)
     db = TreeDB(host.directory / 'tree.db')
     db.set_meta('boot_id', 'another boot')
@@ -198,7 +199,10 @@ def test_bytes_that_a_power_cut_lost_are_not_uploaded_over_the_object(host: Host
     assert (inode.content, inode.size) == (Content.CLEAN, len(BASE))
     source = host.journal.source_of(inode)
     assert source is not None and host.workers.context.store.get(PREFIX + source.key, if_match=source.etag) == BASE
-    assert [path.read_bytes() for path in (host.directory / 'quarantine').iterdir()] == [on_disk]
+    kept = sorted((host.directory / 'quarantine').glob('*'))
+    assert [path.read_bytes() for path in kept[:1]] == [on_disk] * bool(on_disk)
+    assert [json.loads(path.read_text())['path'] for path in kept[1:]] == ['/f'] * bool(on_disk)
+    assert host.staging.quarantined() == (bool(on_disk), len(on_disk))
     host.db.close()
     host.start()        # idempotent
     assert host.inode_at(b'f').content == Content.CLEAN

@@ -1,0 +1,81 @@
+"""A response of an HTTP server that need not be trusted: it comes at some pace, and takes no more memory than its reader allows.
+
+Owns these two bounds, on top of http.client. It must not know requests, connections or what a response is for.
+"""
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from typing import Any, cast
+
+from ctxfs.errors import RemoteUnavailable
+
+#: a link that is slower than this in bytes per second counts as broken
+MIN_RATE = 1024
+
+
+class Pace:
+    """How long one direction of an exchange may still take: `silence` seconds, and the time that what has moved takes at MIN_RATE."""
+
+    def __init__(self, silence: float) -> None:
+        self._silence = silence
+        self._until = time.monotonic() + silence
+
+    def timeout(self) -> float:
+        """For the next piece. Raises TimeoutError when the time is over."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError('too slow')
+        return min(self._silence, left)
+
+    def moved(self, count: int) -> None:
+        self._until += count / MIN_RATE
+
+
+class BoundedResponse(http.client.HTTPResponse):
+    """One response on `sock`, with a body of at most `body_max` bytes, that keeps a Pace with `silence`; TimeoutError otherwise, also where bytes
+    trickle in without end. The socket stays open."""
+
+    def __init__(self, sock: socket.socket, *, method: str, body_max: int, silence: float) -> None:
+        super().__init__(cast(socket.socket, _Incoming(sock, silence)), method=method)
+        self._body_max = body_max
+
+    def whole_body(self) -> bytes:
+        """The body. RemoteUnavailable where it has more than it may; http.client's errors where it does not come whole."""
+        most, announced = self._body_max, self.length
+        data = b''
+        if announced is None:
+            data = self.read(most + 1)      # in chunks, or until the server closes
+        elif announced <= most:
+            data = self.read()              # an early end is noticed
+        if max(announced or 0, len(data)) > most:
+            raise RemoteUnavailable(f'the server sent more than the {most} bytes that its answer can have')
+        return data
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:        # http.client would read to the end of the connection
+            raise ValueError('a negative chunk size')
+        return size
+
+
+class _Incoming(io.RawIOBase):
+    """A socket's bytes, at their pace; it stands for the socket that http.client makes a file of."""
+
+    def __init__(self, sock: socket.socket, silence: float) -> None:
+        self._socket = sock
+        self._pace = Pace(silence)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._socket.settimeout(self._pace.timeout())
+        count = self._socket.recv_into(buffer)
+        self._pace.moved(count)
+        return count
