@@ -11,6 +11,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
+     │   ├─ OutOfTurn   └─ Contradicted
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -103,6 +104,14 @@ class RemoteUnavailable(CtxfsError):
     """The store could not be reached or answered 5xx/429: transient."""
     errno = _errno.EIO
     transient = True
+
+
+class OutOfTurn(RemoteUnavailable):
+    """The store cannot make this write atomic, and another host has its turn now, or this one's is over. Nothing was written."""
+
+
+class Contradicted(RemoteUnavailable):
+    """The store refused what it was found to be able to do: its capabilities are to be asked anew. Nothing was written."""
 
 
 class Corrupted(CtxfsError):

@@ -51,10 +51,11 @@ class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class ListPage(msgspec.Struct, frozen=True, kw_only=True):
     """One page of a listing in the store's key order. `prefixes` are the common prefixes when a delimiter was given (they end with it).
-    `next_token` is None on the last page."""
+    `next_token` is None on the last page. `now_ns`: the store's own clock when it answered (0: it did not say)."""
     objects: list[ObjectInfo]
     prefixes: list[str]
     next_token: str | None
+    now_ns: int = 0
 
 
 class PutResult(msgspec.Struct, frozen=True, kw_only=True):

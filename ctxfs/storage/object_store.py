@@ -3,10 +3,11 @@
 Owns the contract (this Protocol, checked by tests/contract against each store) and nothing of any provider. It must not know paths,
 inodes or schedules: keys and bytes only. All calls are synchronous, thread-safe, bounded in time, and raise only `ctxfs.errors`:
 NotFound, RemoteChanged (a condition failed), Denied (credentials, rights), Unsupported (no such feature), RemoteUnavailable
-(transient), InvalidArgument (this store cannot hold such a key, or a part is too large).
+(transient; OutOfTurn, Contradicted), InvalidArgument (this store cannot hold such a key, or a part is too large).
 """
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Protocol
@@ -15,6 +16,25 @@ import msgspec
 
 from ctxfs.errors import InvalidArgument
 from ctxfs.records import ListPage, ObjectInfo, PutResult
+
+#: files above this are stored in parts
+PARTS_ABOVE = 16 << 20
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always."""
+    etag: str | None = None
+    absent: bool = False
+
+
+ALWAYS = Condition()
+
+
+class Write(enum.Enum):
+    """The ways to write an object, whose conditions servers honour or ignore one by one."""
+    PUT = 'put'
+    PARTS = 'parts'
+    COPY = 'copy'
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,15 +57,28 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     tagging: bool = False
     #: the bucket has lifecycle rules that may be read, so that `ensure_expiry` is worth a try
     lifecycle: bool = False
+    #: conditions hold at the end of an upload in parts
+    conditional_parts: bool = False
+    #: an answer was refused for want of rights, which are better elsewhere in the bucket: good for the prefix that was asked about only
+    is_limited: bool = False
+
+    @property
+    def can_create(self) -> bool:
+        """Of several who create the same object at once exactly one succeeds."""
+        return self.conditional_create or self.forbid_overwrite
+
+    def is_atomic(self, write: Write, condition: Condition) -> bool:
+        """Whether the store itself sees to the condition. Where it does not, the object is looked at first, and then written."""
+        if condition == ALWAYS:
+            return True
+        if write is not Write.PUT:
+            return self.conditional_parts if write is Write.PARTS else self.conditional_copy
+        return self.can_create if condition.absent else self.conditional_overwrite
 
 
-class Condition(msgspec.Struct, frozen=True, kw_only=True):
-    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always."""
-    etag: str | None = None
-    absent: bool = False
-
-
-ALWAYS = Condition()
+#: without the right to write nothing can be found out
+UNKNOWN = Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False, conditional_copy=False,
+                       batch_delete=False, is_limited=True)
 #: (key, why): what `delete_many` could not remove
 Failures = list[tuple[str, Exception]]
 
@@ -55,7 +88,11 @@ class ObjectStore(Protocol):
 
     url: str
 
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """Asked of the server at the first call, unless `learn` said it before; UNKNOWN without the right to write."""
+
+    def learn(self, known: Capabilities | None) -> None:
+        """What the store can do from now on; None: it is to be asked again when it is needed."""
 
     def etag_of(self, body: bytes) -> str | None:
         """An etag that proves that an object holds exactly `body`, in stores whose etags can; another etag proves nothing."""

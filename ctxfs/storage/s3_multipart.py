@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-from ctxfs.errors import CtxfsError
+from ctxfs.errors import CtxfsError, RemoteUnavailable
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.s3_client import S3Client, translate
-from ctxfs.storage.s3_xml import parse_copy_etag, quoted_etag
+from ctxfs.storage.s3_guard import Sending
+from ctxfs.storage.s3_xml import complete_request, parse_completed_etag, parse_copy_etag, quoted_etag
 
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-#: above this a file goes in parts
-SINGLE_MAX = 16 * MIB
 PART_MIN = 8 * MIB
 #: bytes of one upload that may be in memory, over all of its parts in flight
 MEMORY = 64 * MIB
@@ -33,8 +34,8 @@ COPY_MAX = 5 << 30
 _COPY_PART = 1 << 30
 
 Sender = Callable[[str, int], str]
-#: boto3's parameters for CompleteMultipartUpload's conditions
-Conditions = Mapping[str, str]
+#: around the request that completes an upload: what it is sent with; may raise
+Commit = Callable[[], AbstractContextManager[Sending]]
 
 
 def part_size(size: int) -> int:
@@ -74,9 +75,9 @@ class FileReader:
         return data
 
 
-def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Mapping[str, Any], before_complete: Callable[[], Conditions],
+def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Mapping[str, Any], commit: Commit,
                  may_commit: Callable[[], bool], progress: Callable[[int], None]) -> str:
-    """Upload and complete; returns the etag. `before_complete` may raise, and gives the conditions of the completion."""
+    """Upload and complete; returns the etag."""
     step = part_size(size)
 
     def send(upload_id: str, number: int) -> str:
@@ -87,16 +88,16 @@ def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, c
         progress(len(data))
         return quoted_etag(response.headers.get('ETag', ''))
 
-    def confirm() -> Conditions:
+    def confirm() -> AbstractContextManager[Sending]:
         if not may_commit():
             raise Aborted(f'{key}: the content moved while it was being stored')
-        return before_complete()
+        return commit()
     workers = max(1, min(PARALLEL, MEMORY // step))
-    return _run(client, key, -(-size // step), send, create=create, confirm=confirm, workers=workers)
+    return _run(client, key, -(-size // step), send, create=create, commit=confirm, workers=workers)
 
 
 def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Mapping[str, Any],
-               before_complete: Callable[[], Conditions]) -> str:
+               commit: Commit) -> str:
     """Server-side copy of an object above COPY_MAX; returns the etag."""
     step = max(_COPY_PART, part_size(size))
 
@@ -111,24 +112,40 @@ def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_eta
             return parse_copy_etag(response.body)
         except ValueError:
             raise client.error(response._replace(status=500), what) from None
-    return _run(client, key, -(-size // step), send, create=create, confirm=before_complete, workers=PARALLEL)
+    return _run(client, key, -(-size // step), send, create=create, commit=commit, workers=PARALLEL)
 
 
-def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Mapping[str, Any], confirm: Callable[[], Conditions],
-         workers: int) -> str:
+def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Mapping[str, Any], commit: Commit, workers: int) -> str:
     boto, where = client.boto(), {'Bucket': client.bucket, 'Key': key}
     with translate(f'begin the upload of {key}', client.bucket):
         upload_id: str = boto.create_multipart_upload(**where, **create)['UploadId']
     try:
         etags = _send_all(send, upload_id, count, workers)
-        parts = [{'PartNumber': number, 'ETag': etag} for number, etag in enumerate(etags, 1)]
-        conditions = confirm()
-        with translate(f'complete the upload of {key}', client.bucket):
-            done = boto.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={'Parts': parts}, **conditions)
-        return quoted_etag(done['ETag'])
+        with commit() as sending:
+            return _complete(client, key, upload_id, etags, sending)
     except BaseException:
         _abort(boto, where, upload_id, client.bucket)
         raise
+
+
+def _complete(client: S3Client, key: str, upload_id: str, etags: Sequence[str], sending: Sending) -> str:
+    what = f'complete the upload of {key}'
+    response = client.request('POST', key, query={'uploadId': upload_id}, headers={'Content-Type': 'application/xml', **sending.headers},
+                              body=complete_request(etags), what=what, is_repeatable=False, timeouts=sending.timeouts)
+    try:
+        etag = parse_completed_etag(response.body)
+    except ValueError:      # it may answer 200 and then report an error
+        raise client.error(response._replace(status=500), what) from None
+    return etag or _etag_of_parts(client, key, etags)
+
+
+def _etag_of_parts(client: S3Client, key: str, etags: Sequence[str]) -> str:
+    """Ceph RGW 16 does not say the etag: the object is asked, and is the one just made if its etag is what becomes of the parts'."""
+    found = quoted_etag(client.request('HEAD', key).headers.get('ETag', ''))
+    digests = b''.join(bytes.fromhex(etag.strip('"')) for etag in etags if len(etag) == 34)
+    if found != f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"':
+        raise RemoteUnavailable(f'{key} was uploaded, but the server does not say as which version')
+    return found
 
 
 def _send_all(send: Sender, upload_id: str, count: int, workers: int) -> list[str]:

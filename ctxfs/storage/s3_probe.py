@@ -15,14 +15,16 @@ from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of
 from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_lifecycle import NO_RULES, is_lifecycle
-from ctxfs.storage.s3_xml import delete_request, parse_delete_errors, parse_tags
+from ctxfs.storage.s3_xml import complete_request, delete_request, parse_delete_errors, parse_tags, parse_upload_id, quoted_etag
 
+#: changes with the questions: an answer to other ones is not remembered
+PROBE_VERSION = 2
 _ATTEMPTS = 3
 _STALE = '"00000000000000000000000000000000"'
 
 
 def probe(client: S3Client, prefix: str) -> Capabilities:
-    """What the bucket honours for keys that begin with `prefix` (about 30 small requests).
+    """What the bucket honours for keys that begin with `prefix` (about 40 small requests).
 
     Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing is known. No answer that is merely unexpected raises; it means
     that the feature cannot be relied on.
@@ -36,6 +38,7 @@ class _Probe:
         self._key = f'{prefix}probe-{os.urandom(8).hex()}'
         self._other = self._key + '-2'
         self._missing = self._key + '-3'
+        self._is_limited = False
 
     def run(self) -> Capabilities:
         try:
@@ -46,8 +49,8 @@ class _Probe:
 
     def _ask(self) -> Capabilities:
         etag = self._send('PUT', self._key, body=b'probe').headers.get('ETag', '')
-        creates = self._is_refused('PUT', self._key, {'If-None-Match': '*'}) and self._is_done('PUT', self._other, {'If-None-Match': '*'})
-        forbids = not creates and self._is_refused('PUT', self._key, {'x-oss-forbid-overwrite': 'true'})
+        creates = self._creates_by({'If-None-Match': '*'})
+        forbids = not creates and self._creates_by({'x-oss-forbid-overwrite': 'true'})
         etag = self._current_etag() or etag
         is_unquoted, overwrites = self._ask_overwrite(etag)
         self._outcome('PUT', self._other)
@@ -55,12 +58,16 @@ class _Probe:
         deletes = self._is_refused('DELETE', self._key, {'If-Match': self._spell(_STALE, is_unquoted)}) and bool(self._current_etag())
         if not self._current_etag():
             self._outcome('PUT', self._key)
-        has_tags = self._ask_tagging()
+        has_parts = creates and overwrites and self._ask_parts(is_unquoted)
+        has_tags, has_lifecycle = self._ask_tagging(), self._ask_lifecycle()
         batches, batch_conditions = self._ask_batch()
         return Capabilities(conditional_create=creates, conditional_overwrite=overwrites, conditional_delete=deletes,
                             conditional_copy=copies, batch_delete=batches, conditional_batch_delete=batch_conditions,
                             unquoted_etags=is_unquoted, forbid_overwrite=forbids, conditional_copy_source=has_copy_source, tagging=has_tags,
-                            lifecycle=self._ask_lifecycle())
+                            lifecycle=has_lifecycle, conditional_parts=has_parts, is_limited=self._is_limited)
+
+    def _creates_by(self, headers: Mapping[str, str]) -> bool:
+        return self._is_refused('PUT', self._key, headers) and self._is_done('PUT', self._other, headers)
 
     def _ask_overwrite(self, etag: str) -> tuple[bool, bool]:
         """(etags go unquoted, If-Match on a PUT can be relied on)."""
@@ -81,6 +88,23 @@ class _Probe:
         return has_source, (has_source and self._is_refused('PUT', self._key, {**source, 'If-None-Match': '*'})
                             and self._is_refused('PUT', self._key, {**source, 'If-Match': _STALE}))
 
+    def _ask_parts(self, is_unquoted: bool) -> bool:
+        """Conditions hold when an upload in parts is completed. One that ignores them has stored the probe, and that is the answer."""
+        try:
+            upload = {'uploadId': parse_upload_id(self._send('POST', self._key, query={'uploads': ''}).body)}
+            part = self._send('PUT', self._key, body=b'probe', query={**upload, 'partNumber': '1'}).headers.get('ETag', '')
+        except (RemoteUnavailable, Denied):
+            raise
+        except (CtxfsError, ValueError):
+            return False
+        body = complete_request([quoted_etag(part)])
+        refusals = ({'If-None-Match': '*'}, {'If-Match': self._spell(_STALE, is_unquoted)})
+        is_honoured = all(self._is_refused('POST', self._key, headers, body, upload) for headers in refusals) and self._is_done(
+            'POST', self._key, {'If-Match': self._spell(self._current_etag(), is_unquoted)}, body, upload)
+        if not is_honoured:
+            self._outcome('DELETE', self._key, query=upload)
+        return is_honoured
+
     def _ask_tagging(self) -> bool:
         """Tags come with a PUT, can be read, stay with a copy, are replaced by one, and reading them is not answered with something else:
         a server that does not know `?tagging` sends the object (or, to a PUT, overwrites it, so that is not asked)."""
@@ -93,7 +117,8 @@ class _Probe:
     def _tag_of(self, key: str) -> str:
         try:
             return parse_tags(self._send('GET', key, query={'tagging': ''}).body).get('ctxfs-probe', '')
-        except (CtxfsError, ValueError):    # also a 500: no mount may fail for want of tags
+        except (CtxfsError, ValueError) as exc:    # also a 500: no mount may fail for want of tags
+            self._note_limit(exc)
             return ''
 
     def _holds_probe(self, key: str) -> bool:
@@ -104,6 +129,7 @@ class _Probe:
         try:
             return is_lifecycle(self._send('GET', '', query={'lifecycle': ''}).body)
         except CtxfsError as exc:
+            self._note_limit(exc)
             return code_of(exc) == NO_RULES
 
     def _ask_batch(self) -> tuple[bool, bool]:
@@ -135,23 +161,31 @@ class _Probe:
         except NotFound:
             return ''
 
-    def _is_refused(self, method: str, key: str, headers: Mapping[str, str]) -> bool:
-        return isinstance(self._outcome(method, key, headers), (RemoteChanged, NotFound))
+    def _is_refused(self, method: str, key: str, headers: Mapping[str, str], body: bytes = b'probe',
+                    query: Mapping[str, str] | None = None) -> bool:
+        return isinstance(self._outcome(method, key, headers, body, query), (RemoteChanged, NotFound))
 
-    def _is_done(self, method: str, key: str, headers: Mapping[str, str]) -> bool:
-        return self._outcome(method, key, headers) is None
+    def _is_done(self, method: str, key: str, headers: Mapping[str, str], body: bytes = b'probe',
+                 query: Mapping[str, str] | None = None) -> bool:
+        return self._outcome(method, key, headers, body, query) is None
 
-    def _outcome(self, method: str, key: str, headers: Mapping[str, str] | None = None) -> CtxfsError | None:
+    def _outcome(self, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b'probe',
+                 query: Mapping[str, str] | None = None) -> CtxfsError | None:
         """What the server said; transient errors are raised, since they say nothing about the feature."""
+        has_body = method == 'POST' or (method == 'PUT' and 'x-amz-copy-source' not in (headers or {}))
         try:
-            self._send(method, key, headers, b'probe' if method == 'PUT' and 'x-amz-copy-source' not in (headers or {}) else b'')
+            self._send(method, key, headers, body if has_body else b'', query=query)
         except RemoteUnavailable:
             if method != 'DELETE' or headers:
                 raise
             return None
         except CtxfsError as exc:
+            self._note_limit(exc)
             return exc
         return None
+
+    def _note_limit(self, exc: Exception) -> None:
+        self._is_limited = self._is_limited or isinstance(exc, Denied)
 
     def _send(self, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b'', *,
               query: Mapping[str, str] | None = None) -> Response:

@@ -1,11 +1,10 @@
 """An S3 bucket, or a prefix of one, as an object store: the port's verbs in terms of signed requests.
 
-Owns the store's prefix, conditions and what replaces them where a server has none, and the meaning of each response. Signing and sending are
-`s3_client`'s, error codes `s3_errors`', parts `s3_multipart`'s; it must not know contexts, paths on the mount, or schedules.
+Owns the store's prefix, what each verb sends, and the meaning of each response. Signing and sending are `s3_client`'s, conditions and what
+replaces them where a server has none `s3_guard`'s, error codes `s3_errors`', parts `s3_multipart`'s; it must not know contexts, paths on the
+mount, or schedules.
 
-Conditions: where the server honours them they are one atomic request. Where it does not (see `Capabilities`), the store looks at the object
-and acts at once after it; the window between the two is what such a server leaves open. A lost response to a write leaves its outcome
-unknown: RemoteUnavailable, and the caller finds out by the object's metadata.
+A lost response to a write leaves its outcome unknown: RemoteUnavailable, and the caller finds out by the object's metadata.
 """
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ import contextlib
 import hashlib
 import queue
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
@@ -24,14 +23,13 @@ import msgspec
 
 from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
-from ctxfs.storage.keys import KEY_MAX
-from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
+from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Write, check_metadata, check_tags
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of, error_for
+from ctxfs.storage.s3_guard import Guard, Sending
 from ctxfs.storage.s3_http import Response, Timeouts
 from ctxfs.storage.s3_lifecycle import ensure_rule
-from ctxfs.storage.s3_multipart import COPY_MAX, SINGLE_MAX, FileReader, copy_parts, upload_parts
-from ctxfs.storage.s3_probe import probe
+from ctxfs.storage.s3_multipart import COPY_MAX, FileReader, copy_parts, upload_parts
 from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, parse_tags, quoted_etag
 
 #: all of check(): the user waits for it
@@ -39,7 +37,6 @@ _CHECK_SECONDS = 9.5
 _CHECK_TIMEOUTS = Timeouts(connect=4.0, read=5.0)
 _BATCH = 1000
 _SINGLE_DELETES = 8
-_CONFLICT_ATTEMPTS = 4
 _META = ('x-amz-meta-', 'x-oss-meta-')
 #: headers that a copy with new metadata would drop, and boto3's names for them
 _KEPT = {'Cache-Control': 'CacheControl', 'Content-Disposition': 'ContentDisposition', 'Content-Encoding': 'ContentEncoding',
@@ -50,27 +47,21 @@ class S3Store:
     """See the port. Nothing is asked of the server before the first verb; `capabilities()` probes once, unless `known` says the result."""
 
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None) -> None:
+                 addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
+                 turn_left: Callable[[], float] | None = None) -> None:
         self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
-        self._known = msgspec.convert(dict(known), Capabilities) if known else None
-        self._is_unquoted = bool(self._known and self._known.unquoted_etags)
-        self._probing = threading.Lock()
+        self._guard = Guard(self._client, prefix=self._prefix, scratch=self._scratch, turn_left=turn_left,
+                            known=msgspec.convert(dict(known), Capabilities) if known else None)
 
     def capabilities(self) -> Capabilities:
-        with self._probing:
-            if self._known is None:
-                try:
-                    self._known = probe(self._client, self._scratch)
-                except Denied:
-                    # no right to write here, so no condition will be needed; not remembered, because rights can be given
-                    return Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False,
-                                        conditional_copy=False, batch_delete=False)
-                self._is_unquoted = self._known.unquoted_etags
-            return self._known
+        return self._guard.capabilities()
+
+    def learn(self, known: Capabilities | None) -> None:
+        self._guard.learn(known)
 
     def etag_of(self, body: bytes) -> str | None:
         """The MD5, which is the etag of an object that came in one piece and is not encrypted with KMS (docs.aws.amazon.com, "Object");
@@ -103,11 +94,11 @@ class S3Store:
     # reading
 
     def head(self, key: str) -> ObjectInfo:
-        return _info(key, self._head(key))
+        return _info(key, self._guard.head(key))
 
     def get(self, key: str, start: int = 0, stop: int | None = None, *, if_match: str | None = None) -> bytes:
         if stop is not None and stop <= start:
-            self._expect(key, if_match, missing=NotFound)
+            self._guard.expect(key, if_match, missing=NotFound)
             return b''
         headers = {} if (start, stop) == (0, None) else {'Range': f'bytes={start}-{"" if stop is None else stop - 1}'}
         try:
@@ -115,7 +106,7 @@ class S3Store:
         except InvalidArgument as exc:
             if code_of(exc) not in ('InvalidRange', '416'):
                 raise
-            self._expect(key, if_match, missing=NotFound)
+            self._guard.expect(key, if_match, missing=NotFound)
             return b''
         if if_match is not None and quoted_etag(response.headers.get('ETag', '')) != if_match:
             raise RemoteChanged(f'{key} is no longer the version {if_match}')
@@ -124,15 +115,15 @@ class S3Store:
 
     def _get(self, key: str, headers: dict[str, str], if_match: str | None) -> Response:
         if if_match is None:
-            return self._client.request('GET', self._full(key), headers=headers)
+            return self._client.request('GET', self._guard.full(key), headers=headers)
         try:
-            return self._client.request('GET', self._full(key), headers={**headers, 'If-Match': self._spell(if_match)})
+            return self._client.request('GET', self._guard.full(key), headers={**headers, 'If-Match': self._guard.spell(if_match)})
         except RemoteChanged:
-            if self._is_unquoted or quoted_etag(self._head(key).headers.get('ETag', '')) != if_match:
+            if self._guard.is_unquoted or quoted_etag(self._guard.head(key).headers.get('ETag', '')) != if_match:
                 raise
         # the etag is right and was refused: Ceph compares it without the quotes
-        response = self._client.request('GET', self._full(key), headers={**headers, 'If-Match': if_match.strip('"')})
-        self._is_unquoted = True
+        response = self._client.request('GET', self._guard.full(key), headers={**headers, 'If-Match': if_match.strip('"')})
+        self._guard.is_unquoted = True
         return response
 
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
@@ -148,14 +139,14 @@ class S3Store:
     def _list(self, query: Mapping[str, str], **how: Any) -> ListPage:
         response = self._client.request('GET', query={'list-type': '2', 'encoding-type': 'url', **query}, what=f'list {query["prefix"]!r}', **how)
         try:
-            return parse_listing(response.body, strip=self._prefix)
+            return msgspec.structs.replace(parse_listing(response.body, strip=self._prefix), now_ns=_time_ns(response, 'Date'))
         except ValueError as exc:
             raise RemoteUnavailable(f'{self._client.endpoint} sent a listing that cannot be read: {exc}') from exc
 
     def tags(self, key: str) -> dict[str, str]:
         if not self.capabilities().tagging:
             raise Unsupported(f'{self.url} keeps no tags')
-        response = self._client.request('GET', self._full(key), query={'tagging': ''}, what=f'read the tags of {key}')
+        response = self._client.request('GET', self._guard.full(key), query={'tagging': ''}, what=f'read the tags of {key}')
         try:
             return parse_tags(response.body)
         except ValueError as exc:
@@ -168,14 +159,14 @@ class S3Store:
         headers = _write_headers(metadata, content_type)
         if text := self._tagging(tags):
             headers['x-amz-tagging'] = text
-        response = self._write(key, condition, headers, body)
+        response = self._write(Write.PUT, key, condition, headers, body)
         return PutResult(etag=quoted_etag(response.headers.get('ETag', '')), size=len(body))
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
                  content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
                  may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
         reader = FileReader(file)
-        if size <= SINGLE_MAX:
+        if size <= PARTS_ABOVE:
             body = reader.read(0, size, key=key)
             if not may_commit():
                 raise Aborted(f'{key}: the content moved while it was being stored')
@@ -187,9 +178,9 @@ class S3Store:
             create['ContentType'] = content_type
         if text := self._tagging(tags):
             create['Tagging'] = text
-        self._check_before(key, condition)
-        etag = upload_parts(self._client, self._full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
-                            before_complete=lambda: self._completion(key, condition))
+        self._guard.foresee(key, condition)
+        etag = upload_parts(self._client, self._guard.full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
+                            commit=lambda: self._commit(key, condition))
         return PutResult(etag=etag, size=size)
 
     def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
@@ -197,7 +188,7 @@ class S3Store:
         is_plain = metadata is None and content_type is None and source != key
         if is_plain and source_etag is not None and size is not None and size <= COPY_MAX and self.capabilities().conditional_copy_source:
             return self._copy_at_once(source, key, source_etag, size, condition, self._copy_tagging(tags))
-        head = self._head(source)
+        head = self._guard.head(source)
         etag, size = quoted_etag(head.headers.get('ETag', '')), int(head.headers.get('Content-Length', 0))
         if source_etag is not None and etag != source_etag:
             raise RemoteChanged(f'{source} is no longer the version {source_etag}')
@@ -216,12 +207,25 @@ class S3Store:
         return self._copy_at_once(source, key, etag, size, condition, headers)
 
     def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
-        headers = {'x-amz-copy-source': self._client.source_header(self._full(source)), 'x-amz-copy-source-if-match': self._spell(etag), **headers}
-        response = self._write(key, condition, headers, b'', is_copy=True)
+        headers = {'x-amz-copy-source': self._client.source_header(self._guard.full(source)),
+                   'x-amz-copy-source-if-match': self._guard.spell(etag), **headers}
+        response = self._write(Write.COPY, key, condition, headers, b'')
         try:
-            return PutResult(etag=parse_copy_etag(response.body), size=size)
+            new = parse_copy_etag(response.body)
         except ValueError:
             raise self._client.error(response._replace(status=500), f'copy {source} to {key}') from None
+        if new != etag and source != key and not self.capabilities().conditional_copy_source:
+            self._check_copied(source, etag, key, new)
+        return PutResult(etag=new, size=size)
+
+    def _check_copied(self, source: str, etag: str, key: str, new: str) -> None:
+        """Of a server that ignores the source's condition: what it copied was the version `etag` if the source still is that."""
+        try:
+            self._guard.expect(source, etag, missing=RemoteChanged)
+        except RemoteChanged:
+            with contextlib.suppress(CtxfsError):       # it is not what was asked for, and must not pass for it
+                self.delete(key, if_match=new)
+            raise
 
     def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, Any],
                        tags: Mapping[str, str] | None) -> PutResult:
@@ -230,9 +234,9 @@ class S3Store:
             tags = self.tags(source)
         if text := self._tagging(tags):
             create['Tagging'] = text
-        self._check_before(key, condition)
-        new = copy_parts(self._client, self._full(source), self._full(key), size, source_etag=self._spell(etag), create=create,
-                         before_complete=lambda: self._completion(key, condition))
+        self._guard.foresee(key, condition)
+        new = copy_parts(self._client, self._guard.full(source), self._guard.full(key), size, source_etag=self._guard.spell(etag), create=create,
+                         commit=lambda: self._commit(key, condition))
         return PutResult(etag=new, size=size)
 
     def _tagging(self, tags: Mapping[str, str] | None) -> str:
@@ -244,72 +248,40 @@ class S3Store:
             return {}
         return {'x-amz-tagging-directive': 'REPLACE', 'x-amz-tagging': self._tagging(tags)}
 
-    def _write(self, key: str, condition: Condition, headers: Mapping[str, str], body: bytes, *, is_copy: bool = False) -> Response:
-        """One PUT or copy under `condition`. A conflict with another request in flight (AWS: 409) says nothing of the condition: again."""
-        guard = self._guard(key, condition, is_copy=is_copy)
-        for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
-            try:
-                return self._client.request('PUT', self._full(key), headers={**headers, **guard}, body=body,
-                                            is_repeatable=condition == ALWAYS)
-            except NotFound as exc:
-                # AWS's answer to If-Match where nothing is
-                if condition.etag is None or code_of(exc) == 'NoSuchBucket':
-                    raise
-                raise RemoteChanged(f'{key} was removed') from exc
-            except RemoteUnavailable as exc:
-                if code_of(exc) not in ('ConditionalRequestConflict', 'OperationAborted') or attempt == _CONFLICT_ATTEMPTS:
-                    raise
-            time.sleep(0.02 * 2 ** attempt)
-        raise AssertionError('not reached: the last attempt returns or raises')
+    def _write(self, write: Write, key: str, condition: Condition, headers: Mapping[str, str], body: bytes) -> Response:
+        """One PUT or copy under `condition`."""
+        full = self._guard.full(key)
+        try:
+            return self._guard.write(write, key, condition, lambda sending: self._client.request(
+                'PUT', full, headers={**headers, **sending.headers}, body=body, is_repeatable=condition == ALWAYS, timeouts=sending.timeouts))
+        except Denied as exc:
+            if 'x-amz-tagging' in headers:      # the right to tag is one of its own, and may have been taken away
+                raise self._guard.contradicted(str(exc)) from exc
+            raise
 
-    def _guard(self, key: str, condition: Condition, *, is_copy: bool) -> dict[str, str]:
-        """The headers that make a write conditional, or a look at the object where the server has none."""
-        if condition == ALWAYS:
-            return {}
-        known = self.capabilities()
-        if condition.absent:
-            if known.conditional_copy if is_copy else known.conditional_create:
-                return {'If-None-Match': '*'}
-            if known.forbid_overwrite:
-                return {'x-oss-forbid-overwrite': 'true'}
-        elif known.conditional_copy if is_copy else known.conditional_overwrite:
-            return {'If-Match': self._spell(condition.etag or '')}
-        self._check_before(key, condition)
-        return {}
-
-    def _check_before(self, key: str, condition: Condition) -> None:
-        if condition.etag is not None:
-            self._expect(key, condition.etag, missing=RemoteChanged)
-        elif condition.absent and self._exists(key):
-            raise RemoteChanged(f'{key} exists already')
-
-    def _completion(self, key: str, condition: Condition) -> dict[str, str]:
-        """Conditions of a completed multipart upload. Several servers ignore them there (Ceph, moto), so the object is looked at as well."""
-        self._check_before(key, condition)
-        if condition.absent and self.capabilities().conditional_create:
-            return {'IfNoneMatch': '*'}
-        if condition.etag is not None and self.capabilities().conditional_overwrite:
-            return {'IfMatch': self._spell(condition.etag)}
-        return {}
+    def _commit(self, key: str, condition: Condition) -> AbstractContextManager[Sending]:
+        """Around the request that makes an upload in parts visible."""
+        @contextlib.contextmanager
+        def commit() -> Iterator[Sending]:
+            sending = self._guard.admit(Write.PARTS, key, condition)
+            with self._guard.verdict(key, condition, sending):
+                yield sending
+        return commit()
 
     # removing
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
-        headers = {}
-        if if_match is not None:
-            if self.capabilities().conditional_delete:
-                headers['If-Match'] = self._spell(if_match)
-            else:
-                with contextlib.suppress(NotFound):
-                    self._expect(key, if_match, missing=NotFound)
+        sending = self._guard.admit_delete(key, if_match)
         try:
-            self._client.request('DELETE', self._full(key), headers=headers, is_repeatable=if_match is None)
+            with self._guard.verdict(key, Condition(etag=if_match), sending):
+                self._client.request('DELETE', self._guard.full(key), headers=sending.headers, is_repeatable=if_match is None,
+                                     timeouts=sending.timeouts)
         except NotFound as exc:
             if code_of(exc) == 'NoSuchBucket':
                 raise
         except RemoteChanged:
             # some servers say this of what is not there
-            if self._exists(key):
+            if self._guard.exists(key):
                 raise
 
     def delete_many(self, items: Sequence[tuple[str, str | None]]) -> Failures:
@@ -336,19 +308,21 @@ class S3Store:
 
     def _delete_batch(self, items: Sequence[tuple[str, str | None]]) -> Failures:
         try:
-            body = delete_request((self._full(key), None if etag is None else self._spell(etag)) for key, etag in items)
+            body = delete_request((self._guard.full(key), None if etag is None else self._guard.spell(etag)) for key, etag in items)
             response = self._client.request('POST', query={'delete': ''}, body=body, what=f'delete {len(items)} objects',
                                             headers={'Content-MD5': content_md5(body), 'Content-Type': 'application/xml'},
                                             is_repeatable=all(etag is None for _, etag in items))
             errors = parse_delete_errors(response.body)
         except ValueError as exc:
             return [(key, RemoteUnavailable(f'delete {key}: the answer cannot be read: {exc}')) for key, _ in items]
+        except Unsupported as exc:
+            return [(key, self._guard.contradicted(str(exc))) for key, _ in items]
         except CtxfsError as exc:
             return [(key, exc) for key, _ in items]
         failed = ((key[len(self._prefix):], code, message) for key, code, message in errors)
         return [(key, error_for(412 if code == 'PreconditionFailed' else 500, code, message, what=f'delete {key}', bucket=self._client.bucket))
                 for key, code, message in failed
-                if code not in ('NoSuchKey', 'NoSuchVersion') and (code != 'PreconditionFailed' or self._exists(key))]
+                if code not in ('NoSuchKey', 'NoSuchVersion') and (code != 'PreconditionFailed' or self._guard.exists(key))]
 
     # the bucket's rules
 
@@ -359,40 +333,6 @@ class S3Store:
         if not known.lifecycle:
             raise Unsupported('this store has no lifecycle rules, or these credentials may not read them')
         ensure_rule(self._client, rule_id, tag=tag, days=days)
-
-    # small things
-
-    def _full(self, key: str) -> str:
-        full = self._prefix + key
-        try:
-            size = len(full.encode('utf-8'))
-        except UnicodeEncodeError as exc:
-            raise InvalidArgument(f'the key {key!r} is no valid Unicode text') from exc
-        if not key or size > KEY_MAX:
-            raise InvalidArgument(f'the key {key[:40]!r}… has {size} bytes, and 1 to {KEY_MAX} are possible')
-        return full
-
-    def _head(self, key: str) -> Response:
-        return self._client.request('HEAD', self._full(key))
-
-    def _exists(self, key: str) -> bool:
-        try:
-            self._head(key)
-        except NotFound:
-            return False
-        return True
-
-    def _spell(self, etag: str) -> str:
-        return etag.strip('"') if self._is_unquoted else etag
-
-    def _expect(self, key: str, etag: str | None, *, missing: type[CtxfsError]) -> None:
-        """Look whether the object is there (else `missing`), and is `etag` (else RemoteChanged)."""
-        try:
-            response = self._head(key)
-        except NotFound as exc:
-            raise missing(f'{key} does not exist') from exc
-        if etag is not None and quoted_etag(response.headers.get('ETag', '')) != etag:
-            raise RemoteChanged(f'{key} is no longer the version {etag}')
 
 
 def _write_headers(metadata: Mapping[str, str] | None, content_type: str | None) -> dict[str, str]:
@@ -408,12 +348,13 @@ def _metadata_of(response: Response) -> dict[str, str]:
 
 def _info(key: str, response: Response) -> ObjectInfo:
     headers = response.headers
+    return ObjectInfo(key=key, size=int(headers.get('Content-Length', 0)), etag=quoted_etag(headers.get('ETag', '')),
+                      mtime_ns=_time_ns(response, 'Last-Modified'), metadata=_metadata_of(response), content_type=headers.get('Content-Type'))
+
+
+def _time_ns(response: Response, header: str) -> int:
+    """ns since the epoch; 0 where the header is missing or no date."""
     try:
-        modified = parsedate_to_datetime(headers.get('Last-Modified', ''))
-        mtime_ns = int(modified.timestamp()) * 1_000_000_000
+        return int(parsedate_to_datetime(response.headers.get(header, '')).timestamp()) * 1_000_000_000
     except (TypeError, ValueError):
-        mtime_ns = 0
-    return ObjectInfo(key=key, size=int(headers.get('Content-Length', 0)), etag=quoted_etag(headers.get('ETag', '')), mtime_ns=mtime_ns,
-                      metadata=_metadata_of(response), content_type=headers.get('Content-Type'))
-
-
+        return 0

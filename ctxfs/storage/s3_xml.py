@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 from ctxfs.records import ListPage, ObjectInfo
 
 #: XML 1.0 cannot hold most control characters, and parsers turn CR into LF: such keys need requests without XML
+_NOT_IN_XML_AT_ALL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')
 _NOT_IN_XML = re.compile('[\x00-\x1f\x7f-\x9f\ufffe\uffff]')
 
 
@@ -29,7 +30,7 @@ def quoted_etag(etag: str) -> str:
 
 def parse_listing(body: bytes, *, strip: str) -> ListPage:
     """A ListObjectsV2 response, with `strip` taken off the front of each key. ValueError when it is not one."""
-    root = _parse(body)
+    root = _parse_listing(body)
     # each object is a ListPage.objects entry; the namespace is cut off once, from the root's tag
     space = root.tag[:root.tag.rfind('}') + 1]
     decode = unquote_plus if root.findtext(space + 'EncodingType') == 'url' else str
@@ -43,6 +44,17 @@ def parse_listing(body: bytes, *, strip: str) -> ListPage:
     if is_truncated and not token:
         raise ValueError('a truncated listing without a token')
     return ListPage(objects=objects, prefixes=prefixes, next_token=token if is_truncated else None)
+
+
+def _parse_listing(body: bytes) -> ET.Element:
+    """Servers repeat the prefix and the like as they were sent, also where XML cannot hold them (Ceph: U+FFFF); only keys count."""
+    try:
+        return _parse(body)
+    except ValueError:
+        root = _parse(_NOT_IN_XML_AT_ALL.sub('', body.decode('utf-8', 'replace')).encode())
+        if not any(_local(node) == 'EncodingType' and node.text == 'url' for node in root):
+            raise       # then a key is what is damaged
+        return root
 
 
 def parse_error(body: bytes) -> tuple[str, str]:
@@ -63,6 +75,27 @@ def parse_copy_etag(body: bytes) -> str:
         if _local(node) == 'ETag' and node.text:
             return quoted_etag(node.text)
     raise ValueError('no etag in the response to a copy')
+
+
+def parse_completed_etag(body: bytes) -> str:
+    """The etag in a CompleteMultipartUploadResult; '' where the server does not say it. ValueError when it is another document."""
+    root = _parse(body)
+    if _local(root) != 'CompleteMultipartUploadResult':
+        raise ValueError('no CompleteMultipartUploadResult')
+    return next((quoted_etag(node.text) for node in root if _local(node) == 'ETag' and node.text), '')
+
+
+def complete_request(etags: Sequence[str]) -> bytes:
+    parts = ''.join(f'<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>' for number, etag in enumerate(etags, 1))
+    return f'<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{parts}</CompleteMultipartUpload>'.encode()
+
+
+def parse_upload_id(body: bytes) -> str:
+    """The UploadId in an InitiateMultipartUploadResult. ValueError when there is none."""
+    found = next((node.text for node in _parse(body) if _local(node) == 'UploadId' and node.text), None)
+    if found is None:
+        raise ValueError('no UploadId')
+    return found
 
 
 def parse_tags(body: bytes) -> dict[str, str]:
