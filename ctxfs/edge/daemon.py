@@ -38,8 +38,8 @@ from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_status import Parts
+from ctxfs.edge.store_access import StoreAccess
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
-from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.gating import Gating
@@ -58,7 +58,7 @@ from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
-from ctxfs.sync.protocol import TidyCache, WorkerOptions
+from ctxfs.sync.protocol import TidyCache
 from ctxfs.sync.reconcile import Defaults, Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.recycle import Recycler
@@ -178,12 +178,9 @@ class Mount:
     async def run(self, ready: Readiness) -> int:
         """See `run`."""
         options = self._options
-        worker_options = WorkerOptions(
-            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR},
-            cache_dir=options.cache_dir, cache_limit=options.cache_size, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
-            log_level=logging.getLogger().level)
-        async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
-            self._build(pool, nursery)
+        access = StoreAccess(options)
+        async with open_pool(access.worker_options(), keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
+            self._build(pool, nursery, access)
             server = await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
@@ -262,25 +259,27 @@ class Mount:
 
     # --- parts ----------------------------------------------------------------------------------------------------------------------
 
-    def _build(self, pool: TransferPool, nursery: trio.Nursery) -> None:
+    def _build(self, pool: TransferPool, nursery: trio.Nursery, access: StoreAccess) -> None:
         options, db, journal, staging, prefix = self._options, self._db, self._journal, self._staging, self._prefix
 
         def spawn(function: Callable[..., Any], *args: Any) -> None:
             nursery.start_soon(self._supervised, function, *args)
 
         reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
+        writers, turns = access.writers(pool, db, spawn)
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
         conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
                                    host=options.host_id, publish=self._events.publish)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
-        finisher = Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix)
+        finisher = Finisher(db, journal, staging, writers, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
-            uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
+            uploader=Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
-        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn)
+        self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
+                                    end_turn=turns.end)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, set_cache_limit=pool.set_cache_limit,

@@ -22,12 +22,15 @@ PARTS_ABOVE = 16 << 20
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
-    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always."""
+    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always. `is_claim`: it is
+    how hosts take turns, so it needs none."""
     etag: str | None = None
     absent: bool = False
+    is_claim: bool = False
 
 
 ALWAYS = Condition()
+_ABSENT, _OVER = Condition(absent=True), Condition(etag='any')
 
 
 class Write(enum.Enum):
@@ -35,6 +38,10 @@ class Write(enum.Enum):
     PUT = 'put'
     PARTS = 'parts'
     COPY = 'copy'
+
+
+#: changes with the questions (s3_probe.py) and the fields: an answer to other ones is not remembered
+PROBE_VERSION = 2
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +56,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     conditional_batch_delete: bool = False
     #: etags in conditions go without their quotes (Ceph RGW)
     unquoted_etags: bool = False
-    #: a create-only PUT goes by OSS's own header
+    #: a create-only PUT goes by OSS's own header; so do copies and uploads in parts
     forbid_overwrite: bool = False
+    forbid_overwrite_everywhere: bool = False
     #: a copy is refused when its source is not the version named (without it, the source is looked at first)
     conditional_copy_source: bool = False
     #: objects carry tags; a store without them ignores the ones it is given
@@ -71,9 +79,28 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the store itself sees to the condition. Where it does not, the object is looked at first, and then written."""
         if condition == ALWAYS:
             return True
-        if write is not Write.PUT:
-            return self.conditional_parts if write is Write.PARTS else self.conditional_copy
-        return self.can_create if condition.absent else self.conditional_overwrite
+        has_put = self.can_create if condition.absent else self.conditional_overwrite
+        if write is Write.PUT:
+            return has_put
+        has_parts = self.conditional_parts or (condition.absent and self.forbid_overwrite_everywhere)
+        # what cannot be copied under a condition is read and put, or copied in parts
+        return has_parts if write is Write.PARTS else self.conditional_copy or (has_parts and has_put)
+
+    def needs_turn(self, write: Write, condition: Condition) -> bool:
+        """Whether hosts must take turns to write so: it is not atomic, or it could come between another host's look and its write."""
+        if condition == ALWAYS or condition.is_claim:
+            return False
+        if not self.is_atomic(write, condition):
+            return True
+        overwrites = all(self.is_atomic(other, _OVER) for other in Write)
+        if not condition.absent:
+            return not (overwrites and self.conditional_delete)
+        return not all(self.is_atomic(other, _ABSENT) for other in Write) or (self.conditional_delete and not overwrites)
+
+    @property
+    def deletes_need_turn(self) -> bool:
+        """An atomic one harms nobody: who finds the object gone puts it back."""
+        return not self.conditional_delete
 
 
 #: without the right to write nothing can be found out

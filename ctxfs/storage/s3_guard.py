@@ -130,7 +130,7 @@ class Guard:
             return Sending()
         known = self.capabilities()
         if known.is_atomic(write, condition):
-            return Sending(self._headers(write, condition, known))
+            return Sending(self._headers(write, condition, known), self._check_turn(key) if known.needs_turn(write, condition) else Timeouts())
         self._check_turn(key)
         self.look_before(key, condition)
         return Sending(self._headers(write, condition, known), self._check_turn(key))

@@ -17,9 +17,8 @@ from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_lifecycle import NO_RULES, is_lifecycle
 from ctxfs.storage.s3_xml import complete_request, delete_request, parse_delete_errors, parse_tags, parse_upload_id, quoted_etag
 
-#: changes with the questions: an answer to other ones is not remembered
-PROBE_VERSION = 2
 _ATTEMPTS = 3
+_FORBID = {'x-oss-forbid-overwrite': 'true'}
 _STALE = '"00000000000000000000000000000000"'
 
 
@@ -50,7 +49,7 @@ class _Probe:
     def _ask(self) -> Capabilities:
         etag = self._send('PUT', self._key, body=b'probe').headers.get('ETag', '')
         creates = self._creates_by({'If-None-Match': '*'})
-        forbids = not creates and self._creates_by({'x-oss-forbid-overwrite': 'true'})
+        forbids = not creates and self._creates_by(_FORBID)
         etag = self._current_etag() or etag
         is_unquoted, overwrites = self._ask_overwrite(etag)
         self._outcome('PUT', self._other)
@@ -58,13 +57,16 @@ class _Probe:
         deletes = self._is_refused('DELETE', self._key, {'If-Match': self._spell(_STALE, is_unquoted)}) and bool(self._current_etag())
         if not self._current_etag():
             self._outcome('PUT', self._key)
-        has_parts = creates and overwrites and self._ask_parts(is_unquoted)
+        has_parts = creates and overwrites and self._ask_parts(
+            {'If-None-Match': '*'}, {'If-Match': self._spell(_STALE, is_unquoted)}, may={'If-Match': self._spell(self._current_etag(), is_unquoted)})
+        forbids_all = forbids and self._is_refused('PUT', self._key, {**self._copied(self._other), **_FORBID}) and self._ask_parts(_FORBID, may={})
         has_tags, has_lifecycle = self._ask_tagging(), self._ask_lifecycle()
         batches, batch_conditions = self._ask_batch()
         return Capabilities(conditional_create=creates, conditional_overwrite=overwrites, conditional_delete=deletes,
                             conditional_copy=copies, batch_delete=batches, conditional_batch_delete=batch_conditions,
                             unquoted_etags=is_unquoted, forbid_overwrite=forbids, conditional_copy_source=has_copy_source, tagging=has_tags,
-                            lifecycle=has_lifecycle, conditional_parts=has_parts, is_limited=self._is_limited)
+                            lifecycle=has_lifecycle, conditional_parts=has_parts, forbid_overwrite_everywhere=forbids_all,
+                            is_limited=self._is_limited)
 
     def _creates_by(self, headers: Mapping[str, str]) -> bool:
         return self._is_refused('PUT', self._key, headers) and self._is_done('PUT', self._other, headers)
@@ -81,15 +83,19 @@ class _Probe:
         unquoted = etag.strip('"')
         return True, self._is_done('PUT', self._key, {'If-Match': unquoted})
 
+    def _copied(self, key: str) -> dict[str, str]:
+        return {'x-amz-copy-source': self._client.source_header(key)}
+
     def _ask_copy(self) -> tuple[bool, bool]:
         """(The source's condition is honoured, the target's are too.)"""
-        source = {'x-amz-copy-source': self._client.source_header(self._other)}
+        source = self._copied(self._other)
         has_source = self._is_refused('PUT', self._missing, {**source, 'x-amz-copy-source-if-match': _STALE})
         return has_source, (has_source and self._is_refused('PUT', self._key, {**source, 'If-None-Match': '*'})
                             and self._is_refused('PUT', self._key, {**source, 'If-Match': _STALE}))
 
-    def _ask_parts(self, is_unquoted: bool) -> bool:
-        """Conditions hold when an upload in parts is completed. One that ignores them has stored the probe, and that is the answer."""
+    def _ask_parts(self, *refusals: Mapping[str, str], may: Mapping[str, str]) -> bool:
+        """An upload in parts is not completed over the object with such headers, and is with `may`. A server that ignores conditions has stored
+        the probe by then, and that is the answer."""
         try:
             upload = {'uploadId': parse_upload_id(self._send('POST', self._key, query={'uploads': ''}).body)}
             part = self._send('PUT', self._key, body=b'probe', query={**upload, 'partNumber': '1'}).headers.get('ETag', '')
@@ -98,9 +104,8 @@ class _Probe:
         except (CtxfsError, ValueError):
             return False
         body = complete_request([quoted_etag(part)])
-        refusals = ({'If-None-Match': '*'}, {'If-Match': self._spell(_STALE, is_unquoted)})
         is_honoured = all(self._is_refused('POST', self._key, headers, body, upload) for headers in refusals) and self._is_done(
-            'POST', self._key, {'If-Match': self._spell(self._current_etag(), is_unquoted)}, body, upload)
+            'POST', self._key, may, body, upload)
         if not is_honoured:
             self._outcome('DELETE', self._key, query=upload)
         return is_honoured
@@ -108,7 +113,7 @@ class _Probe:
     def _ask_tagging(self) -> bool:
         """Tags come with a PUT, can be read, stay with a copy, are replaced by one, and reading them is not answered with something else:
         a server that does not know `?tagging` sends the object (or, to a PUT, overwrites it, so that is not asked)."""
-        source = {'x-amz-copy-source': self._client.source_header(self._key)}
+        source = self._copied(self._key)
         new = {**source, 'x-amz-tagging-directive': 'REPLACE', 'x-amz-tagging': 'ctxfs-probe=2'}
         return (self._is_done('PUT', self._key, {'x-amz-tagging': 'ctxfs-probe=1'}) and self._tag_of(self._key) == '1'
                 and self._is_done('PUT', self._other, source) and self._tag_of(self._other) == '1'

@@ -9,38 +9,34 @@ A lost response to a write leaves its outcome unknown: RemoteUnavailable, and th
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
-from urllib.parse import quote, urlencode
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import CtxfsError, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
-from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Write, check_metadata, check_tags
+from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Write, check_metadata
 from ctxfs.storage.s3_client import S3Client, content_md5
+from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, write_headers
 from ctxfs.storage.s3_errors import code_of, error_for
-from ctxfs.storage.s3_guard import Guard, Sending
+from ctxfs.storage.s3_guard import Guard
 from ctxfs.storage.s3_http import Response, Timeouts
 from ctxfs.storage.s3_lifecycle import ensure_rule
-from ctxfs.storage.s3_multipart import COPY_MAX, FileReader, copy_parts, upload_parts
-from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_copy_etag, parse_delete_errors, parse_listing, parse_tags, quoted_etag
+from ctxfs.storage.s3_multipart import FileReader, upload_parts
+from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_delete_errors, parse_listing, quoted_etag
 
 #: all of check(): the user waits for it
 _CHECK_SECONDS = 9.5
 _CHECK_TIMEOUTS = Timeouts(connect=4.0, read=5.0)
 _BATCH = 1000
 _SINGLE_DELETES = 8
-_META = ('x-amz-meta-', 'x-oss-meta-')
-#: headers that a copy with new metadata would drop, and boto3's names for them
-_KEPT = {'Cache-Control': 'CacheControl', 'Content-Disposition': 'ContentDisposition', 'Content-Encoding': 'ContentEncoding',
-         'Content-Language': 'ContentLanguage', 'Content-Type': 'ContentType'}
+#: objects up to this are read and put where a copy would ignore its condition; above, four requests cost less than the bytes
+_READ_AND_PUT = 1 << 20
 
 
 class S3Store:
@@ -56,6 +52,8 @@ class S3Store:
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
         self._guard = Guard(self._client, prefix=self._prefix, scratch=self._scratch, turn_left=turn_left,
                             known=msgspec.convert(dict(known), Capabilities) if known else None)
+        self._writer = Writer(self._client, self._guard)
+        self._copier = Copier(self._client, self._guard, self._writer)
 
     def capabilities(self) -> Capabilities:
         return self._guard.capabilities()
@@ -146,20 +144,16 @@ class S3Store:
     def tags(self, key: str) -> dict[str, str]:
         if not self.capabilities().tagging:
             raise Unsupported(f'{self.url} keeps no tags')
-        response = self._client.request('GET', self._guard.full(key), query={'tagging': ''}, what=f'read the tags of {key}')
-        try:
-            return parse_tags(response.body)
-        except ValueError as exc:
-            raise RemoteUnavailable(f'{self._client.endpoint} sent tags that cannot be read: {exc}') from exc
+        return self._writer.tags_of(key)
 
     # writing
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,
             condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None) -> PutResult:
-        headers = _write_headers(metadata, content_type)
-        if text := self._tagging(tags):
+        headers = write_headers(metadata, content_type)
+        if text := self._writer.tagging(tags):
             headers['x-amz-tagging'] = text
-        response = self._write(Write.PUT, key, condition, headers, body)
+        response = self._writer.write(Write.PUT, key, condition, headers, body)
         return PutResult(etag=quoted_etag(response.headers.get('ETag', '')), size=len(body))
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
@@ -176,97 +170,16 @@ class S3Store:
         create: dict[str, Any] = {'Metadata': dict(check_metadata(metadata or {}))}
         if content_type:
             create['ContentType'] = content_type
-        if text := self._tagging(tags):
+        if text := self._writer.tagging(tags):
             create['Tagging'] = text
         self._guard.foresee(key, condition)
         etag = upload_parts(self._client, self._guard.full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
-                            commit=lambda: self._commit(key, condition))
+                            commit=self._writer.committer(key, condition))
         return PutResult(etag=etag, size=size)
 
     def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
              metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:
-        is_plain = metadata is None and content_type is None and source != key
-        if is_plain and source_etag is not None and size is not None and size <= COPY_MAX and self.capabilities().conditional_copy_source:
-            return self._copy_at_once(source, key, source_etag, size, condition, self._copy_tagging(tags))
-        head = self._guard.head(source)
-        etag, size = quoted_etag(head.headers.get('ETag', '')), int(head.headers.get('Content-Length', 0))
-        if source_etag is not None and etag != source_etag:
-            raise RemoteChanged(f'{source} is no longer the version {source_etag}')
-        kept = {name: head.headers[name] for name in _KEPT if head.headers.get(name)}
-        if content_type is not None:
-            kept['Content-Type'] = content_type
-        given = _metadata_of(head) if metadata is None else dict(check_metadata(metadata))
-        if size > COPY_MAX:
-            create = {**{_KEPT[name]: value for name, value in kept.items()}, 'Metadata': given}
-            return self._copy_in_parts(source, key, etag, size, condition, create, tags)
-        headers = self._copy_tagging(tags)
-        if not is_plain:
-            headers.update(kept)
-            headers['x-amz-metadata-directive'] = 'REPLACE'
-            headers.update({f'x-amz-meta-{name}': value for name, value in given.items()})
-        return self._copy_at_once(source, key, etag, size, condition, headers)
-
-    def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
-        headers = {'x-amz-copy-source': self._client.source_header(self._guard.full(source)),
-                   'x-amz-copy-source-if-match': self._guard.spell(etag), **headers}
-        response = self._write(Write.COPY, key, condition, headers, b'')
-        try:
-            new = parse_copy_etag(response.body)
-        except ValueError:
-            raise self._client.error(response._replace(status=500), f'copy {source} to {key}') from None
-        if new != etag and source != key and not self.capabilities().conditional_copy_source:
-            self._check_copied(source, etag, key, new)
-        return PutResult(etag=new, size=size)
-
-    def _check_copied(self, source: str, etag: str, key: str, new: str) -> None:
-        """Of a server that ignores the source's condition: what it copied was the version `etag` if the source still is that."""
-        try:
-            self._guard.expect(source, etag, missing=RemoteChanged)
-        except RemoteChanged:
-            with contextlib.suppress(CtxfsError):       # it is not what was asked for, and must not pass for it
-                self.delete(key, if_match=new)
-            raise
-
-    def _copy_in_parts(self, source: str, key: str, etag: str, size: int, condition: Condition, create: dict[str, Any],
-                       tags: Mapping[str, str] | None) -> PutResult:
-        """The parts are a new object, so its tags are given anew as well."""
-        if tags is None and self.capabilities().tagging:
-            tags = self.tags(source)
-        if text := self._tagging(tags):
-            create['Tagging'] = text
-        self._guard.foresee(key, condition)
-        new = copy_parts(self._client, self._guard.full(source), self._guard.full(key), size, source_etag=self._guard.spell(etag), create=create,
-                         commit=lambda: self._commit(key, condition))
-        return PutResult(etag=new, size=size)
-
-    def _tagging(self, tags: Mapping[str, str] | None) -> str:
-        """The value of x-amz-tagging; '' where there are none, or the server would not keep them."""
-        return urlencode(check_tags(tags), quote_via=quote) if tags and self.capabilities().tagging else ''
-
-    def _copy_tagging(self, tags: Mapping[str, str] | None) -> dict[str, str]:
-        if tags is None or not self.capabilities().tagging:
-            return {}
-        return {'x-amz-tagging-directive': 'REPLACE', 'x-amz-tagging': self._tagging(tags)}
-
-    def _write(self, write: Write, key: str, condition: Condition, headers: Mapping[str, str], body: bytes) -> Response:
-        """One PUT or copy under `condition`."""
-        full = self._guard.full(key)
-        try:
-            return self._guard.write(write, key, condition, lambda sending: self._client.request(
-                'PUT', full, headers={**headers, **sending.headers}, body=body, is_repeatable=condition == ALWAYS, timeouts=sending.timeouts))
-        except Denied as exc:
-            if 'x-amz-tagging' in headers:      # the right to tag is one of its own, and may have been taken away
-                raise self._guard.contradicted(str(exc)) from exc
-            raise
-
-    def _commit(self, key: str, condition: Condition) -> AbstractContextManager[Sending]:
-        """Around the request that makes an upload in parts visible."""
-        @contextlib.contextmanager
-        def commit() -> Iterator[Sending]:
-            sending = self._guard.admit(Write.PARTS, key, condition)
-            with self._guard.verdict(key, condition, sending):
-                yield sending
-        return commit()
+        return self._copier.copy(source, key, etag=source_etag, size=size, condition=condition, change=Change(metadata, content_type, tags))
 
     # removing
 
@@ -335,21 +248,10 @@ class S3Store:
         ensure_rule(self._client, rule_id, tag=tag, days=days)
 
 
-def _write_headers(metadata: Mapping[str, str] | None, content_type: str | None) -> dict[str, str]:
-    headers = {f'x-amz-meta-{name}': value for name, value in check_metadata(metadata or {}).items()}
-    if content_type:
-        headers['Content-Type'] = content_type
-    return headers
-
-
-def _metadata_of(response: Response) -> dict[str, str]:
-    return {name.lower()[len(_META[0]):]: value for name, value in response.headers.items() if name.lower().startswith(_META)}
-
-
 def _info(key: str, response: Response) -> ObjectInfo:
     headers = response.headers
     return ObjectInfo(key=key, size=int(headers.get('Content-Length', 0)), etag=quoted_etag(headers.get('ETag', '')),
-                      mtime_ns=_time_ns(response, 'Last-Modified'), metadata=_metadata_of(response), content_type=headers.get('Content-Type'))
+                      mtime_ns=_time_ns(response, 'Last-Modified'), metadata=metadata_of(response), content_type=headers.get('Content-Type'))
 
 
 def _time_ns(response: Response, header: str) -> int:

@@ -23,6 +23,7 @@ from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.crash_points import crash_point
+from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Adopt, AdoptItem, DeleteMany
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -43,7 +44,7 @@ COMPACT_SEGMENTS = 64
 class Finisher:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, gating: Gating,
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool | GuardedPool, *, gating: Gating,
                  remote: RemoteTreeLoader, prefix: str) -> None:
         self._db = db
         self._gating = gating

@@ -183,6 +183,12 @@ class TransferPool:
         for worker in self._all:
             worker.send(protocol.frame(protocol.Limit(cache_bytes=cache_bytes)))
 
+    def learn(self, capabilities: dict[str, Any]) -> None:
+        """Tell all workers, and those to come, what the store can do."""
+        self._options = msgspec.structs.replace(self._options, capabilities=capabilities)
+        for worker in self._all:
+            worker.send(protocol.frame(protocol.Learn(capabilities=capabilities)))
+
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(workers=self._count, ready=len(self._gate.workers), in_flight=len(self._pending), restarts=self._restarts,
                               background_limit=self._gate.pace.limit,

@@ -316,7 +316,7 @@ class TidyCache(Operation[TidyDone], frozen=True, kw_only=True, array_like=True,
 
 
 class Probe(Operation[ProbeDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """What the endpoint honours; the dict may be remembered and given back as WorkerOptions.capabilities."""
+    """What the endpoint honours, asked anew; the dict may be remembered and given back as WorkerOptions.capabilities."""
 
 
 class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -369,6 +369,11 @@ class Limit(_Message, frozen=True, kw_only=True, array_like=True):
     cache_bytes: int
 
 
+class Learn(_Message, frozen=True, kw_only=True, array_like=True):
+    """What the store can do is now known to be this."""
+    capabilities: dict[str, Any]
+
+
 class Ready(_Message, frozen=True, kw_only=True, array_like=True):
     pid: int
 
@@ -398,7 +403,7 @@ class Failed(_Message, frozen=True, kw_only=True, array_like=True):
     message: str
 
 
-ToWorker = Start | Request | Credit | Cancel | Limit
+ToWorker = Start | Request | Credit | Cancel | Limit | Learn
 FromWorker = Ready | Part | Progress | Reply | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -37,7 +37,7 @@ from ctxfs.sync.ports import Invalidator
 from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
-OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/'))
+OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/', 'turn/'))
 _decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 

@@ -29,6 +29,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.crash_points import crash_point
 from ctxfs.sync.doubt import BY_ETAG, Doubt
+from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import NO_SLOT, Copy, Head, PutBytes, PutDone, PutFile
@@ -80,7 +81,7 @@ def _state_of(inode: Inode, path: str) -> _State:
 class Uploader:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, planner: Planner, doubt: Doubt,
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool | GuardedPool, *, planner: Planner, doubt: Doubt,
                  recycler: Recycler, prefix: str) -> None:
         self._db = db
         self._journal = journal

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
-from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
@@ -27,6 +27,8 @@ WHOLE_BYTES = 8 << 20
 _CHUNK = 1 << 20
 #: objects up to this are read to find out whether a write in doubt had arrived
 VERIFY_BYTES = 32 << 20
+#: errors after which there is nothing to find out
+NOTHING_SENT = (OutOfTurn, Contradicted)
 
 
 def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
@@ -94,6 +96,8 @@ def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: byte
                                             progress=channel.moved)
     except Aborted:
         return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
+    except NOTHING_SENT:
+        raise
     except (RemoteChanged, RemoteUnavailable) as error:
         info = _recover(context, op.key, stamp.sha256, error)
         return protocol.PutDone(etag=info.etag, size=op.size, sha256=stamp.sha256, lifecycle=_lifecycle_of(info), is_recovered=True)
@@ -147,6 +151,8 @@ def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationC
     is_recovered, lifecycle = False, _written(op.lifecycle)
     try:
         etag = context.store.put(op.key, op.body, metadata=metadata, content_type=op.content_type, condition=op.condition, tags=tags).etag
+    except NOTHING_SENT:
+        raise
     except (RemoteChanged, RemoteUnavailable) as error:
         info = _recover(context, op.key, digest, error)
         etag, lifecycle, is_recovered = info.etag, _lifecycle_of(info), True
@@ -161,6 +167,8 @@ def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -
         result = context.store.copy(op.source, op.key, source_etag=op.source_etag, size=op.size, condition=op.condition, metadata=metadata,
                                     tags=tags)
         etag, size = result.etag, result.size
+    except NOTHING_SENT:
+        raise
     except (RemoteChanged, RemoteUnavailable) as error:
         info = _recover(context, op.key, op.sha256 or _source_hash(context, op, error), error)
         etag, size, lifecycle = info.etag, info.size, _lifecycle_of(info)

@@ -211,6 +211,7 @@ def tidy_cache(context: WorkerContext, op: protocol.TidyCache, channel: Operatio
 # --- the store itself ------------------------------------------------------------------------------------------------------------
 
 def probe(context: WorkerContext, op: protocol.Probe, channel: OperationChannel) -> protocol.ProbeDone:
+    context.store.learn(None)
     return protocol.ProbeDone(capabilities=msgspec.structs.asdict(context.store.capabilities()))
 
 

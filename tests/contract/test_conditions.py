@@ -125,6 +125,8 @@ def _race(url: str, key: str, etag: str) -> int:
 @pytest.mark.parametrize('key', ['new directory/key', 'odd//key'])
 def test_one_of_sixteen_creates(store: ObjectStore, store_url: str, key: str) -> None:
     """Two processes, sixteen threads, one winner, and one whole object with that winner's metadata."""
+    if not store.capabilities().can_create:
+        pytest.skip('this store creates nothing atomically: hosts take turns there')
     assert _race(store_url, key, '-') == 1
     body = store.get(key)
     assert len(set(body.decode())) == 1
@@ -133,6 +135,8 @@ def test_one_of_sixteen_creates(store: ObjectStore, store_url: str, key: str) ->
 
 def test_one_of_sixteen_overwrites(store: ObjectStore, store_url: str) -> None:
     """Compare and swap: fifteen meet a version that is not theirs any more."""
+    if not store.capabilities().conditional_overwrite:
+        pytest.skip('this store cannot compare and swap: hosts take turns there')
     assert _race(store_url, 'key', store.put('key', b'old').etag) == 1
     body = store.get('key')
     assert store.head('key').metadata == {'racer': body[:1].decode()}

@@ -26,7 +26,8 @@ BY_QUIRK = {
     None: EVERYTHING,
     Quirk.IGNORES_CONDITIONS: UNCONDITIONAL,
     Quirk.REFUSES_CONDITIONS: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True),
-    Quirk.FORBID_OVERWRITE: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True, forbid_overwrite=True),
+    Quirk.FORBID_OVERWRITE: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True, forbid_overwrite=True,
+                                                  forbid_overwrite_everywhere=True),
     Quirk.NO_TAGS: msgspec.structs.replace(EVERYTHING, tagging=False),
     Quirk.REFUSES_TAGS: msgspec.structs.replace(EVERYTHING, tagging=False),
     Quirk.NO_LIFECYCLE: msgspec.structs.replace(EVERYTHING, lifecycle=False),
@@ -159,7 +160,7 @@ def test_a_copy_keeps_the_headers_that_it_cannot_see() -> None:
 
 def test_large_objects_are_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above what one request may copy: ranges of the version that was seen, with metadata and type."""
-    monkeypatch.setattr('ctxfs.storage.s3_store.COPY_MAX', 10)
+    monkeypatch.setattr('ctxfs.storage.s3_copy.COPY_MAX', 10)
     monkeypatch.setattr(s3_multipart, '_COPY_PART', 1)
     body = bytes(range(256)) * (80 << 10)
     with opened(known=msgspec.to_builtins(EVERYTHING)) as (fake, store):
