@@ -11,7 +11,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
-     │   ├─ OutOfTurn   └─ Contradicted
+     │   ├─ Unanswered   ├─ OutOfTurn   └─ Contradicted
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -104,6 +104,10 @@ class RemoteUnavailable(CtxfsError):
     """The store could not be reached or answered 5xx/429: transient."""
     errno = _errno.EIO
     transient = True
+
+
+class Unanswered(RemoteUnavailable):
+    """A request may have been sent, and no answer says what became of it: it may have been done, or be done yet."""
 
 
 class OutOfTurn(RemoteUnavailable):

@@ -58,7 +58,7 @@ class S3Client:
         self._boto: Any = None
 
     def request(self, method: str, key: str = '', *, query: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None,
-                body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts = Timeouts()) -> Response:  # noqa: B008
+                body: bytes = b'', what: str = '', is_repeatable: bool | None = None, timeouts: Timeouts | None = None) -> Response:
         """The response, if its status is 2xx; else the error of ctxfs that it means. `is_repeatable` (default: reads are) says whether
         sending twice is as good as once, so that a lost connection can be tried again at once."""
         target = self._base + quote(key, safe='/' + _SAFE)
@@ -66,7 +66,7 @@ class S3Client:
             target += '?' + '&'.join(f'{quote(name, safe=_SAFE)}={quote(value, safe=_SAFE)}' for name, value in sorted(query.items()))
         what = what or f'{method} {key}'
         signed = self._sign(method, target, headers or {}, body, what)
-        response = self._pool.request(method, target, headers=signed, body=body, timeouts=timeouts,
+        response = self._pool.request(method, target, headers=signed, body=body, timeouts=timeouts or Timeouts(),
                                       is_repeatable=method in _PLAIN_READS if is_repeatable is None else is_repeatable)
         if response.status >= 300:
             raise self.error(response, what)

@@ -4,7 +4,7 @@ Owns the table, and nothing that sends or parses. It must not know boto3: both w
 """
 from __future__ import annotations
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unanswered, Unsupported
 
 #: codes that say more than their status; the texts are for a person
 _CODES: dict[str, tuple[type[CtxfsError], str]] = {
@@ -34,6 +34,8 @@ _CODES: dict[str, tuple[type[CtxfsError], str]] = {
 _STATUSES: dict[int, type[CtxfsError]] = {
     401: Denied, 403: Denied, 404: NotFound, 405: Unsupported, 408: RemoteUnavailable, 409: RemoteChanged, 412: RemoteChanged,
     425: RemoteUnavailable, 429: RemoteUnavailable, 501: Unsupported,
+    # somebody on the way gave up, or something broke in the middle
+    500: Unanswered, 502: Unanswered, 504: Unanswered,
 }
 
 

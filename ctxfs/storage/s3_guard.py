@@ -44,7 +44,7 @@ _FORBID = {'x-oss-forbid-overwrite': 'true'}
 class Sending(NamedTuple):
     """What a write is sent with: headers, and how long it may take."""
     headers: Mapping[str, str] = {}
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts | None = None
 
 
 class Guard:
@@ -130,7 +130,7 @@ class Guard:
             return Sending()
         known = self.capabilities()
         if known.is_atomic(write, condition):
-            return Sending(self._headers(write, condition, known), self._check_turn(key) if known.needs_turn(write, condition) else Timeouts())
+            return Sending(self._headers(write, condition, known), self._check_turn(key) if known.needs_turn(write, condition) else None)
         self._check_turn(key)
         self.look_before(key, condition)
         return Sending(self._headers(write, condition, known), self._check_turn(key))
@@ -209,10 +209,10 @@ class Guard:
             return {}
         return {'If-None-Match': '*'} if condition.absent else {'If-Match': self.spell(condition.etag or '')}
 
-    def _check_turn(self, key: str) -> Timeouts:
-        """How long what is sent now may take. Raises OutOfTurn."""
+    def _check_turn(self, key: str) -> Timeouts | None:
+        """How long what is sent now may take, where that is limited. Raises OutOfTurn."""
         if self._turn_left is None:
-            return Timeouts()
+            return None
         left = self._turn_left()
         if left < TURN_MARGIN:
             raise OutOfTurn(f'{key}: this host has no turn to write now')

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ctxfs.errors import Contradicted, OutOfTurn
+from ctxfs.errors import Contradicted, OutOfTurn, Unanswered
 from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Write
 from ctxfs.sync.abilities import Abilities
 from ctxfs.sync.abort_slots import AbortSlots
 from ctxfs.sync.pool import TransferPool
-from ctxfs.sync.protocol import Copy, DeleteDone, DeleteMany, Operation, PutBytes, PutFile
+from ctxfs.sync.protocol import Copy, DeleteDone, DeleteMany, ItemFailure, Operation, PutBytes, PutFile
 from ctxfs.sync.turns import Turns
 
 R = TypeVar('R')
@@ -65,13 +65,23 @@ class GuardedPool:
     async def _call(self, operation: Operation[R], known: Capabilities, options: dict[str, Any]) -> R:
         if not needs_turn(known, operation):
             return _checked(await self._pool.call(operation, **options))
-        async with self._turns.turn(known):
-            return _checked(await self._pool.call(operation, **options))
+        async with self._turns.turn(known, _keys_of(operation)):
+            result = await self._pool.call(operation, **options)
+            self._turns.note_strays(failure.key for failure in _failures_of(result) if failure.name == Unanswered.__name__)
+            return _checked(result)
+
+
+def _keys_of(operation: Operation[Any]) -> list[str]:
+    return [key for key, _ in operation.items] if isinstance(operation, DeleteMany) else [operation.key]  # type: ignore[attr-defined]
+
+
+def _failures_of(result: Any) -> list[ItemFailure]:
+    """A batch fails item by item."""
+    return result.failures if isinstance(result, DeleteDone) else []
 
 
 def _checked(result: R) -> R:
-    """A batch fails item by item; what each says of the store is said here as well."""
-    for failure in result.failures if isinstance(result, DeleteDone) else ():
+    for failure in _failures_of(result):
         if failure.name == Contradicted.__name__:
             raise failure.error()
     return result

@@ -20,7 +20,7 @@ Time. A turn lasts LEASE_SECONDS from before its last PUT was sent, by this host
 comes later than the end renews nothing. Others take it for expired GRACE_SECONDS after that, by the store's own clock (Last-Modified against
 Date; where it does not say the time, by having seen it unchanged for so long): no two clocks are compared, only rates. Writes end before
 the turn does, because their sockets time out by then. What a lost answer leaves in the network may still arrive: then the turn is not given
-up, but runs out.
+up, but runs out; and the key that it is for is not written again for as long, or it would land on what we wrote next.
 
 Crashes. G stays and expires, or the next daemon of this state directory goes on with it: it knows the nonce in G.
 """
@@ -31,13 +31,13 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import trio
 
-from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import Contradicted, CtxfsError, RemoteChanged, RemoteUnavailable, Unanswered
 from ctxfs.storage.object_store import Capabilities
 from ctxfs.sync.abort_slots import boot_seconds
 from ctxfs.sync.crash_points import crash_point
@@ -64,8 +64,8 @@ YIELD_SECONDS = 3.0
 #: see "Exactly one": from the look to the answer of the PUT, and from then to the reading
 CONTEND_SECONDS = 2.0
 SETTLE_SECONDS = 3.0
-#: what was sent and never answered may arrive for so long
-STRAY_SECONDS = 30.0
+#: what was sent and never answered may be done for so long
+STRAY_SECONDS = 20.0
 #: old generations are removed when their objects are so many
 _OLD = 20
 #: in the tree database: generation and nonce of the last turn
@@ -99,14 +99,17 @@ class Turns:
         self._old: list[str] = []
         self._users = 0
         self._idle = trio.Event()
-        self._stray_at = float('-inf') if self._mine is None else clock()
+        #: keys to which something was sent that was never answered, and when; '': any, by the daemon before this one
+        self._strays: dict[str, float] = {} if self._mine is None else {'': clock()}
         self._refused: tuple[float, str] = (float('-inf'), '')
 
     # --- what a writer does -----------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def turn(self, known: Capabilities) -> AsyncIterator[None]:
-        """Around a write that the store does not make atomic. Raises RemoteUnavailable when another host's turn does not end, Contradicted."""
+    async def turn(self, known: Capabilities, keys: Iterable[str]) -> AsyncIterator[None]:
+        """Around writes of these keys that the store does not make atomic. Raises RemoteUnavailable when another host's turn does not end,
+        Contradicted."""
+        await self._wait_for_strays(keys)
         async with self._lock:
             if self._held and self._clock() - self._since > LONGEST_SECONDS:
                 await self._yield()
@@ -117,15 +120,25 @@ class Turns:
             self._users += 1
         try:
             yield
-        except (OutOfTurn, Contradicted):
-            raise       # nothing was sent
-        except (RemoteUnavailable, trio.Cancelled):
-            self._stray_at = self._clock()
+        except (Unanswered, trio.Cancelled):
+            self.note_strays(keys)
             raise
         finally:
             self._users -= 1
             if self._users == 0:
                 self._idle.set()
+
+    def note_strays(self, keys: Iterable[str]) -> None:
+        """What was sent to these keys may yet be done."""
+        self._strays.update(dict.fromkeys(keys, self._clock()))
+
+    async def _wait_for_strays(self, keys: Iterable[str]) -> None:
+        while any(key in self._strays for key in ('', *keys)):
+            now = self._clock()
+            self._strays = {key: at for key, at in self._strays.items() if now - at < STRAY_SECONDS}
+            waits = [self._strays[key] for key in ('', *keys) if key in self._strays]
+            if waits:
+                await trio.sleep(max(waits) + STRAY_SECONDS - now)
 
     async def end(self) -> None:
         """The flush is over. Never raises for what the store does: then the turn runs out."""
@@ -186,7 +199,7 @@ class Turns:
         """OSS ignores the header in a bucket with versions, and says nothing."""
         if not known.forbid_overwrite or (await self._objects.put(mine, 0, only_new=True)).is_recovered:
             return True
-        self._mine = None
+        self._forget()
         with contextlib.suppress(CtxfsError):       # who made it by the same mistake finds it out, too
             await self._objects.free(mine)
         raise Contradicted('an object was created twice: x-oss-forbid-overwrite is ignored (is versioning on?)')
@@ -244,11 +257,12 @@ class Turns:
         """Nobody writes any more. After a lost answer it runs out instead: what was sent may still arrive."""
         mine, has_ended = self._mine, self._clock() >= self._until
         self._drop()
-        if mine is None or self._users or has_ended or self._clock() - self._stray_at < STRAY_SECONDS:
+        if mine is None or self._users or has_ended or any(self._clock() - at < STRAY_SECONDS for at in self._strays.values()):
             return
         try:
             with trio.move_on_after(PATIENCE_SECONDS):
                 await self._objects.free(mine)
+                self._forget()
                 if len(self._old) >= _OLD:
                     await self._objects.remove(self._old)
         except CtxfsError as error:
@@ -268,6 +282,10 @@ class Turns:
         if mine != self._mine:
             self._mine = mine
             self._notes.set_meta(META, f'{mine.generation} {mine.nonce}')
+
+    def _forget(self) -> None:
+        self._mine = None
+        self._notes.set_meta(META, '')
 
     def _load(self) -> Mine | None:
         found = re.fullmatch(r'([0-9]{1,12}) ([0-9a-f]{16})', str(self._notes.meta(META)))

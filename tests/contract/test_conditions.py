@@ -16,7 +16,9 @@ from tests.contract.conftest import all_keys
 
 ABSENT = Condition(absent=True)
 Writer = Callable[[ObjectStore, str, bytes, Condition], PutResult]
-BIG = b'0123456789abcdef' * (20 << 16)
+#: goes in parts where SMALL_PARTS are (one part may be small): what more of them would do is test_put_file.py's
+BIG = b'0123456789abcdef' * (2 << 16)
+SMALL_PARTS = 1 << 20
 
 
 def _copy(store: ObjectStore, key: str, body: bytes, condition: Condition) -> PutResult:
@@ -37,7 +39,8 @@ WRITERS: dict[str, Writer] = {
 
 
 @pytest.fixture(params=WRITERS)
-def write(request: pytest.FixtureRequest) -> Writer:
+def write(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    monkeypatch.setattr('ctxfs.storage.s3_store.PARTS_ABOVE', SMALL_PARTS)
     return WRITERS[request.param]
 
 
