@@ -12,6 +12,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent)
      │   ├─ Unanswered   ├─ OutOfTurn   └─ Contradicted
+     ├─ ClockSkewed EACCES (a Denied that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -52,6 +53,11 @@ class NameTooLong(CtxfsError):
 class Denied(CtxfsError):
     """The store or the system refused: wrong credentials, no right. Permanent until somebody changes something."""
     errno = _errno.EACCES
+
+
+class ClockSkewed(Denied):
+    """The store refuses requests that are dated so wrongly. Clocks are set right, mostly by themselves."""
+    transient = True
 
 
 class NotPermitted(CtxfsError):

@@ -15,14 +15,15 @@ from ctxfs.edge.doctor import Check, Finding, Level, examine
 
 @click.command()
 @click.argument('context', metavar='[CTX]', required=False)
+@click.option('--probe', 'is_asked_anew', is_flag=True, help='Ask the store anew what it can do.')
 @common_options
-def doctor(invocation: Invocation, context: str | None) -> int:
+def doctor(invocation: Invocation, context: str | None, is_asked_anew: bool) -> int:
     """Look for what keeps ctxfs from working: one line for each check, ok, warn or fail, with what to do.
 
     The exit status is 1 when a check fails.
     """
     findings = []
-    for finding in examine(_checks(invocation, context)):
+    for finding in examine(_checks(invocation, context, is_asked_anew=is_asked_anew)):
         findings.append(finding)
         if not invocation.as_json:
             print(_line(finding), flush=True)
@@ -31,11 +32,13 @@ def doctor(invocation: Invocation, context: str | None) -> int:
     return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
 
 
-def _checks(invocation: Invocation, context: str | None) -> list[Check]:
+def _checks(invocation: Invocation, context: str | None, *, is_asked_anew: bool) -> list[Check]:
     url = invocation.store_url
     is_embedded = preflight.is_default_store(url, invocation.paths.data)
     return [('fuse', doctor_host.check_fuse),
-            ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context))]
+            ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context)),
+            ('abilities', partial(doctor_store.check_abilities, url, state_root=invocation.paths.state, context=context,
+                                  is_asked_anew=is_asked_anew))]
 
 
 def _line(finding: Finding) -> str:

@@ -76,7 +76,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
     with contextlib.ExitStack() as stack:
         stack.enter_context(preflight.exclusive(path))
         store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal)
-        chosen = chooser.choose(store, context)
+        chosen = preflight.patiently(lambda: chooser.choose(store, context))
         _take_over(invocation, context, _below(chosen.policy))
         options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground)
         pid = os.getpid() if foreground else launch.start(options)
@@ -156,7 +156,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
     may_make = refusal is None
     try:
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
-            invocation.store_url, create=may_make and (create or is_default), context=reference)))
+            invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
         return store, preflight.find_context(store, reference, create=may_make and create)
     except NotFound:
         if create and refusal is not None:

@@ -29,6 +29,16 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     is_claim: bool = False
 
 
+class Memory(Protocol):
+    """Where it is remembered what a store can do (remembered.py)."""
+
+    def recall(self) -> Capabilities | None: ...
+
+    def keep(self, capabilities: Capabilities) -> None: ...
+
+    def forget(self) -> None: ...
+
+
 ALWAYS = Condition()
 _ABSENT, _OVER = Condition(absent=True), Condition(etag='any')
 

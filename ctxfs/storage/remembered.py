@@ -60,6 +60,10 @@ class Remembered:
         others = [answer for answer in self._all() if not answer.capabilities.is_limited]
         return max(others, key=lambda answer: answer.asked_at, default=None)
 
+    def recall(self) -> Capabilities | None:
+        answer = self.find()
+        return answer.capabilities if answer is not None else None
+
     def keep(self, capabilities: Capabilities) -> None:
         """Never raises: what cannot be kept is asked again."""
         if capabilities == UNKNOWN:

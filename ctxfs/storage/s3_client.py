@@ -14,7 +14,9 @@ import hashlib
 import ipaddress
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -33,6 +35,8 @@ from ctxfs.storage.s3_xml import parse_error
 #: what RFC 3986 leaves alone; S3 signs a key with everything else encoded, and its slashes kept
 _SAFE = '-_.~'
 _USER_AGENT = f'ctxfs/{ctxfs.__version__}'
+#: S3 and OSS allow 15 minutes
+_SKEW_SECONDS = 840.0
 _PLAIN_READS = frozenset({'GET', 'HEAD'})
 
 
@@ -77,6 +81,10 @@ class S3Client:
         code, message = parse_error(response.body)
         if not code and response.status == 403:
             message = 'refused; check the credentials and their rights'
+            if abs(_skew(response)) > _SKEW_SECONDS:        # the answer to a HEAD has no room for the reason
+                code = 'RequestTimeTooSkewed'
+        if code == 'RequestTimeTooSkewed' and (skew := _skew(response)):
+            what += f', with the clock {abs(skew) / 60:.0f} minutes {"ahead" if skew > 0 else "behind"}'
         return error_for(response.status, code, message, what=what, bucket=self.bucket)
 
     def source_header(self, key: str) -> str:
@@ -145,6 +153,14 @@ def use_content_md5(request: Any, **_: Any) -> None:
         del request.headers[name]
     if 'Content-MD5' not in request.headers:
         request.headers['Content-MD5'] = content_md5(request.body or b'')
+
+
+def _skew(response: Response) -> float:
+    """Seconds by which this machine's clock is ahead of the server's; 0 where it does not say."""
+    try:
+        return time.time() - parsedate_to_datetime(response.headers.get('Date', '')).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def content_md5(body: bytes) -> str:

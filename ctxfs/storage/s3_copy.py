@@ -112,7 +112,8 @@ class Copier:
         return known.is_atomic(Write.COPY, condition) and not (known.conditional_copy or (condition.absent and known.forbid_overwrite_everywhere))
 
     def _look(self, source: str, etag: str | None, *, is_read: bool = False) -> Source:
-        response = self._client.request('GET' if is_read else 'HEAD', self._guard.full(source))
+        with self._guard.knows_missing(source):
+            response = self._client.request('GET' if is_read else 'HEAD', self._guard.full(source))
         now = quoted_etag(response.headers.get('ETag', ''))
         if etag not in (None, now):
             raise RemoteChanged(f'{source} is no longer the version {etag}')
@@ -121,7 +122,8 @@ class Copier:
     def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
         headers = {'x-amz-copy-source': self._client.source_header(self._guard.full(source)),
                    'x-amz-copy-source-if-match': self._guard.spell(etag), **headers}
-        response = self._writer.write(Write.COPY, key, condition, headers)
+        with self._guard.knows_missing(source):
+            response = self._writer.write(Write.COPY, key, condition, headers)
         try:
             new = parse_copy_etag(response.body)
         except ValueError:

@@ -4,7 +4,17 @@ Owns the table, and nothing that sends or parses. It must not know boto3: both w
 """
 from __future__ import annotations
 
-from ctxfs.errors import CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unanswered, Unsupported
+from ctxfs.errors import (
+    ClockSkewed,
+    CtxfsError,
+    Denied,
+    InvalidArgument,
+    NotFound,
+    RemoteChanged,
+    RemoteUnavailable,
+    Unanswered,
+    Unsupported,
+)
 
 #: codes that say more than their status; the texts are for a person
 _CODES: dict[str, tuple[type[CtxfsError], str]] = {
@@ -14,7 +24,7 @@ _CODES: dict[str, tuple[type[CtxfsError], str]] = {
     'ExpiredToken': (Denied, 'the session token has expired; renew the credentials'),
     'InvalidToken': (Denied, 'the session token is not valid; renew the credentials'),
     'SecurityTokenExpired': (Denied, 'the session token has expired; renew the credentials'),
-    'RequestTimeTooSkewed': (Denied, "this machine's clock differs from the server's by more than it allows; set the clock"),
+    'RequestTimeTooSkewed': (ClockSkewed, "this machine's clock differs from the server's by more than it allows; set the clock"),
     'AuthorizationHeaderMalformed': (Denied, 'the request was signed for another region; give region= in the store URL'),
     'PermanentRedirect': (InvalidArgument, 'the bucket {bucket} is in another region or at another endpoint; give region= or endpoint='),
     'SecondLevelDomainForbidden': (Denied, 'this endpoint wants addressing=virtual in the store URL'),

@@ -28,12 +28,12 @@ from ctxfs.errors import (
     Unsupported,
 )
 from ctxfs.storage.keys import KEY_MAX
-from ctxfs.storage.object_store import ALWAYS, UNKNOWN, Capabilities, Condition, Write
+from ctxfs.storage.object_store import ALWAYS, UNKNOWN, Capabilities, Condition, Memory, Write
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_errors import code_of
 from ctxfs.storage.s3_http import Response, Timeouts
 from ctxfs.storage.s3_probe import probe
-from ctxfs.storage.s3_xml import quoted_etag
+from ctxfs.storage.s3_xml import parse_listing, quoted_etag
 
 #: a write that needs a turn begins only while the turn lasts for so long
 TURN_MARGIN = 10.0
@@ -49,16 +49,17 @@ class Sending(NamedTuple):
 
 class Guard:
     """See the module docstring. Thread-safe. Keys are the store's, `prefix` goes before them; `turn_left`: seconds for which this host has its
-    turn, None where hosts do not take turns."""
+    turn, None where hosts do not take turns. `memory`: from where `known` comes if it is not given, and to where an answer goes."""
 
-    def __init__(self, client: S3Client, *, prefix: str, scratch: str, known: Capabilities | None = None,
+    def __init__(self, client: S3Client, *, prefix: str, scratch: str, known: Capabilities | None = None, memory: Memory | None = None,
                  turn_left: Callable[[], float] | None = None) -> None:
         self._client = client
         self._prefix = prefix
         self._scratch = scratch
         self._turn_left = turn_left
+        self._memory = memory
         self._probing = threading.Lock()
-        self.learn(known)
+        self.learn(known if known is not None or memory is None else memory.recall())
 
     # what the server can do
 
@@ -66,10 +67,13 @@ class Guard:
         with self._probing:
             if self._known is None:
                 try:
-                    self.learn(probe(self._client, self._scratch))
+                    found = probe(self._client, self._scratch)
                 except Denied:
                     return UNKNOWN      # nor will a condition be needed; not remembered, because rights can be given
-            assert self._known is not None
+                if self._memory is not None:
+                    self._memory.keep(found)
+                self.learn(found)
+                return found
             return self._known
 
     def learn(self, known: Capabilities | None) -> None:
@@ -93,7 +97,28 @@ class Guard:
         return full
 
     def head(self, key: str) -> Response:
-        return self._client.request('HEAD', self.full(key))
+        with self.knows_missing(key):
+            return self._client.request('HEAD', self.full(key))
+
+    @contextlib.contextmanager
+    def knows_missing(self, key: str) -> Iterator[None]:
+        """Around a read. Without the right to list the whole bucket S3 says 403 of what is not there (docs.aws.amazon.com, "HeadObject"), and
+        credentials for one prefix do not have it: the prefix is listed to tell."""
+        try:
+            yield
+        except Denied as exc:
+            if self._is_missing(key):
+                raise NotFound(f'{key} does not exist') from exc
+            raise
+
+    def _is_missing(self, key: str) -> bool:
+        """False where that cannot be told."""
+        full = self.full(key)
+        try:
+            response = self._client.request('GET', query={'list-type': '2', 'encoding-type': 'url', 'prefix': full, 'max-keys': '1'})
+            return full not in [info.key for info in parse_listing(response.body, strip='').objects]
+        except (CtxfsError, ValueError):
+            return False
 
     def exists(self, key: str) -> bool:
         try:
@@ -173,9 +198,9 @@ class Guard:
         """Around a conditional request: what the server's refusal means."""
         try:
             yield
-        except NotFound as exc:
+        except (NotFound, Denied) as exc:
             # AWS's answer to If-Match where nothing is
-            if condition.etag is None or code_of(exc) in ('NoSuchBucket', 'NoSuchUpload'):
+            if condition.etag is None or code_of(exc) in ('NoSuchBucket', 'NoSuchUpload') or (isinstance(exc, Denied) and not self._is_missing(key)):
                 raise
             raise RemoteChanged(f'{key} was removed') from exc
         except Unsupported as exc:
@@ -190,6 +215,8 @@ class Guard:
     def contradicted(self, message: str) -> Contradicted:
         """What was known is forgotten, and asked again before the next write."""
         self.learn(None)
+        if self._memory is not None:
+            self._memory.forget()
         return Contradicted(message)
 
     def _is_wrong(self, key: str, condition: Condition, sending: Sending) -> bool:

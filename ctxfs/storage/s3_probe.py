@@ -76,7 +76,8 @@ class _Probe:
         if not self._is_refused('PUT', self._key, {'If-Match': _STALE}):
             return False, False
         # MinIO before 2025-08 created the object that the condition said was there
-        if not self._is_refused('PUT', self._missing, {'If-Match': etag}):
+        # (403: without the right to list the bucket nobody is told what is there)
+        if not isinstance(self._outcome('PUT', self._missing, {'If-Match': etag}), (RemoteChanged, NotFound, Denied)):
             return False, False
         if self._is_done('PUT', self._key, {'If-Match': etag}):
             return False, True
@@ -163,7 +164,7 @@ class _Probe:
     def _current_etag(self) -> str:
         try:
             return self._send('HEAD', self._key).headers.get('ETag', '')
-        except NotFound:
+        except (NotFound, Denied):      # 403: the same, to whoever may not list the bucket
             return ''
 
     def _is_refused(self, method: str, key: str, headers: Mapping[str, str], body: bytes = b'probe',

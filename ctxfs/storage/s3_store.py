@@ -20,7 +20,7 @@ import msgspec
 
 from ctxfs.errors import CtxfsError, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
-from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Write, check_metadata
+from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Memory, Write, check_metadata
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, write_headers
 from ctxfs.storage.s3_errors import code_of, error_for
@@ -44,13 +44,13 @@ class S3Store:
 
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
                  addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
-                 turn_left: Callable[[], float] | None = None) -> None:
+                 memory: Memory | None = None, turn_left: Callable[[], float] | None = None) -> None:
         self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
         self.url = f's3://{bucket}/{prefix}'.rstrip('/') + (f'?endpoint={endpoint}' if endpoint else '')
-        self._guard = Guard(self._client, prefix=self._prefix, scratch=self._scratch, turn_left=turn_left,
+        self._guard = Guard(self._client, prefix=self._prefix, scratch=self._scratch, turn_left=turn_left, memory=memory,
                             known=msgspec.convert(dict(known), Capabilities) if known else None)
         self._writer = Writer(self._client, self._guard)
         self._copier = Copier(self._client, self._guard, self._writer)
@@ -113,9 +113,11 @@ class S3Store:
 
     def _get(self, key: str, headers: dict[str, str], if_match: str | None) -> Response:
         if if_match is None:
-            return self._client.request('GET', self._guard.full(key), headers=headers)
+            with self._guard.knows_missing(key):
+                return self._client.request('GET', self._guard.full(key), headers=headers)
         try:
-            return self._client.request('GET', self._guard.full(key), headers={**headers, 'If-Match': self._guard.spell(if_match)})
+            with self._guard.knows_missing(key):
+                return self._client.request('GET', self._guard.full(key), headers={**headers, 'If-Match': self._guard.spell(if_match)})
         except RemoteChanged:
             if self._guard.is_unquoted or quoted_etag(self._guard.head(key).headers.get('ETag', '')) != if_match:
                 raise

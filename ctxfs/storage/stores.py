@@ -11,19 +11,20 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ctxfs.errors import UsageError
-from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.object_store import Memory, ObjectStore
 
 _OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
 _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…] or file:///DIRECTORY'
 
 
 def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/', capabilities: Mapping[str, Any] | None = None,
-               turn_left: Callable[[], float] | None = None) -> ObjectStore:
+               memory: Memory | None = None, turn_left: Callable[[], float] | None = None) -> ObjectStore:
     """The store that `url` names. Nothing is asked of it yet: `check()` does that.
 
     `create`: a `file://` directory is made where it is missing. `scratch_prefix`: what the keys of its probes begin with, and what `check()`
-    lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. `turn_left`:
-    seconds for which this host alone may do what the store cannot make atomic. Raises UsageError for a wrong URL.
+    lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict; `memory`:
+    where that is remembered. `turn_left`: seconds for which this host alone may do what the store cannot make atomic. Raises UsageError for a
+    wrong URL.
     """
     scheme, bucket, path, options = _parse(url)
     if scheme == 'file':
@@ -32,7 +33,8 @@ def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/
     # imported here: boto3 costs 0.2 s and 40 MB, and a file:// store needs none of it
     from ctxfs.storage.s3_store import S3Store
     return S3Store(bucket, path, endpoint=options.get('endpoint'), region=options.get('region'), profile=options.get('profile'),
-                   addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities, turn_left=turn_left)
+                   addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities, memory=memory,
+                   turn_left=turn_left)
 
 
 def directory_of(url: str) -> str | None:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 import trio
 
-from ctxfs.storage.object_store import UNKNOWN, Capabilities
+from ctxfs.storage.object_store import UNKNOWN, Capabilities, Memory
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Probe
 
@@ -25,14 +24,6 @@ log = logging.getLogger(__name__)
 
 #: a store that goes on contradicting itself is asked no more often
 AGAIN_SECONDS = 30.0
-
-
-class Memory(Protocol):
-    """Where answers are kept (storage/remembered.py)."""
-
-    def keep(self, capabilities: Capabilities) -> None: ...
-
-    def forget(self) -> None: ...
 
 
 class Abilities:

@@ -89,7 +89,7 @@ def test_a_server_that_refuses(credentials: S3Server, fault: Fault, kind: type[C
     with FakeS3() as fake:
         fake.fail_next('GET', fault)
         error, _ = failure(fake.url)
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert word in str(error)
 
 

@@ -208,6 +208,12 @@ class FakeS3:
         named = request.key or request.query.get('prefix', '')
         if not named.startswith(self.only_prefix) and 'delete' not in request.query:
             raise Refused(403, 'AccessDenied')
+        # whoever may not list the whole bucket is not told what is missing
+        source = unquote(request.headers.get('x-amz-copy-source', '')).lstrip('/').partition('/')[2]
+        missing = [key for key in (request.key if request.method in ('GET', 'HEAD') or 'if-match' in request.headers else '', source)
+                   if key and key not in self.objects]
+        if missing and request.method != 'DELETE':
+            raise Refused(403, 'AccessDenied')
 
     def fault_for(self, request: Request) -> Fault | None:
         with self.lock:

@@ -301,16 +301,20 @@ def test_a_turn_is_over_for_the_next_host_as_soon_as_it_is_given_up() -> None:
         bucket = Bucket(Weather())
         bucket.nursery = nursery
         one, two = Host('one', bucket, nursery), Host('two', bucket, nursery)
+        done = trio.Event()
+
+        async def write_and_end() -> None:
+            await two.write('k', KINDS['creates'])
+            await two.turns.end()
+            done.set()
         async with one.turns.turn(KINDS['creates'], ['x']):
-            nursery.start_soon(two.write, 'k', KINDS['creates'])
+            nursery.start_soon(write_and_end)
             await trio.sleep(10)
             assert 'k' not in bucket.objects
         await one.turns.end()
         began = trio.current_time()
-        while 'k' not in bucket.objects:
-            await trio.sleep(0.1)
+        await done.wait()
         assert trio.current_time() - began < 5
-        await two.turns.end()
         for _ in range(40):
             await one.write('k', KINDS['creates'])
             await one.turns.end()
