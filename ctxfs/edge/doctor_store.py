@@ -19,7 +19,8 @@ from ctxfs.storage.stores import directory_of, open_store
 from ctxfs.sync.turns import CONTEND_SECONDS, GRACE_SECONDS, LEASE_SECONDS, SETTLE_SECONDS
 
 _OVER, _ABSENT = Condition(etag='any'), Condition(absent=True)
-_TURNS = 'hosts of ctxfs take turns; another tool is overwritten if it writes in the milliseconds between a look and the write'
+_TURNS = (f'hosts of ctxfs take turns, so none overwrites another (one that dies in its turn holds the others up for at most '
+          f'{LEASE_SECONDS + GRACE_SECONDS:.0f} s); what another tool writes in the milliseconds between a look and the write is overwritten')
 
 
 def check_store(url: str, *, create: bool, context: str | None) -> Iterator[Finding]:
@@ -60,44 +61,54 @@ def described(known: Capabilities) -> Iterator[Finding]:
         yield Finding(Level.WARN, 'abilities', 'nothing can be found out without the right to write',
                       'use credentials that may, or mount with --read-only')
         return
-    yield from _creates(known)
-    yield from _overwrites(known)
-    yield from _copies(known)
+    narrow = _Narrow()
+    yield _creates(known, narrow)
+    yield from _overwrites(known, narrow)
+    yield from _others(known, narrow)
     yield from _tags(known)
 
 
-def _creates(known: Capabilities) -> Iterator[Finding]:
-    how = 'If-None-Match' if known.conditional_create else 'x-oss-forbid-overwrite'
+class _Narrow:
+    """Says once what is left open where a condition is not honoured, and then that it is the same."""
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def __call__(self, more: str = '') -> str:
+        is_said, self._is_said = self._is_said, True
+        return f'not honoured: {"the same holds" if is_said else _TURNS}{more}'
+
+
+def _creates(known: Capabilities, narrow: _Narrow) -> Finding:
     if known.can_create:
-        yield Finding(Level.OK, 'conditional create', f'honoured ({how}): of two hosts that make the same file one is told of the other')
-        return
+        how = 'If-None-Match' if known.conditional_create else 'x-oss-forbid-overwrite'
+        return Finding(Level.OK, 'conditional create', f'honoured ({how}): of two hosts that make the same file one is told of the other')
     wait = CONTEND_SECONDS + SETTLE_SECONDS
-    yield Finding(Level.WARN, 'conditional create', f'not honoured: {_TURNS}. To tell who is next each upload waits up to {wait:.0f} s, so hosts '
-                  f'whose requests take longer than {CONTEND_SECONDS:.0f} s wait again')
+    return Finding(Level.WARN, 'conditional create', narrow(f'. Whose turn it is takes up to {wait:.0f} s to tell, with each upload'))
 
 
-def _overwrites(known: Capabilities) -> Iterator[Finding]:
+def _overwrites(known: Capabilities, narrow: _Narrow) -> Iterator[Finding]:
     if known.conditional_overwrite:
-        yield Finding(Level.OK, 'conditional overwrite', f'honoured (If-Match{", etags without quotes" if known.unquoted_etags else ""}): a version '
-                      'that was not seen is never overwritten')
+        how = 'If-Match, etags without quotes' if known.unquoted_etags else 'If-Match'
+        yield Finding(Level.OK, 'conditional overwrite', f'honoured ({how}): a version that was not seen is never overwritten')
     else:
-        yield Finding(Level.WARN, 'conditional overwrite', f'not honoured: {_TURNS}. A host that dies in its turn holds the others up for '
-                      f'{LEASE_SECONDS + GRACE_SECONDS:.0f} s at most')
+        yield Finding(Level.WARN, 'conditional overwrite', narrow())
     if known.conditional_delete:
         yield Finding(Level.OK, 'conditional delete', 'honoured: a version that was not seen is never deleted')
     else:
-        yield Finding(Level.WARN, 'conditional delete', f'not honoured: {_TURNS}')
+        yield Finding(Level.WARN, 'conditional delete', narrow())
 
 
-def _copies(known: Capabilities) -> Iterator[Finding]:
-    for check, write in (('large files', Write.PARTS), ('renames', Write.COPY)):
-        if all(known.is_atomic(write, condition) for condition in (_OVER, _ABSENT)):
-            how = '' if write is Write.PARTS or known.conditional_copy else ', by other requests than copies, which would ignore conditions'
-            yield Finding(Level.OK, check, f'stored under conditions as well{how}')
-        elif write is Write.COPY and known.conditional_copy_source and known.is_atomic(write, _ABSENT):
-            yield Finding(Level.OK, check, 'copied inside the store, never over what came meanwhile')
+def _others(known: Capabilities, narrow: _Narrow) -> Iterator[Finding]:
+    for check, write in (('conditional upload in parts', Write.PARTS), ('conditional copy', Write.COPY)):
+        creates, overwrites = (known.is_atomic(write, condition) for condition in (_ABSENT, _OVER))
+        if creates and overwrites:
+            is_native = write is Write.PARTS or known.conditional_copy
+            yield Finding(Level.OK, check, 'honoured' if is_native else 'not honoured: renames go by other requests, which do')
+        elif creates:
+            yield Finding(Level.OK, check, 'honoured where nothing is to be replaced; else as other overwrites')
         else:
-            yield Finding(Level.WARN, check, f'conditions are not honoured: {_TURNS}')
+            yield Finding(Level.WARN, check, narrow())
 
 
 def _tags(known: Capabilities) -> Iterator[Finding]:
