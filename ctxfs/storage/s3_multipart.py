@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-from ctxfs.errors import CtxfsError, RemoteUnavailable
+from ctxfs.errors import CtxfsError, Unanswered
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.s3_client import S3Client, translate
 from ctxfs.storage.s3_guard import Sending
@@ -144,7 +144,7 @@ def _etag_of_parts(client: S3Client, key: str, etags: Sequence[str]) -> str:
     found = quoted_etag(client.request('HEAD', key).headers.get('ETag', ''))
     digests = b''.join(bytes.fromhex(etag.strip('"')) for etag in etags if len(etag) == 34)
     if found != f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"':
-        raise RemoteUnavailable(f'{key} was uploaded, but the server does not say as which version')
+        raise Unanswered(f'{key} was uploaded, but the server does not say as which version')
     return found
 
 
