@@ -30,7 +30,7 @@ def checkout(tmp: Path) -> Path:
     top = tmp / "it's a checkout"
     top.mkdir()
     tmp.chmod(0o755)
-    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('pyproject.toml', 'hatch_build.py', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, top)
     for name in ('ctxfs', 'scripts'):
         shutil.copytree(ROOT / name, top / name, ignore=shutil.ignore_patterns('__pycache__'))

@@ -199,7 +199,7 @@ class Contents:
     # --- handles ------------------------------------------------------------------------------------------------------------------
 
     def opened(self, inode: Inode, *, writes: bool = False) -> None:
-        inode.open_count += 1
+        inode.handles += 1
         inode.writers += writes
 
     def created(self, inode: Inode, *, writes: bool) -> None:
@@ -209,15 +209,15 @@ class Contents:
 
     def released(self, inode: Inode, *, writes: bool = False) -> None:
         """One handle fewer; at the last one the row learns the size that the staging file has."""
-        inode.open_count -= 1
+        inode.handles -= 1
         inode.writers -= writes
-        if inode.open_count == 0:
+        if inode.handles == 0:
             if inode.content == Content.STAGED and inode.staging_fd >= 0:
                 self._staging.charge(inode)
             self._close_if_unused(inode)
 
     def _close_if_unused(self, inode: Inode) -> None:
-        if inode.open_count == 0 and inode.staging_fd >= 0:
+        if inode.handles == 0 and inode.staging_fd >= 0:
             os.close(inode.staging_fd)
             inode.staging_fd = -1
 

@@ -54,6 +54,10 @@ class FileSystem:
         self._known: dict[int, list[Any]] = {}
         #: names the kernel was told not to ask for again, because there are none
         self._absences: set[tuple[int, bytes]] = set()
+        #: directories of which the kernel may remember the listing; and what tells it to forget one
+        self._listed: set[int] = set()
+        self.forget_listing: Callable[[int], None] = lambda ino: None
+        self._writes = 0
         self.files: HandleTable[FileHandle] = HandleTable()
         self.dirs: HandleTable[DirHandle] = HandleTable()
 
@@ -78,6 +82,7 @@ class FileSystem:
             known[1] -= count
             if known[1] <= 0:
                 del self._known[ino]
+                self._listed.discard(ino)
                 if known[0].nlink == 0 and known[0].open_count == 0:
                     gone.append(known[0])
         if gone:
@@ -96,6 +101,11 @@ class FileSystem:
             return False
         self._absences.remove((parent, name))
         return True
+
+    @property
+    def changes(self) -> int:
+        """Unchanged, no inode has other attributes than before. (TreeDB.changes, and writes, which the row learns of later.)"""
+        return self._db.changes + self._writes
 
     def known_inodes(self) -> int:
         """How many the kernel refers to."""
@@ -229,6 +239,15 @@ class FileSystem:
             raise
         return self.files.add(FileHandle(inode, flags))
 
+    def opened_file(self, fh: int, ino: int) -> None:
+        """The kernel has this file open for reading under a number that we did not make, since the inode was new here; now the handle is
+        needed here too."""
+        if fh not in self.files:
+            handle = FileHandle(self.inode(ino), os.O_RDONLY)
+            handle.remote_version = 0
+            self.contents.opened(handle.inode)
+            self.files.put(fh, handle)
+
     @staticmethod
     async def _grown(inode: Inode) -> None:
         """The kernel knows the size that the file has (see sync/growth.py): what is written at its end is."""
@@ -247,14 +266,18 @@ class FileSystem:
         inode = handle.inode
         if handle.remote_version != inode.remote_version and not inode.nlink:   # else it would go where nobody finds it
             raise RemoteChanged('the file was replaced in the bucket after it was opened')
-        return await self.contents.write(inode, offset, data)
+        self._writes += 1
+        try:
+            return await self.contents.write(inode, offset, data)
+        finally:
+            self._writes += 1
 
     async def release(self, fh: int) -> None:
         handle = self.files.remove(fh)
         inode = handle.inode
         try:
             if inode.content == Content.STAGED and inode.nlink:
-                if inode.open_count == 1:
+                if inode.handles == 1:
                     self._db.store_content(inode)
                 if self._on_close is not None and handle.writes and inode.writers == 1:
                     self._on_close(inode)
@@ -277,9 +300,23 @@ class FileSystem:
     async def opendir(self, ino: int) -> Fh:
         return self.dirs.add(DirHandle(await self.names.directory(ino), self._db.children))
 
-    async def readdir(self, fh: int, offset: int) -> list[tuple[bytes, Inode, int]]:
-        """The next entries after `offset` with their inodes, attributes known; [] at the end. `.` and `..` come first."""
+    async def opened_dir(self, fh: int, ino: int) -> None:
+        """The kernel has this directory open under a number that we did not make; now it is needed here too."""
+        if fh not in self.dirs:
+            self.dirs.put(fh, DirHandle(await self.names.directory(ino), self._db.children))
+
+    def take_listing(self, ino: int) -> bool:
+        """Whether the kernel may remember the listing of this directory; it is about to be told to forget it."""
+        was_listed = ino in self._listed
+        self._listed.discard(ino)
+        return was_listed
+
+    async def readdir(self, fh: int, offset: int, *, is_kept: bool = False) -> list[tuple[bytes, Inode, int]]:
+        """The next entries after `offset` with their inodes, attributes known; [] at the end. `.` and `..` come first. `is_kept`: the kernel
+        remembers them."""
         handle = self.dirs.get(fh)
+        if is_kept:
+            self._listed.add(handle.inode.ino)
         if offset == 0:
             handle.rewind()
         entries: list[tuple[bytes, Inode, int]] = []
@@ -291,12 +328,15 @@ class FileSystem:
         unknown = [inode for inode in inodes.values() if not inode.attrs_known]
         if unknown:
             await self._remote.ensure_attrs(unknown)
+            if is_kept and handle.inode.ino not in self._listed:    # it changed meanwhile, and what we answer is from before
+                self._listed.add(handle.inode.ino)
+                self.forget_listing(handle.inode.ino)
         for position, (name, ino) in enumerate(page):
             inode = inodes.get(ino)
             if inode is not None and inode.nlink:       # else removed since the page was read
                 entries.append((name, inode, first + position + 1))
         if page and not entries:
-            return await self.readdir(fh, first + len(page))
+            return await self.readdir(fh, first + len(page), is_kept=is_kept)
         return entries
 
     def _inodes_of(self, inos: list[int]) -> dict[int, Inode]:
@@ -313,6 +353,6 @@ class FileSystem:
     def releasedir(self, fh: int) -> None:
         self._purge_if_unknown(self.dirs.remove(fh).inode)
 
-    async def fsyncdir(self, fh: int) -> None:
+    async def fsyncdir(self, ino: int) -> None:
         """Names are in the tree database already; make its log durable."""
-        await self.contents.fsync(self.dirs.get(fh).inode)
+        await self.contents.fsync(self.inode(ino))

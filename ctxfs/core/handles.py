@@ -96,6 +96,13 @@ class HandleTable(Generic[H]):
         self._open[fh] = handle
         return Fh(fh)
 
+    def put(self, fh: int, handle: H) -> None:
+        """The same under a number that somebody else made; not beside `add`."""
+        self._open[fh] = handle
+
+    def __contains__(self, fh: int) -> bool:
+        return fh in self._open
+
     def get(self, fh: int) -> H:
         handle = self._open.get(fh)
         if handle is None:

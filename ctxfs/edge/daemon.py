@@ -33,7 +33,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, fuse_adapter, launch, runtime_dir
+from ctxfs.edge import control, fuse_adapter, fuse_ops, launch, runtime_dir
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
@@ -214,11 +214,12 @@ class Mount:
     async def _serve(self, ready: Readiness) -> FlushResult:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce, ready)
-            await fuse_adapter.serve_requests()
+            await fuse_adapter.serve_requests(self._adapter)
         self._control.unmounted()
         self._following.poller.end()
         self._warmup.end()
-        self._invalidator.is_known, self._invalidator.take_absence = lambda ino: False, lambda parent, name: False
+        self._invalidator.is_known = self._invalidator.take_listing = lambda ino: False
+        self._invalidator.take_absence = lambda parent, name: False
         log.info('unmounted; uploading %s', self._engine.pending())
         result = await self._final_upload()
         self._leave_result(result)
@@ -289,6 +290,8 @@ class Mount:
         reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
         self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
+        Inode.counted_elsewhere = staticmethod(fuse_ops.opens)
+        self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None)
         pool.courtesy.served = lambda: self._adapter.requests
@@ -300,7 +303,7 @@ class Mount:
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
-                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state),
+                  known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control

@@ -20,6 +20,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from ctxfs.edge import fuse_ops  # before pyfuse3, which is to find what it loads
+
+# isort: split
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
@@ -50,7 +53,7 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
 
     @functools.wraps(handler)
     async def guarded(self: FuseAdapter, *args: Any) -> Any:
-        self.requests += 1
+        self._requests += 1
         started = time.perf_counter() if self.is_debugging else 0.0
         try:
             return await handler(self, *args)
@@ -67,6 +70,7 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
             log.exception('%s%s failed unexpectedly', name, args[:2])
             raise FUSEError(errno.EIO) from None
         finally:
+            fuse_ops.note_changes(self._fs.changes)
             if self.is_debugging:
                 log.debug('%s%s %.0f µs', name, args[:2], 1e6 * (time.perf_counter() - started))
 
@@ -83,11 +87,19 @@ class FuseAdapter(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self._statfs_path = statfs_path
-        #: how many the kernel has made so far
-        self.requests = 0
+        self._requests = 0
         self._xattrs = xattrs
         self.is_debugging = log.isEnabledFor(logging.DEBUG)
         self._negative, self._unsure = self._make_negative(TIMEOUT), self._make_negative(0)
+
+    @property
+    def requests(self) -> int:
+        """How many the kernel has made so far."""
+        return self._requests + fuse_ops.answered()
+
+    def note_changes(self) -> None:
+        """Before each request: something else may have changed the tree since the last one."""
+        fuse_ops.note_changes(self._fs.changes)
 
     # --- translation --------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +193,9 @@ class FuseAdapter(pyfuse3.Operations):
         """Has no answer, so its failure can only be logged; what stays behind is removed by the next recovery."""
         try:
             self._fs.forget(inode_list)
+            for ino, _ in inode_list:
+                if not self._fs.is_known(ino):
+                    fuse_ops.set_plain(ino, False)
         except Exception:
             log.exception('forget failed')
 
@@ -239,10 +254,15 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=await self._fs.open(inode, flags), keep_cache=True)
+        fh = await self._fs.open(inode, flags)
+        if self._fs.inode(inode).remote_version == 0:
+            fuse_ops.set_plain(inode, True)
+        return FileInfo(fh=fh, keep_cache=True)
 
     @boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        if ino := fuse_ops.ino_of(fh):
+            self._fs.opened_file(fh, ino)
         # A process that waits here dies on a signal; the request itself must end all the same.
         with trio.move_on_after(_HANDLER_LIMIT_S):
             return await self._fs.read(fh, off, size)
@@ -263,6 +283,8 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def fsync(self, fh: int, datasync: bool) -> None:
+        if ino := fuse_ops.ino_of(fh):
+            self._fs.opened_file(fh, ino)
         await self._fs.fsync(fh)
 
     # --- directories --------------------------------------------------------------------------------------------------------------
@@ -273,7 +295,10 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, inode, next_id in await self._fs.readdir(fh, start_id):
+        is_kept = fuse_ops.is_loaded()
+        if is_kept:
+            await self._fs.opened_dir(fh, fuse_ops.ino_of(fh))
+        for name, inode, next_id in await self._fs.readdir(fh, start_id, is_kept=is_kept):
             if not pyfuse3.readdir_reply(token, name, self._entry(inode), next_id):
                 return
             if name != b'.' and name != b'..':      # the kernel takes no reference for these two
@@ -285,7 +310,7 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._fs.fsyncdir(fh)
+        await self._fs.fsyncdir(fuse_ops.ino_of(fh) if fuse_ops.is_loaded() else self._fs.dirs.get(fh).inode.ino)
 
 
 class KernelInvalidator:
@@ -299,26 +324,41 @@ class KernelInvalidator:
         #: whether the kernel was told of an absence, which is forgotten thereby; set by the daemon too
         self.take_absence: Callable[[int, bytes], bool] = lambda parent, name: True
 
+        #: whether the kernel may remember the listing of a directory, which is forgotten thereby; set by the daemon too
+        self.take_listing: Callable[[int], bool] = lambda ino: False
+
     def inode(self, ino: int) -> None:
         """Attributes and pages of the inode are stale."""
         if self.is_known(ino):
             self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
 
+    def replaced(self, ino: int) -> None:
+        """The handles of this file that are open are stale, those that are opened from now on are not."""
+        fuse_ops.set_plain(ino, False)
+
     def attrs(self, ino: int) -> None:
-        """Attributes of the inode are stale; its pages are not."""
+        """Attributes of the inode are stale, and, of a directory, its listing; pages of a file are not."""
         if self.is_known(ino):
-            self._send.send_nowait((pyfuse3.invalidate_inode, (ino, True)))
+            self._send.send_nowait((pyfuse3.invalidate_inode, (ino, not self.take_listing(ino))))
+
+    def listing(self, ino: int) -> None:
+        """The listing of the directory is stale, if the kernel has one. It does not notice by itself when an entry appears or goes for which
+        it has no dentry (fuse_reverse_inval_entry in Linux)."""
+        if self.take_listing(ino):
+            self._send.send_nowait((pyfuse3.invalidate_inode, (ino,)))
 
     def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """The name is stale; `deleted`: the inode it named is gone (watchers see it)."""
         if self.is_known(parent):
             self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, deleted)))
+            self.listing(parent)
 
     def appeared(self, parent: int, name: bytes) -> None:
         """If the kernel remembers that there was no such name, that is stale. Only then: it may have looked up the name meanwhile, and
         taking it away again from under a process whose working directory it is would make getcwd(2) fail."""
         if self.take_absence(parent, name):
             self._send.send_nowait((pyfuse3.invalidate_entry, (parent, name, 0)))
+        self.listing(parent)
 
     def grown(self, ino: int, parts: Sequence[tuple[int, CachedRange]], done: Callable[[], None]) -> None:
         """Bytes were added at the end of a file that the kernel knows. It takes no size of a regular file from us (its writeback cache
@@ -378,9 +418,9 @@ def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
         raise CtxfsError(f'cannot mount on {mountpoint}: {error} (the reason is in the log)') from error
 
 
-async def serve_requests() -> None:
+async def serve_requests(adapter: FuseAdapter) -> None:
     """Answer the kernel until the file system is unmounted."""
-    fuse_loop.install(pyfuse3)
+    fuse_loop.install(pyfuse3, before_request=adapter.note_changes)
     await pyfuse3.main(min_tasks=4)
 
 

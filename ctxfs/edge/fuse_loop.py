@@ -18,6 +18,7 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -67,11 +68,16 @@ class ReaderLock(trio.abc.Instrument):
 class _Waiter:
     """wait_readable as described in the module's docstring."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_request: Callable[[], None]) -> None:
         self._poll: select.poll | None = None
         self._last_yield = 0.0
+        self._before_request = before_request
 
     async def wait_readable(self, fd: int) -> None:
+        await self._wait_readable(fd)
+        self._before_request()
+
+    async def _wait_readable(self, fd: int) -> None:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
@@ -87,9 +93,10 @@ class _Waiter:
         self._last_yield = time.perf_counter()
 
 
-def install(pyfuse3: ModuleType) -> None:
-    """Make pyfuse3's loop wait as described; call it before `pyfuse3.main`."""
-    waiter = _Waiter()
+def install(pyfuse3: ModuleType, *, before_request: Callable[[], None]) -> None:
+    """Make pyfuse3's loop wait as described; call it before `pyfuse3.main`. `before_request` is called in the same step in which a request
+    is then handled, or begins to be."""
+    waiter = _Waiter(before_request)
     lowlevel = SimpleNamespace(**{name: getattr(trio.lowlevel, name) for name in dir(trio.lowlevel) if not name.startswith('_')})
     lowlevel.wait_readable = waiter.wait_readable
     stand_in = SimpleNamespace(**{name: getattr(trio, name) for name in ('open_nursery', 'ClosedResourceError', 'from_thread', 'to_thread')})

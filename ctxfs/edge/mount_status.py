@@ -80,6 +80,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     downloads: Downloads
     known_inodes: Callable[[], int]
     recycle: Callable[[], dict[str, Any]]
+    #: why writers get ENOSPC, '' while there is room
+    refusal: Callable[[], str]
 
 
 class StatusReport:
@@ -130,14 +132,16 @@ class StatusReport:
                 'autoUpload': policy.upload_policy.auto_upload, 'autoDownload': policy.download_policy.auto_download,
                 'whiteLists': 0 if self._parts.rules.gate.is_everything else len(policy.bw_list.white_lists)}
 
-    def _cache(self) -> dict[str, int]:
-        """`used`: clean blocks; `dirty`: what waits for its upload. Both share `limit`; `kept` (local-only) is bounded by the disk."""
+    def _cache(self) -> dict[str, Any]:
+        """`used`: clean blocks; `dirty`: what waits for its upload. Both share `limit`; `kept` (local-only) is bounded by the disk. `full`: why
+        writers get ENOSPC, '' while there is room."""
         looked_at, used = self._cache_used
         if trio.current_time() - looked_at > CACHE_SECONDS:
             used = self._parts.cache.volume()
             self._cache_used = (trio.current_time(), used)
         staging = self._parts.staging
-        return {'used': used, 'dirty': staging.used, 'kept': staging.kept, 'limit': self._parts.options.cache_size}
+        return {'used': used, 'dirty': staging.used, 'kept': staging.kept, 'limit': self._parts.options.cache_size,
+                'full': self._parts.refusal()}
 
     def _remote(self) -> dict[str, Any]:
         remote = self._parts.remote

@@ -34,6 +34,7 @@ def _mount(mount: dict[str, Any]) -> Iterator[str]:
     if mount.get('paused'):
         yield from _line('paused', f'nothing begins by itself until ctxfs resume {mount["contextName"]}')
     yield from _line('pending', _pending(mount))
+    yield from _line('full', (mount.get('cache') or {}).get('full'))
     for task in mount.get('tasks', ()):
         if task.get('status') == 'Running' and is_telling(task):
             yield from _line(task['taskType'], progress_of(task, mount.get('rates') or {}))

@@ -15,7 +15,8 @@ Content states of a regular file (`Content`), with what a crash leaves behind:
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from ctxfs.records import Ino
@@ -53,9 +54,12 @@ class Waitable(Protocol):
 class Inode:
     """See the module docstring. Times in ns since the epoch, sizes in bytes."""
 
+    #: handles for reading that were opened without the daemon's Python (edge/fuse_ops.py), by ino; one kernel for all inodes of a process
+    counted_elsewhere: ClassVar[Callable[[int], int]] = staticmethod(lambda ino: 0)
+
     __slots__ = ('ino', 'mode', 'uid', 'gid', 'rdev', 'nlink', 'size', 'atime_ns', 'mtime_ns', 'ctime_ns', 'content', 'revision',
                  'attrs_known', 'target', 'xattrs', 'link_group', 'local',
-                 'marked', 'is_planned', 'upload', 'adoption', 'open_count', 'growth', 'staging_fd', 'remote_version',
+                 'marked', 'is_planned', 'upload', 'adoption', 'handles', 'growth', 'staging_fd', 'remote_version',
                  'blocks', 'charged', 'answer', 'writers', 'changed_at', 'hold', 'is_touched', '__weakref__')
 
     def __init__(self, ino: Ino, mode: int, uid: int, gid: int, rdev: int, nlink: int, size: int, atime_ns: int, mtime_ns: int,
@@ -89,8 +93,8 @@ class Inode:
         self.upload: UploadInFlight | None = None
         #: set while the sealed staging file is being linked into the cache: nobody may write to it until that ended
         self.adoption: Waitable | None = None
-        #: handles that have it open, and how many of these may write
-        self.open_count = 0
+        #: handles that have it open, but for those that are counted elsewhere, and how many of these may write
+        self.handles = 0
         self.writers = 0
         #: set while the kernel is told of bytes that another host added: who is to change the size waits for its end
         self.growth: Waitable | None = None
@@ -108,6 +112,11 @@ class Inode:
         self.charged = -1
         #: what the FUSE boundary answered last for this inode, with the fields it was made from (see edge.fuse_adapter)
         self.answer: tuple[tuple[int, ...], object] | None = None
+
+    @property
+    def open_count(self) -> int:
+        """All handles that have it open."""
+        return self.handles + self.counted_elsewhere(self.ino)
 
     def row(self) -> tuple[object, ...]:
         """The persistent fields in the column order of schema.sql."""

@@ -167,8 +167,8 @@ class Filling:
 
         async def runner() -> None:
             try:
-                while (batch := await self._next()) is not None:
-                    await self._send(batch)
+                while (turn := await self._next()) is not None:
+                    await self._send(*turn)
             except CtxfsError as error:
                 stop.append(error)
                 self._is_over = True
@@ -181,11 +181,13 @@ class Filling:
 
     # --- what is next -------------------------------------------------------------------------------------------------------------------
 
-    async def _next(self) -> list[_Piece] | None:
+    async def _next(self) -> tuple[list[_Piece], int] | None:
+        """The next batch and the room that was granted to it: one after the other, so that the first in order are those that fit."""
         async with self._lock:
             while not self._is_over and self._may_go_on():
                 if self._batches:
-                    return self._batches.popleft()
+                    batch = self._batches.popleft()
+                    return batch, await self._reserve(batch)
                 try:
                     files = await self._source.next()
                 except CtxfsError as error:
@@ -241,16 +243,21 @@ class Filling:
 
     # --- one request --------------------------------------------------------------------------------------------------------------------
 
-    async def _send(self, batch: list[_Piece]) -> None:
-        while batch:
-            await self._hold()
-            granted = await self._room.reserve(sum(piece.size for piece in batch))
+    async def _reserve(self, batch: list[_Piece]) -> int:
+        await self._hold()
+        return await self._room.reserve(sum(piece.size for piece in batch))
+
+    async def _send(self, batch: list[_Piece], granted: int) -> None:
+        while True:
             if not granted:
                 self._skip(len(batch))
                 self._is_over = True
                 return
             batch = await self._call(batch, granted)
             self._note(self.counts)
+            if not batch:
+                return
+            granted = await self._reserve(batch)
 
     async def _call(self, batch: list[_Piece], granted: int) -> list[_Piece]:
         """One request; returns what is left to be tried again. Raises as `run`."""

@@ -22,6 +22,9 @@ class Invalidator(Protocol):
     def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         """The name means something else, or nothing (then `deleted` is the inode it meant)."""
 
+    def replaced(self, ino: int) -> None:
+        """The content of the file went to another inode: handles that are open are stale."""
+
     def grown(self, ino: int, parts: Sequence[tuple[int, CachedRange]], done: Callable[[], None]) -> None:
         """Bytes were added at the end: from each offset those of the range, whose descriptor is closed here. `done` is called, by the
         loop, when the kernel has the new size (or does not know the inode)."""

@@ -34,6 +34,7 @@ from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.changed_directories import ChangedDirectories
 from ctxfs.sync.obstructed import Obstructed
 from ctxfs.sync.ports import Invalidator
+from ctxfs.sync.protocol import HeadItem
 from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
@@ -299,6 +300,7 @@ class Reconciler:
         pending = self._journal.pending_row(inode.ino)
         fresh = self._replacement(inode, names, info, record)
         inode.remote_version += 1
+        self._invalidator.replaced(inode.ino)
         self._journal.put_object(_listed(info, fresh, record))
         self._gating.settle(fresh)
         if pending is not None:
@@ -409,6 +411,12 @@ class Reconciler:
             inode.attrs_known = 1       # a type that a bucket cannot give to this key: keep what the key says
         self._db.store_all(inode)
         self._invalidator.attrs(inode.ino)
+
+    def describe_by(self, inode: Inode, item: HeadItem, key: str) -> None:
+        """The same, and when it expires, by the answer to a HEAD of its object, which has the key `key`."""
+        self.describe(inode, item.attrs)
+        if item.lifecycle and item.info is not None:
+            self._journal.note_lifetime(key, item.info.etag, item.lifecycle, item.info.mtime_ns)
 
     def _set_others_attrs(self, inode: Inode, attrs: Attrs) -> None:
         """All but what was changed here and is not uploaded yet."""

@@ -224,7 +224,7 @@ class RemoteChanges:
             inode = None if known is None or item.info is None or known.etag != item.info.etag else self._db.live_inode(known.ino)
             if inode is not None and not inode.attrs_known:
                 with self._db.transaction():
-                    self._reconciler.describe(inode, item.attrs)
+                    self._reconciler.describe_by(inode, item, key)
 
     async def _settle_hints(self) -> None:
         """What the index says beside what is known: the same version's attributes are taken over, another version is looked at."""

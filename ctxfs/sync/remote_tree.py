@@ -221,9 +221,7 @@ class RemoteTreeLoader:
         for item in await self._pool.call(Head(keys=list(sources)), priority=Priority.INTERACTIVE):
             inode = sources[item.key]
             if item.failure is None:
-                self._reconciler.describe(inode, item.attrs)
-                if item.lifecycle and item.info is not None:
-                    self._journal.note_lifetime(item.key[len(self._prefix):], item.info.etag, item.lifecycle, item.info.mtime_ns)
+                self._reconciler.describe_by(inode, item, item.key[len(self._prefix):])
             elif item.failure.name == 'NotFound':
                 self._reconciler.describe(inode, None)
             else:
@@ -242,7 +240,7 @@ class RemoteTreeLoader:
                     inode, etag = sources[item.key]
                     # where somebody asked meanwhile, he may have changed them since
                     if item.info is not None and item.info.etag == etag and inode.nlink and not inode.attrs_known:
-                        self._reconciler.describe(inode, item.attrs)
+                        self._reconciler.describe_by(inode, item, item.key[len(self._prefix):])
             for failure in [item.failure.error() for item in items if item.failure is not None]:
                 if isinstance(failure, CtxfsError) and failure.transient:
                     raise failure
@@ -267,6 +265,6 @@ class RemoteTreeLoader:
                 if item.info.etag != known.etag and inode.content == Content.CLEAN and inode.nlink and not known.doomed:
                     fresh = self._reconciler.replace_content(inode, known, self.changes.relative(item.info), None)
                     if fresh is not None:
-                        self._reconciler.describe(fresh, item.attrs)
+                        self._reconciler.describe_by(fresh, item, known.key)
             elif item.failure is not None and item.failure.name == 'NotFound':
                 self._reconciler.object_gone(known)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 #: how long a writer waits for uploads to make room before ENOSPC
 WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+#: the largest write that the kernel makes
+_WRITE_BYTES = 1 << 20
 
 
 class Schedule(Protocol):
@@ -44,8 +46,7 @@ class DirtyBound:
         self._set_cache_limit = set_cache_limit
         self._schedule = schedule
         self._told = limit
-        #: why writers were refused last, '' while there is room
-        self.refusal = ''
+        self._refusal = ''
         self._flushing: trio.Event | None = None
 
     def has_room(self, size: int, own: int) -> bool:
@@ -67,12 +68,17 @@ class DirtyBound:
         raise self._refuse('uploads are paused: run ctxfs resume' if self._schedule.is_paused else
                            f'they could not be uploaded within {WAIT_SECONDS:g} s')
 
+    @property
+    def refusal(self) -> str:
+        """Why writers were refused last, '' when there is room again."""
+        return self._refusal if self._staging.used + _WRITE_BYTES > self._limit else ''
+
     def _refuse(self, cause: str) -> NoSpace:
         """Programs see ENOSPC; the cause is logged once, and kept for whoever asks."""
         message = f'no space to write: {self._staging.used} bytes wait for their upload, and --cache-size allows {self._limit}; {cause}'
-        if not self.refusal:
+        if not self._refusal:
             log.warning('%s', message)
-        self.refusal = message
+        self._refusal = message
         return NoSpace(message)
 
     async def _flush_once(self) -> bool:
@@ -89,8 +95,8 @@ class DirtyBound:
 
     def adjust_cache(self) -> None:
         """Give the block cache what the dirty bytes leave, when that changed by much."""
-        if self.refusal and self._staging.used < self._limit:
-            self.refusal = ''
+        if not self.refusal:
+            self._refusal = ''
         allowed = max(MIN_LIMIT, self._limit - self._staging.used)
         if abs(allowed - self._told) > self._limit // 50 or allowed == MIN_LIMIT != self._told:
             self._told = allowed

@@ -247,7 +247,7 @@ def test_manual(counted: tuple[Desk, CountingProxy]) -> None:
 
 
 def test_manual_at_the_bound(desk: Desk) -> None:
-    """No waiting for an upload that nobody asked for: the writer gets ENOSPC, and the log says what to do; a sync makes room."""
+    """No waiting for an upload that nobody asked for: the writer gets ENOSPC, and the log and the status say what to do; a sync makes room."""
     at = desk.mount('--policy', desk.policy(autoUpload=False), '--cache-size', '64M')
     content = bytes(range(256)) * (40 << 12)
     (at / 'one').write_bytes(content)
@@ -259,7 +259,9 @@ def test_manual_at_the_bound(desk: Desk) -> None:
     assert refused.value.errno == errno.ENOSPC and time.monotonic() - began < 30
     log = Path(desk.host.json('status', at)['mounts'][0]['stateDir'], 'ctxfs.log').read_text()
     assert log.count('autoUpload is off: run ctxfs sync') == 1
+    assert 'full      no space to write: ' in desk.host.cli('status', at).stdout
     desk.host.cli('sync', at)
+    assert desk.host.json('status', at)['mounts'][0]['cache']['full'] == ''
     (at / 'three').write_bytes(content)
     desk.host.cli('sync', at)
     desk.host.unmount(at)

@@ -77,7 +77,7 @@ class Bench:
         pool, kernel = self.store, self.kernel
         self.growth = Growth(self.db, self.journal, pool, kernel, blocks=ContextCache(self.cache, prefix=PREFIX), prefix=PREFIX)  # type: ignore[arg-type]
         self.inode = Inode(self.db.allocate_ino(), 0o100644, 0, 0, 0, 1, len(old), 1, 1, 1, Content.CLEAN, 1)
-        self.inode.open_count = 1
+        self.inode.handles = 1
         self.known = Known('log', etag, len(old), self.inode.ino, 1, sha256, 0)
         with self.db.transaction():
             self.db.insert_inode(self.inode)
@@ -172,7 +172,7 @@ def test_what_it_takes_to_be_asked_at_all(make: Callable[..., Bench]) -> None:
     """Written, unopened, changed, hard-linked, shrunk or much larger files cost no request."""
     bench = make()
     inode = bench.inode
-    for name, value in [('writers', 1), ('open_count', 0), ('content', Content.STAGED), ('nlink', 2), ('revision', 5)]:
+    for name, value in [('writers', 1), ('handles', 0), ('content', Content.STAGED), ('nlink', 2), ('revision', 5)]:
         before = getattr(inode, name)
         setattr(inode, name, value)
         assert not bench.follow(OLD + b'more')
@@ -208,7 +208,7 @@ def test_the_times_show_after_the_last_close(make: Callable[..., Bench]) -> None
     assert bench.follow(OLD + b'more')
     bench.growth.settle()
     assert bench.kernel.entries == []
-    bench.inode.open_count = 0
+    bench.inode.handles = 0
     bench.growth.settle()
     bench.growth.settle()
     assert bench.kernel.entries == [(ROOT_INO, b'log')]

@@ -22,6 +22,7 @@ from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Known
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.attributes import get_attrs
+from ctxfs.sync.pool import Priority
 from ctxfs.sync.protocol import DeleteMany, EnsureExpiry, Head, WriteSegment
 from ctxfs.sync.recycle import DAY_NS, LATE_NS, SLACK_NS, SWEEP_SECONDS, Recycler
 from tests.fakes.s3_server import FakeS3, Fault, Quirk
@@ -163,15 +164,22 @@ def test_an_upload_of_another_host_expires_by_its_index_record(bench: Bench) -> 
     assert bench.keys() == set()
 
 
-def test_an_upload_of_another_host_expires_by_its_metadata(bench: Bench) -> None:
-    """Without an index record, somebody's look at the file reads the metadata, and the lifecycle with it."""
+LOOKS: dict[str, Callable[[Bench], Awaitable[None]]] = {
+    'a program': lambda bench: bench.remote.ensure_attrs([bench.inode_at(b'logs', b'theirs')]),
+    'the warm-up': lambda bench: bench.remote.learn_attrs([bench.inode_at(b'logs', b'theirs').ino], priority=Priority.IDLE),
+    'the poller': lambda bench: bench.remote.changes.examine(['logs/theirs']),
+}
+
+
+@pytest.mark.parametrize('who', LOOKS)
+def test_an_upload_of_another_host_expires_by_its_metadata(bench: Bench, who: str) -> None:
+    """Without an index record, the first look at the file, whose ever, reads the metadata, and the lifecycle with it."""
     info = bench.remote_upload('logs/theirs')
     bench.reconciler.apply([info], after='', last=None)
     inode = bench.inode_at(b'logs', b'theirs')
 
-    async def look() -> None:
-        await bench.remote.ensure_attrs([inode])
-    trio.run(look)
+    trio.run(LOOKS[who], bench)
+    assert inode.attrs_known
     known = bench.journal.known('logs/theirs')
     assert known is not None and (known.lifecycle, known.uploaded_ns) == (DAY, info.mtime_ns)
     bench.pass_time(DAY_NS + SLACK_NS)
@@ -195,7 +203,7 @@ def _move_locally(bench: Bench) -> None:
 
 def _open_locally(bench: Bench) -> None:
     inode = bench.inode_at(b'logs', b'a')
-    inode.open_count += 1
+    inode.handles += 1
     bench.held = inode  # type: ignore[attr-defined]  # a live inode is only as long as somebody has it
 
 

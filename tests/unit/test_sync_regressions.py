@@ -52,6 +52,9 @@ class Kernel:
     def entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
         self.told.append(('entry', parent, name))
 
+    def replaced(self, ino: int) -> None:
+        self.told.append(('replaced', ino))
+
     def appeared(self, parent: int, name: bytes) -> None:
         self.told.append(('appeared', parent, name))
 
@@ -263,7 +266,7 @@ def test_refreshing_an_unlinked_open_file_leaves_no_row_without_an_inode(host: H
     """Its object stays a tombstone or is forgotten: the name comes back only with an object that is not the one we deleted."""
     host.list(host.put('f', b'hello'))
     inode = host.inode_at(b'f')
-    inode.open_count = 1
+    inode.handles = 1
     with host.db.transaction():
         host.db.delete_dentry(ROOT_INO, b'f')
         inode.nlink = 0
@@ -274,7 +277,7 @@ def test_refreshing_an_unlinked_open_file_leaves_no_row_without_an_inode(host: H
     run(host.remote.refresh, inode)
     left = host.journal.known('f')
     assert left is None or left.doomed
-    inode.open_count = 0
+    inode.handles = 0
     with host.db.transaction():
         host.db.delete_inode(inode.ino)
     del inode

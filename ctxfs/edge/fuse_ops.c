@@ -1,0 +1,268 @@
+/* Opening and closing without Python: a library between pyfuse3 and libfuse, loaded before pyfuse3 (fuse_ops.py) so that pyfuse3 finds this
+ * fuse_session_new first. It passes libfuse pyfuse3's table of operations with some of them exchanged:
+ *
+ *   opendir        answered here, and the kernel may keep the listing (FOPEN_CACHE_DIR), which pyfuse3 cannot say: a directory that is listed
+ *                  again costs one request that no Python runs for, instead of four
+ *   open           for reading, of a file that Python has called plain (ctxfs_set_plain): answered here; else as before
+ *   readdirplus, read, fsync    Python learns of the handle by the first of these, and makes its own part of it then
+ *   releasedir, release         of a handle that Python never heard of: answered here; else as before
+ *   getattr        answered here as Python did last, as long as it has changed nothing at all since (ctxfs_changes). With its writeback
+ *                  cache the kernel asks after each close of a file (fuse_flush in Linux).
+ *
+ * It owns the numbers of the handles that it makes: (serial << 40 | inode), where Python's own are below 1 << 40. And it counts, for each
+ * inode, the open handles of files that Python does not know (ctxfs_opens). All of it runs in the one thread of pyfuse3's loop. The kernel
+ * forgets a listing by itself when an entry is changed through it; for changes from elsewhere the daemon invalidates the directory. */
+#define FUSE_USE_VERSION 35
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+#error "libfuse 3.17 makes sessions by another function"
+#endif
+
+#define SERIAL_SHIFT 40
+
+/* Numbers and their counts: a hash table with open addressing, never more than half full. A count of 0 is not there. */
+struct table {
+    struct { uint64_t number, count; } *slots;
+    size_t size, used;
+};
+
+static struct table noted;      /* handles of ours that Python knows */
+static struct table plain;      /* inodes that may be opened for reading here */
+static struct table opens;      /* inode -> handles of ours that Python does not know */
+static struct fuse_lowlevel_ops python;
+static uint64_t serial;
+
+/* requests that were answered here, for whoever asks how busy the mount is */
+uint64_t ctxfs_answered;
+
+/* how many changes Python has made to what attributes are made from; it says so before each request and each answer */
+uint64_t ctxfs_changes;
+
+/* attributes as they were answered last; one place for all inodes with the same lowest bits */
+#define ATTRS 16384
+static struct { uint64_t ino, changes; double timeout; struct stat attr; } attrs[ATTRS];
+
+static struct {
+    struct fuse_session *(*session_new)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
+    int (*reply_attr)(fuse_req_t, const struct stat *, double);
+} libfuse;
+
+static size_t slot_of(const struct table *table, uint64_t number)
+{
+    size_t at = (number * 0x9e3779b97f4a7c15u) >> 20 & (table->size - 1);
+    while (table->slots[at].count && table->slots[at].number != number)
+        at = (at + 1) & (table->size - 1);
+    return at;
+}
+
+static uint64_t count_of(const struct table *table, uint64_t number)
+{
+    return table->size ? table->slots[slot_of(table, number)].count : 0;
+}
+
+static int grow(struct table *table)
+{
+    struct table wider = {NULL, table->size ? 2 * table->size : 64, table->used};
+    wider.slots = calloc(wider.size, sizeof *wider.slots);
+    if (!wider.slots)
+        return 0;
+    for (size_t i = 0; i < table->size; i++)
+        if (table->slots[i].count)
+            wider.slots[slot_of(&wider, table->slots[i].number)] = table->slots[i];
+    free(table->slots);
+    *table = wider;
+    return 1;
+}
+
+/* 0 when there is no memory. */
+static int add(struct table *table, uint64_t number)
+{
+    if (2 * (table->used + 1) > table->size && !grow(table))
+        return 0;
+    size_t at = slot_of(table, number);
+    table->used += !table->slots[at].count;
+    table->slots[at].number = number;
+    table->slots[at].count++;
+    return 1;
+}
+
+/* 0 when it was not there. */
+static int take(struct table *table, uint64_t number)
+{
+    if (!count_of(table, number))
+        return 0;
+    size_t at = slot_of(table, number);
+    if (--table->slots[at].count)
+        return 1;
+    table->used--;
+    /* what lies behind it in the same run may have been pushed there by it */
+    for (size_t next = (at + 1) & (table->size - 1); table->slots[next].count; next = (next + 1) & (table->size - 1)) {
+        uint64_t number_there = table->slots[next].number, count_there = table->slots[next].count;
+        table->slots[next].count = 0;
+        size_t home = slot_of(table, number_there);
+        table->slots[home].number = number_there;
+        table->slots[home].count = count_there;
+    }
+    return 1;
+}
+
+/* --- what Python calls --- */
+
+void ctxfs_set_plain(uint64_t ino, int is_plain)
+{
+    if (!is_plain)
+        take(&plain, ino);
+    else if (!count_of(&plain, ino) && !(ino >> SERIAL_SHIFT))
+        add(&plain, ino);       /* without memory for it, it is opened by Python */
+}
+
+uint64_t ctxfs_opens(uint64_t ino)
+{
+    return count_of(&opens, ino);
+}
+
+/* --- handles --- */
+
+static int is_ours(const struct fuse_file_info *fi)
+{
+    return fi->fh >> SERIAL_SHIFT != 0;
+}
+
+static uint64_t new_handle(fuse_ino_t ino)
+{
+    return ++serial << SERIAL_SHIFT | ino;
+}
+
+/* Python is about to be asked for the handle. 0 when there is no memory to remember that. */
+static int hand_over(fuse_ino_t ino, const struct fuse_file_info *fi)
+{
+    if (!is_ours(fi) || count_of(&noted, fi->fh))
+        return 1;
+    if (!add(&noted, fi->fh))
+        return 0;
+    take(&opens, ino);
+    return 1;
+}
+
+/* --- operations --- */
+
+static void open_directory(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if (ino >> SERIAL_SHIFT) {
+        fuse_reply_err(req, EOVERFLOW);
+        return;
+    }
+    fi->fh = new_handle(ino);
+    fi->cache_readdir = 1;
+    fi->keep_cache = 1;
+    ctxfs_answered++;
+    fuse_reply_open(req, fi);
+}
+
+static void read_directory(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+    if (count_of(&noted, fi->fh) || add(&noted, fi->fh))
+        python.readdirplus(req, ino, size, offset, fi);
+    else
+        fuse_reply_err(req, ENOMEM);
+}
+
+static void release_directory(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if (take(&noted, fi->fh)) {
+        python.releasedir(req, ino, fi);
+        return;
+    }
+    ctxfs_answered++;
+    fuse_reply_err(req, 0);
+}
+
+static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if ((fi->flags & (O_ACCMODE | O_TRUNC)) != O_RDONLY || !count_of(&plain, ino) || !add(&opens, ino)) {
+        python.open(req, ino, fi);
+        return;
+    }
+    fi->fh = new_handle(ino);
+    fi->keep_cache = 1;
+    ctxfs_answered++;
+    if (fuse_reply_open(req, fi) != 0)      /* the program was interrupted: no release comes */
+        take(&opens, ino);
+}
+
+static void read_file(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+    if (hand_over(ino, fi))
+        python.read(req, ino, size, offset, fi);
+    else
+        fuse_reply_err(req, ENOMEM);
+}
+
+static void sync_file(fuse_req_t req, fuse_ino_t ino, int only_data, struct fuse_file_info *fi)
+{
+    if (hand_over(ino, fi))
+        python.fsync(req, ino, only_data, fi);
+    else
+        fuse_reply_err(req, ENOMEM);
+}
+
+static void release_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if (!is_ours(fi) || take(&noted, fi->fh)) {
+        python.release(req, ino, fi);
+        return;
+    }
+    take(&opens, ino);
+    ctxfs_answered++;
+    fuse_reply_err(req, 0);
+}
+
+static void get_attr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if (attrs[ino % ATTRS].ino != ino || attrs[ino % ATTRS].changes != ctxfs_changes) {
+        python.getattr(req, ino, fi);
+        return;
+    }
+    ctxfs_answered++;
+    libfuse.reply_attr(req, &attrs[ino % ATTRS].attr, attrs[ino % ATTRS].timeout);
+}
+
+/* --- what pyfuse3 calls --- */
+
+int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
+{
+    attrs[attr->st_ino % ATTRS].ino = attr->st_ino;
+    attrs[attr->st_ino % ATTRS].changes = ctxfs_changes;
+    attrs[attr->st_ino % ATTRS].timeout = timeout;
+    attrs[attr->st_ino % ATTRS].attr = *attr;
+    return libfuse.reply_attr(req, attr, timeout);
+}
+
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t size, void *data)
+{
+    *(void **)&libfuse.session_new = dlsym(RTLD_NEXT, "fuse_session_new");
+    *(void **)&libfuse.reply_attr = dlsym(RTLD_NEXT, "fuse_reply_attr");
+    if (!libfuse.session_new || !libfuse.reply_attr)
+        return NULL;
+    struct fuse_lowlevel_ops changed;
+    memset(&changed, 0, sizeof changed);
+    memcpy(&changed, ops, size < sizeof changed ? size : sizeof changed);
+    python = changed;
+    changed.opendir = open_directory;
+    changed.readdirplus = read_directory;
+    changed.releasedir = release_directory;
+    changed.open = open_file;
+    changed.read = read_file;
+    changed.fsync = sync_file;
+    changed.release = release_file;
+    changed.getattr = get_attr;
+    return libfuse.session_new(args, &changed, size, data);
+}

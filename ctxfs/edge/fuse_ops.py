@@ -1,0 +1,66 @@
+"""Loads the library that opens and closes files and directories without Python (fuse_ops.c says what it does and why).
+
+Owns where the library is found, and how its numbers are read. Import it before pyfuse3: the dynamic linker gives pyfuse3 the first
+`fuse_session_new` that it finds. Where the library was not built (no compiler at installation, another libfuse), pyfuse3's own way is
+as right, and slower: listing a known directory again is four requests instead of one, reading a cached file two instead of none.
+"""
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+
+#: the library's module-like name beside the installed packages (hatch_build.py)
+LIBRARY = '_ctxfs_fuse_ops'
+#: of a handle that the library made, the bits above number it, those below are the inode; numbers below 1 << SERIAL_SHIFT are Python's
+SERIAL_SHIFT = 40
+
+
+def _load() -> ctypes.CDLL | None:
+    found = importlib.util.find_spec(LIBRARY)
+    if found is None or found.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(found.origin, mode=ctypes.RTLD_GLOBAL)
+    except OSError:     # built for a libfuse that is not here any more
+        return None
+    library.ctxfs_set_plain.argtypes, library.ctxfs_set_plain.restype = (ctypes.c_uint64, ctypes.c_int), None
+    library.ctxfs_opens.argtypes, library.ctxfs_opens.restype = (ctypes.c_uint64,), ctypes.c_uint64
+    return library
+
+
+_library = _load()
+_answered = None if _library is None else ctypes.c_uint64.in_dll(_library, 'ctxfs_answered')
+_changes = None if _library is None else ctypes.c_uint64.in_dll(_library, 'ctxfs_changes')
+
+
+def is_loaded() -> bool:
+    return _library is not None
+
+
+def ino_of(fh: int) -> int:
+    """The inode of a handle that the library made; 0 for one of Python's."""
+    return fh & (1 << SERIAL_SHIFT) - 1 if fh >> SERIAL_SHIFT else 0
+
+
+def answered() -> int:
+    """How many requests the library has answered."""
+    return 0 if _answered is None else _answered.value
+
+
+def note_changes(count: int) -> None:
+    """How many changes were made so far to anything that attributes are made from (TreeDB.changes). To be told before each request and each
+    answer: what was answered under the same number is answered again."""
+    if _changes is not None:
+        _changes.value = count
+
+
+def set_plain(ino: int, is_plain: bool) -> None:
+    """Whether the library may open this file for reading. Everything about the inode that opening would find out is known then; it must
+    be taken back before the kernel forgets the inode, and when its open handles become stale."""
+    if _library is not None:
+        _library.ctxfs_set_plain(ino, is_plain)
+
+
+def opens(ino: int) -> int:
+    """How many handles of this file the library has made that Python does not know (`FileSystem.opened_file` makes one known)."""
+    return 0 if _library is None else _library.ctxfs_opens(ino)
