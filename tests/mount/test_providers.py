@@ -18,7 +18,8 @@ from tests.crash.watch import eventually
 from tests.fakes.profiles import provider
 from tests.fakes.s3_server import FakeS3, Hold, Quirk, Request
 from tests.model.hosts import IS_DOUBLE
-from tests.mount.sites import MountingSite
+from tests.mount.sites import MountingSite, S3Bucket
+from tests.servers import S3Server
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory is one host'), pytest.mark.timeout(240)]
 
@@ -156,6 +157,30 @@ def test_a_host_that_dies_in_its_turn_holds_nobody_up_for_long(make_pair: Callab
         assert second.result().returncode == 0
         assert {b'from the first host', b'from the second host'} <= pair.bodies()
         pair.hosts[1].unmount(pair.at[1])
+
+
+@pytest.mark.parametrize('name', ['rclone', 'ceph'])
+def test_two_hosts_on_a_real_server_keep_what_both_wrote(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """At the same time, the same file and others, several times: whatever a host has uploaded is in the bucket, or in what was based on it."""
+    server: S3Server = request.getfixturevalue(f'{name}_server')
+    bucket = S3Bucket(server.endpoint, server.environment, server.make_bucket())
+    site = MountingSite(tmp_path, f's3://{bucket.name}?endpoint={server.endpoint}', server.environment, lambda: bucket)
+    hosts: list[Any] = [site.host(), site.host()]
+    at = [site.mount_point(), site.mount_point()]
+    for host, where in zip(hosts, at):
+        host.mount('c', where, create=True, options=OPTIONS)
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(2):
+            for host, where in enumerate(at):
+                (where / 'same').write_bytes(b'%d of host %d' % (number, host))
+                (where / f'own{host}').write_bytes(b'%d' % number)
+            assert [done.returncode for done in threads.map(lambda n: hosts[n].cli('sync', str(at[n]), check=False), (0, 1))]
+    for host, where in zip(hosts, at):
+        host.unmount(where)
+    bodies = [bucket.body(key) for key in bucket.keys('contexts/') if '/.ctxfs/' not in key]
+    assert {b'1 of host 0', b'1 of host 1'} <= set(bodies)
+    assert bodies.count(b'1') == 2
+    bucket.client.close()
 
 
 def test_what_a_store_can_do_is_asked_once(make_pair: Callable[..., Pair]) -> None:
