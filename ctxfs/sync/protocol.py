@@ -20,8 +20,7 @@ from ctxfs.sync.frames import LENGTH
 
 R = TypeVar('R')
 
-#: a slot number that no upload has: the operation cannot be aborted
-NO_SLOT = -1
+NO_SLOT = -1     # no upload has it: the operation cannot be aborted
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
