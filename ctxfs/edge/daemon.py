@@ -48,8 +48,10 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.registry import context_prefix
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.asides import Asides
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
+from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
@@ -59,7 +61,7 @@ from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.protocol import TidyCache, WorkerOptions
-from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
@@ -268,11 +270,13 @@ class Mount:
         def spawn(function: Callable[..., Any], *args: Any) -> None:
             nursery.start_soon(self._supervised, function, *args)
 
-        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
+        asides = Asides(db, journal, self._invalidator, gating=self._gating, prefix=prefix, host=options.host_name or options.host_id[:8],
+                        preference=options.conflict, publish=self._events.publish)
+        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, asides=asides,
+                                defaults=Defaults(options.uid, options.gid, options.umask))
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
-        conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
-                                   host=options.host_id, publish=self._events.publish)
+        conflicts = ConflictKeeper(db, journal, reconciler, pool, asides=asides, prefix=prefix)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
         finisher = Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)

@@ -27,7 +27,8 @@ CREATE TABLE inode (
     target      BLOB,                       -- a symlink's target
     xattrs      BLOB,                       -- msgpack {name: value}; NULL when it has none
     link_group  TEXT,                       -- names that another host hard-linked carry the same group; NULL for most
-    local       INTEGER NOT NULL DEFAULT 0  -- 1: stays on this host (by its type, or the policy's white lists); see storage/gating.py
+    local       INTEGER NOT NULL DEFAULT 0  -- stays on this host: 1 by its type or the policy's white lists, 2 because a conflict was
+                                            -- decided against it and nobody settled that yet; see storage/gating.py
 );
 -- INVARIANT: a local inode has no object and no pending row (but a directory's SUBTREE): the bucket does not know of it.
 CREATE INDEX inode_local ON inode (mode, size) WHERE local;
@@ -56,7 +57,8 @@ CREATE TABLE object (
     sha256   TEXT NOT NULL,                 -- of the content, '' when not known
     doomed   INTEGER NOT NULL,
     lifecycle   TEXT NOT NULL DEFAULT '',   -- the lifecycle tag that the object carries; '' when none
-    uploaded_ns INTEGER NOT NULL DEFAULT 0  -- when this version was uploaded, by the store's clock; 0 when not known
+    uploaded_ns INTEGER NOT NULL DEFAULT 0, -- when this version was uploaded, by the store's clock; 0 when not known
+    said_ns     INTEGER NOT NULL DEFAULT 0  -- when its host wrote the index record that the attributes are from; of two the later counts
 ) WITHOUT ROWID;
 CREATE INDEX object_ino ON object (ino);
 CREATE INDEX object_doomed ON object (key) WHERE doomed;
@@ -100,12 +102,14 @@ CREATE TABLE hint (
     record BLOB NOT NULL                    -- msgpack IndexRecord
 ) WITHOUT ROWID;
 
--- Copies that ctxfs made because the bucket had moved under a local change: both contents are kept.
+-- Conflicts that nobody settled yet: two versions wanted one key, and one of them has a name of its own beside the other since.
 CREATE TABLE conflict (
-    ino      INTEGER PRIMARY KEY,           -- the local content, under its new name
-    original TEXT NOT NULL,                 -- the key both wanted
-    since_ns INTEGER NOT NULL
-);
+    ino      INTEGER NOT NULL,              -- what stands under that name of its own
+    original TEXT NOT NULL,                 -- the key that both wanted
+    since_ns INTEGER NOT NULL,
+    holds    INTEGER NOT NULL,              -- whose version it is: 0 this host's, 1 the one that was published
+    PRIMARY KEY (ino, original)
+) WITHOUT ROWID;
 
 -- Writes to the bucket that were begun and whose end is not recorded: after a crash or a lost answer nobody knows whether they arrived.
 -- Settled by asking for the object (sync/doubt.py) before anything else is decided about the key.

@@ -22,7 +22,7 @@ from ctxfs.records import ROOT_INO, Ino
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -41,6 +41,13 @@ _MIGRATIONS = {1: '''
     CREATE INDEX object_lifecycle ON object (lifecycle, uploaded_ns) WHERE lifecycle <> '';
     CREATE TABLE announce (key TEXT PRIMARY KEY, deleted_ns INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE touched (ino INTEGER PRIMARY KEY);
+    ''', 2: '''
+    ALTER TABLE conflict RENAME TO conflict_2;
+    CREATE TABLE conflict (ino INTEGER NOT NULL, original TEXT NOT NULL, since_ns INTEGER NOT NULL, holds INTEGER NOT NULL,
+                           PRIMARY KEY (ino, original)) WITHOUT ROWID;
+    INSERT INTO conflict SELECT ino, original, since_ns, 0 FROM conflict_2;
+    DROP TABLE conflict_2;
+    ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
     '''}
 
 
