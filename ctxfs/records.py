@@ -65,11 +65,13 @@ class PutResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """Who wrote this version of an object: the `ctxfs` user-metadata key, decoded. A lost response is resolved by it: the object
-    carries our hash, host and revision exactly when our request arrived. `link` is the id of the hard-link group, '' when alone."""
+    carries the id of our attempt exactly when our request arrived (or when somebody copied the object: then it has another key). `link` is the
+    id of the hard-link group, '' when alone."""
     sha256: str = ''
     host: str = ''
     revision: int = 0
     link: str = ''
+    attempt: str = ''
 
 
 class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):

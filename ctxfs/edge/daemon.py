@@ -37,6 +37,7 @@ from ctxfs.edge import control, fuse_adapter, launch, runtime_dir
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
+from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_status import Parts
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
@@ -306,6 +307,7 @@ class Mount:
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal),
+            ConflictDesk(db, journal, self._fs, gating=self._gating, invalidator=self._invalidator, read_only=options.read_only),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control

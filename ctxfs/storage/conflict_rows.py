@@ -6,7 +6,6 @@ its name says so, and so does who takes that name away.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -57,12 +56,6 @@ class ConflictRows:
         if ino in self._inos:
             self._inos.add(new)
             self._db.execute('UPDATE OR IGNORE conflict SET ino = ? WHERE ino = ?', (new, ino))
-
-    def newest(self, limit: int) -> Iterator[Conflict]:
-        """Those whose copy still has a name."""
-        return map(_conflict, self._db.rows(
-            'SELECT c.ino, c.original, c.since_ns, c.holds FROM conflict c WHERE EXISTS (SELECT 1 FROM dentry d WHERE d.ino = c.ino) '
-            'ORDER BY c.since_ns DESC LIMIT ?', (limit,)))
 
 
 def _conflict(row: tuple[int, str, int, int]) -> Conflict:

@@ -1,7 +1,7 @@
 """The journal: which inodes the bucket does not fully have, and which objects the bucket is known to hold.
 
-Owns the SQL of `pending`, `object`, `unmountable` and `hint` (schema.sql says what each row means; conflict_rows.py has `conflict`). It must not know when or how
-anything is transferred: sync plans from it and reports back to it; core only marks.
+Owns the SQL of `pending`, `object`, `unmountable` and `hint` (schema.sql says what each row means; conflict_rows.py has `conflict`). It must
+not know when or how anything is transferred: sync plans from it and reports back to it; core only marks.
 """
 from __future__ import annotations
 

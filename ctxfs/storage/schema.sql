@@ -117,5 +117,5 @@ CREATE TABLE attempt (
     key      TEXT PRIMARY KEY,
     ino      INTEGER NOT NULL,
     revision INTEGER NOT NULL,
-    sha256   TEXT NOT NULL                  -- of what was to be copied; '' for an upload, which carries (host, revision) in its stamp
+    sha256   TEXT NOT NULL                  -- of what was to be copied, or what else tells that it arrived; see sync/doubt.py
 ) WITHOUT ROWID;

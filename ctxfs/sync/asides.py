@@ -76,8 +76,8 @@ class Asides:
                 self._rename_file(inode)
         self._invalidator.entry(parent, name)
         self._invalidator.entry(parent, other)
-        self._tell(parent, other, key, f'ours is now {printable(name_to_component(other))}{", on this host only" if is_held else ""}, '
-                                       'theirs keeps the name')
+        outcome = f'ours is now {printable(name_to_component(other))}{", on this host only" if is_held else ""}, theirs keeps the name'
+        self._tell(parent, other, key, Holds.OURS, outcome)
 
     def _can_hold(self, inode: Inode) -> bool:
         """What the bucket has under another name, or gets under one, is uploaded all the same: held, it would be in less places than now."""
@@ -98,8 +98,9 @@ class Asides:
             self._journal.conflicts.add(theirs.ino, key, Holds.THEIRS)
             self._journal.mark(theirs, Reason.NAMES)
             self._gating.settle(theirs)
-        self._tell(parent, other, key, f'theirs is now {printable(name_to_component(other))}, ours keeps the name')
+        self._tell(parent, other, key, Holds.THEIRS, f'theirs is now {printable(name_to_component(other))}, ours keeps the name')
 
-    def _tell(self, parent: int, other: bytes, key: str, outcome: str) -> None:
+    def _tell(self, parent: int, other: bytes, key: str, holds: Holds, outcome: str) -> None:
         log.warning('conflict: %s was changed on another host and here; %s', printable(key), outcome)
-        self._publish('conflict', path='/' + printable(self._gating.key_of(parent, other)), original='/' + printable(key))
+        self._publish('conflict', path='/' + printable(self._gating.key_of(parent, other)), original='/' + printable(key),
+                      holds='remote' if holds is Holds.THEIRS else 'local')

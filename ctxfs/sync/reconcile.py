@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, Attrs, IndexRecord, ObjectInfo
+from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.rules import Reach
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path, name_to_component
+from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
 from ctxfs.sync.changed_directories import ChangedDirectories

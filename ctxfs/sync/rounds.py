@@ -20,7 +20,7 @@ from functools import partial
 
 import trio
 
-from ctxfs.errors import CtxfsError, NotFound
+from ctxfs.errors import CtxfsError, NotFound, RemoteChanged
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
@@ -199,7 +199,9 @@ class Rounds:
         except Moved:
             return self._note_move(work)
         except TargetConflict as conflict:
-            return await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key))
+            is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key))
+            self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
+            return is_settled
         except SourceLost as lost:
             return await self._settle(work, partial(self._conflicts.source_lost, inode, lost.known))
         except (CtxfsError, OSError) as error:
@@ -263,9 +265,9 @@ class Rounds:
             try:
                 done = await self._pool.call(Copy(source=self._prefix + key, key=self._prefix + aside, source_etag=known.etag,
                                                   size=known.size))
-            except NotFound:
-                self._journal.drop_object(key)
-                return 1
+            except (NotFound, RemoteChanged):
+                owner = self._db.inodes_of([known.ino]).get(known.ino)
+                return int(owner is not None and await self._settle(work, partial(self._conflicts.source_lost, owner, known)))
             except CtxfsError as error:
                 self._fail(work, error)
                 return 0

@@ -18,22 +18,23 @@ the other host, the outside writer, or a program of this host.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from ctxfs.config import Preference
 from ctxfs.core.filesystem import Change
-from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import CtxfsError, NotFound, RemoteUnavailable
 from ctxfs.records import ROOT_INO, PutResult
+from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import key_to_path
-from ctxfs.sync import rounds, worker_ops_put
+from ctxfs.sync import rounds, worker_ops_put, worker_ops_read
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.protocol import Operation as WorkerOperation
@@ -51,7 +52,6 @@ Script = Mapping[int, Operation]
 #: rounds of flushes and looks until nobody may have anything left to do
 SETTLE_ROUNDS = 8
 _VERBS = ('head', 'get', 'put', 'put_file', 'copy', 'delete', 'delete_many', 'list')
-_COPY = re.compile(rb'\.conflict-|\(conflict ')
 
 
 class Killed(BaseException):
@@ -96,6 +96,7 @@ class Member(Disk):
         self.kernel = _Kernel()
         super().start()
         self.asides._publish = self._note_conflict
+        self.asides.preference = self._world.preferences[self.number % 2]
 
     def _wire(self, sync_every: float | None) -> None:
         super()._wire(sync_every)
@@ -206,12 +207,12 @@ class Member(Disk):
         known = self.journal.source_of(inode)
         return None if known is None else self._world.contents.get((known.key, known.etag))
 
-    def tree(self) -> dict[str, bytes]:
-        """Every file and link, and what it shows."""
+    def tree(self, *, held: bool = False) -> dict[str, bytes]:
+        """Every file and link, and what it shows; of those that are held, or of all others."""
         found = {}
         for parent, name, ino in self.db.rows('SELECT parent, name, ino FROM dentry'):
             inode = self.db.inode(ino)
-            if not inode.is_dir:
+            if not inode.is_dir and (inode.local == HELD) == held:
                 path = (self.db.dir_key(parent).encode() + name).decode()
                 found[path] = self.shown(inode)
         return found    # type: ignore[return-value]
@@ -233,9 +234,11 @@ class _Stream:
 class PairWorld:
     """See the module docstring. To be used inside `playing`."""
 
-    def __init__(self, work: Path, nursery: trio.Nursery) -> None:
+    def __init__(self, work: Path, nursery: trio.Nursery, preferences: Sequence[Preference]) -> None:
         self.work = work
         self._nursery = nursery
+        #: of each host: which version keeps the name
+        self.preferences = preferences
         (work / 'bucket').mkdir()
         self.history = History()
         #: what each version of an object holds
@@ -532,7 +535,8 @@ class PairWorld:
     def conflict(self, host: Member, path: str, original: str) -> None:
         """A host says that it found one."""
         self.conflicts += 1
-        ours, theirs = host.shown(host.find(path[1:])), self.in_bucket().get(original[1:])
+        copy, theirs = host.shown(host.find(path[1:])), self.in_bucket().get(original[1:])
+        ours = copy if host.asides.preference != 'prefer-local' else host.shown(host.find(original[1:]))
         if ours is None or theirs is None:
             return
         why = self.history.why_false(ours, theirs)
@@ -565,7 +569,7 @@ class PairWorld:
     def _check_end(self) -> None:
         bucket = self.in_bucket()
         present = set(bucket.values())
-        self.history.check_present(present)
+        self.history.check_present(present.union(*(host.tree(held=True).values() for host in self.hosts)))
         for content in present:
             self.history.check_known(content, 'the bucket')
         for host in self.hosts:
@@ -614,13 +618,14 @@ def _scripted(host: Member, script: Script) -> Any:
         host.script = {}
 
 
-def play(work: Path, program: Sequence[Operation], *, in_flight: int = 1, check: Callable[[PairWorld], None] | None = None) -> PairWorld:
+def play(work: Path, program: Sequence[Operation], *, preferences: Sequence[Preference] = ('keep-both', 'keep-both'),
+         in_flight: int = 1) -> PairWorld:
     """Run the program and judge its end. Raises Violation; the message ends with the program."""
     worlds: list[PairWorld] = []
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            world = PairWorld(work, nursery)
+            world = PairWorld(work, nursery, preferences)
             worlds.append(world)
             await world.begin()
             try:
@@ -632,14 +637,14 @@ def play(work: Path, program: Sequence[Operation], *, in_flight: int = 1, check:
                     await world.finish()
             nursery.cancel_scope.cancel()
 
-    saved = rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES
-    rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES = in_flight, 100, 300
+    saved = rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES, worker_ops_read.VERIFY_BYTES
+    rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES, worker_ops_read.VERIFY_BYTES = in_flight, 100, 300, 300
     try:
         trio.run(main)
     except BaseExceptionGroup as group:
         raise _first(group) from group
     finally:
-        rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES = saved
+        rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES, worker_ops_read.VERIFY_BYTES = saved
     return worlds[0]
 
 
