@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-import uuid
 from typing import NamedTuple
 
 from ctxfs.core.ports import RemoteTree
@@ -153,8 +152,7 @@ class Namespace:
             inode.ctime_ns = time.time_ns()
             self._db.store_times(inode)
             if inode.link_group is None:
-                inode.link_group = uuid.uuid4().hex
-                self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
+                self._db.renew_link_group(inode)
             self._touch(parent)
             self._gating.release(inode)
             self._gating.settle(inode)

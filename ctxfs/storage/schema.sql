@@ -26,7 +26,8 @@ CREATE TABLE inode (
     attrs_known INTEGER NOT NULL,           -- 0: only what a listing says; the object's metadata was not read yet
     target      BLOB,                       -- a symlink's target
     xattrs      BLOB,                       -- msgpack {name: value}; NULL when it has none
-    link_group  TEXT,                       -- names that another host hard-linked carry the same group; NULL for most
+    link_group  TEXT,                       -- names that another host hard-linked carry the same group; NULL for most. INVARIANT: names
+                                            -- with one group have one content, so a file whose content changes gets another group
     local       INTEGER NOT NULL DEFAULT 0  -- stays on this host: 1 by its type or the policy's white lists, 2 because a conflict was
                                             -- decided against it and nobody settled that yet; see storage/gating.py
 );

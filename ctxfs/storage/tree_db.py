@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterable
 from contextlib import contextmanager
 from importlib import resources
@@ -297,6 +298,12 @@ class TreeDB(_Connected):
         """Write content state, revision and size."""
         self.execute('UPDATE inode SET content=?, revision=?, size=? WHERE ino=?',
                      (inode.content, inode.revision, inode.size, inode.ino))
+
+    def renew_link_group(self, inode: Inode) -> None:
+        """INVARIANT: names with one link group have one content. So the group of a file is another one as soon as its content is, or as it
+        parts from names that other hosts know."""
+        inode.link_group = uuid.uuid4().hex
+        self.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
 
     def store_all(self, inode: Inode) -> None:
         self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())

@@ -14,7 +14,6 @@ has changes of this host, goes aside by the next look; anybody else's is noted a
 from __future__ import annotations
 
 import logging
-import uuid
 
 from ctxfs.config import Preference
 from ctxfs.storage.conflict_rows import Holds
@@ -85,10 +84,17 @@ class Asides:
 
     def _rename_file(self, inode: Inode) -> None:
         if inode.nlink > 1:     # other hosts must not take the copy for one more name of what keeps the name
-            inode.link_group = uuid.uuid4().hex
-            self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
+            self._db.renew_link_group(inode)
         self._journal.mark(inode, Reason.NAMES | Reason.CONTENT | Reason.ATTRS)
         self._gating.settle(inode)
+
+    def yield_name(self, inode: Inode, parent: int, name: bytes, *, at_s: float) -> None:
+        """What is held has a name that somebody published: it gets another one."""
+        with self._db.transaction():
+            other = self.free_name(parent, name, at_s=at_s)
+            self._db.move_dentry((parent, name), (parent, other), ino=inode.ino)
+        self._invalidator.entry(parent, name)
+        self._invalidator.entry(parent, other)
 
     # --- theirs -----------------------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import msgspec
 
 from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.rules import Reach
-from ctxfs.storage.gating import Gating
+from ctxfs.storage.gating import HELD, Gating
 from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import Unmountable, component_to_name, key_to_path
@@ -145,6 +145,9 @@ class Reconciler:
             self._insert_file(parent, at, info, hint)
         elif (inode := self._db.inode(existing)).is_dir:
             self._meet_directory(inode, parent, at, info, hint)
+        elif inode.local == HELD:
+            self._asides.yield_name(inode, parent, at, at_s=time.time())
+            self._insert_file(parent, at, info, hint)
         else:       # a local file that was never uploaded; its upload is conditional on there being none
             self.obstructed.add(info.key)
 

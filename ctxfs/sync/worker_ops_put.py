@@ -94,7 +94,7 @@ def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: byte
     except Aborted:
         return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
     except (RemoteChanged, RemoteUnavailable) as error:
-        info = _recover(context, op.key, stamp.sha256, error, size=op.size)
+        info = _recover(context, op.key, stamp.sha256, error, size=op.size, path=op.path)
         return protocol.PutDone(etag=info.etag, size=op.size, sha256=stamp.sha256, lifecycle=_lifecycle_of(info), is_recovered=True)
     return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, lifecycle=_written(op.lifecycle))
 
@@ -116,28 +116,31 @@ def _lifecycle_of(info: ObjectInfo) -> str:
     return (info.metadata or {}).get(LIFECYCLE_NAME, '')
 
 
-def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *, size: int | None = None) -> ObjectInfo:
+def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *, size: int | None = None, path: str = '') -> ObjectInfo:
     """The outcome of a write whose answer was lost, or that a condition refused: done after all if the object holds the very content
-    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same). Otherwise, and when the
-    store cannot be asked, raises `error`."""
+    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same). Otherwise raises `error`, or what
+    kept us from finding out, where that may be found out later: a conflict is declared only when it is known."""
     try:
         info = context.store.head(key)
-        if size not in (None, info.size) or not _holds(context, info, digest):
+        if size not in (None, info.size) or not _holds(context, info, digest, path):
             raise error
-    except CtxfsError:
-        raise error from None
+    except CtxfsError as problem:
+        raise (problem if problem.transient else error) from None
     log.info('the write of %s had arrived although its answer did not', key)
     return info
 
 
-def _holds(context: WorkerContext, info: ObjectInfo, digest: str) -> bool:
-    """Whether the object's content has this SHA-256. Read where that is cheap: a tool that rewrites objects but keeps their metadata
-    would leave our stamp on its content. A large one is read only where its stamp promises that it pays, and not for our own stamp, which was
-    written a moment ago."""
-    if info.size <= VERIFY_BYTES:
-        return content_hash(context, info) == digest
-    stamp = posix_meta.decode_stamp(info.metadata or {})
-    return stamp is not None and stamp.sha256 == digest and (stamp.host == context.host or content_hash(context, info) == digest)
+def _holds(context: WorkerContext, info: ObjectInfo, digest: str, path: str) -> bool:
+    """Whether the object's content has this SHA-256. Read, because a tool that rewrites objects but keeps their metadata would leave our stamp on
+    its content; but for large objects with our own stamp, which was written a moment ago, and large ones of which nothing says that it pays."""
+    if info.size > VERIFY_BYTES:
+        stamp = posix_meta.decode_stamp(info.metadata or {})
+        is_promised = stamp is not None and stamp.sha256 == digest
+        if stamp is not None and is_promised and stamp.host == context.host:
+            return True
+        if not (is_promised or path):
+            return False
+    return content_hash(context, info, path) == digest
 
 
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:

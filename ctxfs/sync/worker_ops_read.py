@@ -48,11 +48,16 @@ def _head_one(context: WorkerContext, key: str, op: protocol.Head) -> protocol.H
         return protocol.HeadItem(key=key, failure=protocol.ItemFailure(key=key, name=name, message=message))
 
 
-def content_hash(context: WorkerContext, info: ObjectInfo) -> str:
-    """The SHA-256 of this version, read in pieces. Raises RemoteChanged when it is another one by now."""
+def content_hash(context: WorkerContext, info: ObjectInfo, path: str = '') -> str:
+    """The SHA-256 of this version, read in pieces; '' as soon as one differs from the file at `path`, where there is one to compare with. Raises
+    RemoteChanged when the object is another version by now."""
     found = hashlib.sha256()
-    for start in range(0, info.size, _PIECE):
-        found.update(context.store.get(info.key, start, min(start + _PIECE, info.size), if_match=info.etag))
+    with open(path or os.devnull, 'rb') as file:
+        for start in range(0, info.size, _PIECE):
+            piece = context.store.get(info.key, start, min(start + _PIECE, info.size), if_match=info.etag)
+            if path and file.read(_PIECE) != piece:
+                return ''
+            found.update(piece)
     return found.hexdigest()
 
 

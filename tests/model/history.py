@@ -23,13 +23,13 @@ class History:
         self._by: dict[bytes, str] = {}
         self._ended: dict[bytes, str] = {}
         self._acknowledged: dict[bytes, str] = {}
-        #: written more than once, by several hosts: nothing can be said of its ancestry
-        self._repeated: set[bytes] = set()
+        #: written by several hosts, or given more names: whoever met it may not have seen where it was
+        self._elsewhere: set[bytes] = set()
 
     def write(self, version: bytes, *, by: str, over: bytes | None) -> None:
         """`over`: what the writer saw in its place, None where there was nothing."""
         if version in self._parents:
-            self._repeated.add(version)
+            self._elsewhere.add(version)
         self._parents.setdefault(version, set())
         self._by[version] = by
         if over is not None and over != version:
@@ -40,6 +40,10 @@ class History:
         """Somebody who saw it did away with it."""
         if version is not None:
             self._ended[version] = how
+
+    def moved(self, *versions: bytes | None) -> None:
+        """They have another name, or one more."""
+        self._elsewhere.update(version for version in versions if version is not None)
 
     def acknowledge(self, version: bytes | None, why: str) -> None:
         if version is not None:
@@ -75,7 +79,7 @@ class History:
         """Why a conflict between the two is none; '' where it is one."""
         if ours == theirs:
             return 'both are the same'
-        if self._repeated & {ours, theirs}:
+        if self._elsewhere & {ours, theirs}:
             return ''
         if self.is_ancestor(theirs, ours):
             return 'ours was written by somebody who had seen theirs'

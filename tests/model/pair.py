@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -277,17 +277,17 @@ class PairWorld:
         return result
 
     def _learn(self) -> None:
-        for key, etag in self.versions().items():
+        for key, etag in {**self.versions(), **self.versions('.ctxfs/tmp/')}.items():
             if (key, etag) not in self.contents:
                 self.contents[key, etag] = self._store.get(PREFIX + key, if_match=etag)
 
-    def versions(self) -> dict[str, str]:
-        """The user's objects and their etags."""
+    def versions(self, below: str = '') -> dict[str, str]:
+        """The user's objects, or those of ctxfs `below`, and their etags."""
         found, token = {}, None
         while True:
-            page = self._store.list(PREFIX, token=token)
-            found.update({info.key[len(PREFIX):]: info.etag for info in page.objects if not info.key.startswith(PREFIX + '.ctxfs/')
-                          and not info.key.endswith('/')})
+            page = self._store.list(PREFIX + below, token=token)
+            found.update({info.key[len(PREFIX):]: info.etag for info in page.objects if not info.key.endswith('/')
+                          and (below or not info.key.startswith(PREFIX + '.ctxfs/'))})
             token = page.next_token
             if token is None:
                 return found
@@ -427,6 +427,7 @@ class PairWorld:
         if inode is None or inode is target or (new + '/').startswith(old + '/') or (flags and (old + '/').startswith(new + '/')):
             return
         content = host.shown(target) if not flags else None
+        self.history.moved(host.shown(inode), *([host.shown(target)] if flags else []))
         await host.fs.rename(parent, name, new_parent, new_name, flags)
         self.history.end(content, f'host{host.number} renamed {old} to {new}')
 
@@ -437,6 +438,7 @@ class PairWorld:
         _, _, inode = await self._lookup(host, old)
         parent, name, _ = await self._lookup(host, new)
         if inode is not None and inode.is_regular:
+            self.history.moved(host.shown(inode))
             await host.fs.link(inode.ino, parent, name)
 
     async def _symlink(self, host: Member, path: str) -> None:
@@ -535,7 +537,10 @@ class PairWorld:
     def conflict(self, host: Member, path: str, original: str) -> None:
         """A host says that it found one."""
         self.conflicts += 1
-        copy, theirs = host.shown(host.find(path[1:])), self.in_bucket().get(original[1:])
+        bucket, inode = self.in_bucket(), host.find(path[1:])
+        if inode is None or inode.is_dir or self._store.list(PREFIX + original[1:] + '/').objects:
+            return      # a file and a directory
+        copy, theirs = host.shown(inode), bucket.get(original[1:])
         ours = copy if host.asides.preference != 'prefer-local' else host.shown(host.find(original[1:]))
         if ours is None or theirs is None:
             return
@@ -596,13 +601,14 @@ class PairWorld:
         newcomer = await self.mount(len(self.made))
         self._compare(newcomer, self.in_bucket())
         for host in self.hosts:
-            mine = {path: host.find(path).mode for path in host.tree()}   # type: ignore[union-attr]
-            for inode in map(newcomer.find, mine):
-                assert inode is not None
-                await newcomer.fs.getattr(inode.ino)
-            theirs = {path: newcomer.find(path).mode for path in mine}    # type: ignore[union-attr]
+            mine, theirs = [await self._modes(member, host.tree()) for member in (host, newcomer)]
             if mine != theirs:
                 raise Violation(f'host{host.number} and a new host have other modes: {mine} and {theirs}')
+
+
+    async def _modes(self, host: Member, paths: Iterable[str]) -> dict[str, int]:
+        inodes = {path: inode for path in paths if (inode := host.find(path)) is not None}
+        return {path: (await host.fs.getattr(inode.ino)).mode for path, inode in inodes.items()}
 
 
 def _name(content: bytes | None) -> str:

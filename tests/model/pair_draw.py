@@ -43,7 +43,7 @@ def _operation(rng: random.Random) -> Operation:
 def _outside(rng: random.Random) -> Operation:
     kind = rng.random()
     if kind < 0.5:
-        return ('put', _path(rng), rng.choice(SIZES))
+        return ('put', _path(rng), rng.choice(SIZES[:4]))
     return ('edit', _path(rng)) if kind < 0.65 else ('delete', _path(rng))
 
 

@@ -233,6 +233,21 @@ def test_hard_links(play: Play, preference: str) -> None:
     play(scenario)
 
 
+def test_a_name_that_left_a_group_of_links_is_not_taken_for_one_of_it_any_more(play: Play) -> None:
+    """Another host moved a name of our linked file while we rewrote it, to the same length: the moved name has the old content."""
+    async def scenario(site: Site) -> None:
+        linked(site, 'g', a=site.theirs('a', b'old'), b=site.theirs('b', b'old'))
+        await site.look()
+        await edit(site, 'a', b'new')
+        await site.flush()
+        linked(site, 'g', c=site.theirs('c', b'old'))
+        await site.look()
+        assert (await site.read('a'), await site.read('b'), await site.read('c')) == (b'new', b'new', b'old')
+        await site.look()
+        assert site.at('a') is site.at('b') is not site.at('c')
+    play(scenario)
+
+
 # --- directories ------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('preference', ['keep-both', 'prefer-local', 'prefer-remote'])
