@@ -59,12 +59,15 @@ class Describer:
         self._db.insert_inode(inode)
         return inode
 
-    def set_attrs(self, inode: Inode, attrs: Attrs) -> None:
+    def set_attrs(self, inode: Inode, attrs: Attrs) -> bool:
+        """Whether that changed anything."""
         before = inode.row()
         set_attrs(inode, attrs)
-        if inode.row() != before:
-            self._db.store_all(inode)
-            self._invalidator.attrs(inode.ino)
+        if inode.row() == before:
+            return False
+        self._db.store_all(inode)
+        self._invalidator.attrs(inode.ino)
+        return True
 
     def describe(self, inode: Inode, attrs: Attrs | None) -> None:
         """The object's own metadata was read: `attrs`, or None when the object is gone (what the listing said then stays)."""

@@ -373,7 +373,8 @@ class Reconciler:
         if record.link and record.link != inode.link_group:
             self._join_group(inode, known, record)
             inode = self._db.inode((self._journal.known(known.key) or known).ino)
-        self._describer.set_attrs(inode, record.attrs)
+        if self._describer.set_attrs(inode, record.attrs) and inode.nlink > 1 and not record.link:
+            self._journal.mark(inode, Reason.INDEX)     # a host that does not know of the links: what it said is said of the other names, too
 
     def _join_group(self, inode: Inode, known: Known, record: IndexRecord) -> None:
         """Another host linked this name to others: make them one inode here too."""

@@ -154,6 +154,11 @@ class FakeS3:
         """Let the next `times` requests of a method (for which `when` holds) go wrong."""
         self._faults[method].extend([(when, fault)] * times)
 
+    def forget_faults(self) -> None:
+        """Nothing goes wrong any more."""
+        with self.lock:
+            self._faults.clear()
+
     def fault_for(self, request: Request) -> Fault | None:
         with self.lock:
             faults = self._faults[request.method]

@@ -18,7 +18,7 @@ from ctxfs.core.filesystem import Change
 from ctxfs.errors import RemoteUnavailable
 from ctxfs.records import ROOT_INO, IndexRecord
 from ctxfs.storage.gating import HELD
-from ctxfs.sync.protocol import Copy, Operation, PutBytes, PutFile
+from ctxfs.sync.protocol import Copy, Operation, PutBytes, PutFile, WriteSegment
 from tests.unit.rig import ME
 from tests.unit.test_policy_regressions import ATTRS, Play, Site, linked, play
 from tests.unit.test_sync_regressions import PREFIX
@@ -383,6 +383,22 @@ def test_of_two_records_of_attributes_the_later_one_counts(play: Play) -> None:
         site.tell(IndexRecord(path='f', changed_ns=15, etag=etag, size=4, attrs=mode(0o777, 600)))
         await site.look()
         assert site.at('f').mode & 0o777 == 0o640
+    play(scenario)
+
+
+def test_a_chmod_by_a_host_that_does_not_know_the_link_is_told_of_every_name(play: Play) -> None:
+    """It said so of one name; a host that comes later is to see what is seen here."""
+    async def scenario(site: Site) -> None:
+        etag = site.theirs('a', b'body')
+        await site.look()
+        await site.fs.link(site.at('a').ino, ROOT_INO, b'b')
+        await site.flush()
+        site.tell(IndexRecord(path='a', changed_ns=2**62, etag=etag, size=4, attrs=msgspec.structs.replace(ATTRS, mode=0o100600)))
+        await site.look()
+        assert site.at('b').mode & 0o777 == 0o600
+        await site.flush()
+        written = [record for op in site.asked if isinstance(op, WriteSegment) for record in op.records if record.path == 'b' and record.attrs]
+        assert written[-1].attrs.mode & 0o777 == 0o600
     play(scenario)
 
 
