@@ -11,7 +11,7 @@ A program is a list of tuples; one that does not apply (no such file) does nothi
     ('unlink', host, path)  ('rename', host, old, new)  ('exchange', host, old, new)  ('link', host, old, new)  ('symlink', host, path)
     ('mkdir', host, path)  ('rmdir', host, path)  ('chmod', host, path, mode)  ('read', host, path)
     ('put', path, size)  ('edit', path)  ('delete', path)           the outside writer; 'edit' keeps the object's metadata, as s3fs does
-    ('flush', host, {n: action, …})  ('poll', host, {…})  ('remount', host, {…})  ('kill', host)
+    ('flush', host, {n: action, …})  ('poll', host, {…})  ('reload', host)  ('remount', host, {…})  ('kill', host)
 Actions happen at the n-th request to the store: ('lose',) its answer, ('drop',) the request, ('die', is_done) the host, or an operation of
 the other host, the outside writer, or a program of this host.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ctxfs.records import ROOT_INO, PutResult
 from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import key_to_path
-from ctxfs.sync import rounds, worker_ops_put, worker_ops_read
+from ctxfs.sync import remote_changes, rounds, worker_ops_put, worker_ops_read
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.protocol import Operation as WorkerOperation
@@ -515,6 +515,12 @@ class PairWorld:
         if host.is_dead:
             await self._restart(host)
 
+    async def _reload(self, host: Member) -> None:
+        """`ctxfs sync --mode download`: everything is listed, which a look at a large context does not do."""
+        result = await host.engine.download()
+        if not result.ok:
+            raise Violation(f'host{host.number} cannot list: {result.message}')
+
     async def _kill(self, host: Member) -> None:
         host.kill()
         await self._restart(host)
@@ -556,7 +562,7 @@ class PairWorld:
         before: Any = None
         for _ in range(SETTLE_ROUNDS):
             for host in self.hosts:
-                await self._poll(host, {})
+                await self._reload(host)
                 await self._flush(host, {})
             now = self.versions(), *(host.tree() for host in self.hosts), *(self._left(host) for host in self.hosts)
             if now == before:
@@ -625,8 +631,9 @@ def _scripted(host: Member, script: Script) -> Any:
 
 
 def play(work: Path, program: Sequence[Operation], *, preferences: Sequence[Preference] = ('keep-both', 'keep-both'),
-         in_flight: int = 1) -> PairWorld:
-    """Run the program and judge its end. Raises Violation; the message ends with the program."""
+         in_flight: int = 1, page: int = remote_changes.PAGE) -> PairWorld:
+    """Run the program and judge its end. `in_flight`: uploads at a time (more than one, and a run may not be repeated exactly); `page`: with more
+    objects than that a host looks at what others announce, and not at a listing. Raises Violation."""
     worlds: list[PairWorld] = []
 
     async def main() -> None:
@@ -643,15 +650,25 @@ def play(work: Path, program: Sequence[Operation], *, preferences: Sequence[Pref
                     await world.finish()
             nursery.cancel_scope.cancel()
 
-    saved = rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES, worker_ops_read.VERIFY_BYTES
-    rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES, worker_ops_read.VERIFY_BYTES = in_flight, 100, 300, 300
-    try:
-        trio.run(main)
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
-    finally:
-        rounds.IN_FLIGHT, worker_ops_put.WHOLE_BYTES, worker_ops_put.VERIFY_BYTES, worker_ops_read.VERIFY_BYTES = saved
+    with _settings((rounds, 'IN_FLIGHT', in_flight), (remote_changes, 'PAGE', page), (worker_ops_put, 'WHOLE_BYTES', 100),
+                   (worker_ops_put, 'VERIFY_BYTES', 300), (worker_ops_read, 'VERIFY_BYTES', 300)):
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
     return worlds[0]
+
+
+@contextmanager
+def _settings(*values: tuple[Any, str, int]) -> Iterator[None]:
+    before = [getattr(module, name) for module, name, _ in values]
+    for module, name, value in values:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(values, before, strict=True):
+            setattr(module, name, value)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -33,6 +33,8 @@ def _operation(rng: random.Random) -> Operation:
         return ('flush', rng.randrange(2), _script(rng) if rng.random() < 0.6 else {})
     if kind < 0.26:
         return ('poll', rng.randrange(2), _script(rng) if rng.random() < 0.2 else {})
+    if kind < 0.265:
+        return ('reload', rng.randrange(2))
     if kind < 0.28:
         return ('remount', rng.randrange(2), _script(rng) if rng.random() < 0.3 else {})
     if kind < 0.31:

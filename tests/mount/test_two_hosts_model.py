@@ -195,9 +195,10 @@ def test_two_hosts_lose_nothing_of_each_others(kind: str, request: pytest.Fixtur
 REGRESSIONS: dict[str, list[Operation]] = {
     'regression_everything_once': [
         ('write', 0, 'a', 10), ('mkdir', 1, 'd'), ('write', 1, 'd/x', 5000), ('flush', 0, None), ('poll', 1), ('write', 1, 'a', 5),
-        ('append', 0, 'a'), ('open', 0, 0, 'b'), ('pwrite', 0, 0), ('race',), ('pwrite', 0, 0), ('put', 'b', 10), ('look', 0), ('close', 0, 0), ('flush', 0, None),
-        ('link', 1, 'd/x', 'a.txt'), ('symlink', 0, 'c'), ('chmod', 1, 'd/x', 0o600), ('kill', 1, True), ('rename', 1, 'd', 'e'), ('delete', 'd/x'),
-        ('unlink', 0, 'a'), ('same', 0, 'a.txt'), ('exchange', 1, 'a', 'a.txt'), ('remount', 0), ('read', 0, 'a.txt')],
+        ('append', 0, 'a'), ('open', 0, 0, 'b'), ('pwrite', 0, 0), ('race',), ('pwrite', 0, 0), ('put', 'b', 10), ('look', 0), ('close', 0, 0),
+        ('flush', 0, None), ('link', 1, 'd/x', 'a.txt'), ('symlink', 0, 'c'), ('chmod', 1, 'd/x', 0o600), ('kill', 1, True),
+        ('rename', 1, 'd', 'e'), ('delete', 'd/x'), ('unlink', 0, 'a'), ('same', 0, 'a.txt'), ('exchange', 1, 'a', 'a.txt'), ('remount', 0),
+        ('read', 0, 'a.txt')],
 }
 
 
