@@ -21,7 +21,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import trio
 
 from ctxfs.config import Preference
 from ctxfs.core.filesystem import Change
-from ctxfs.errors import CtxfsError, NotFound, RemoteUnavailable
+from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.records import ROOT_INO, PutResult
 from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode
@@ -279,7 +279,8 @@ class PairWorld:
     def _learn(self) -> None:
         for key, etag in {**self.versions(), **self.versions('.ctxfs/tmp/')}.items():
             if (key, etag) not in self.contents:
-                self.contents[key, etag] = self._store.get(PREFIX + key, if_match=etag)
+                with suppress(RemoteChanged, NotFound):     # another request was quicker
+                    self.contents[key, etag] = self._store.get(PREFIX + key, if_match=etag)
 
     def versions(self, below: str = '') -> dict[str, str]:
         """The user's objects, or those of ctxfs `below`, and their etags."""
@@ -293,7 +294,8 @@ class PairWorld:
                 return found
 
     def in_bucket(self) -> dict[str, bytes]:
-        return {key: self.contents[key, etag] for key, etag in self.versions().items()}
+        self._learn()
+        return {key: self.contents[key, etag] for key, etag in self.versions().items() if (key, etag) in self.contents}
 
     # --- operations -----------------------------------------------------------------------------------------------------------------
 
