@@ -199,6 +199,8 @@ class Rounds:
         except Moved:
             return self._note_move(work)
         except TargetConflict as conflict:
+            if inode.revision != work.revision and self._moves.get(inode.ino, 0) < MAX_MOVES:
+                return self._note_move(work)    # what it holds by now may be what the bucket has
             is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key))
             self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
             return is_settled

@@ -8,6 +8,7 @@ below a prefix of its own and removed.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,17 +18,20 @@ import pytest
 
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.stores import open_store
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.s3_server import FakeS3
 
 REAL = os.environ.get('CTXFS_TEST_S3', '')
-KINDS = ['file', 's3', 's3-prefix', 'fake', *(['real'] if REAL else [])]
+KINDS = ['file', 's3', 's3-prefix', 'fake', 'memory', *(['real'] if REAL else [])]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A prefix changes keys and nothing else: the modules about keys cover it."""
     if 'store_url' in metafunc.fixturenames:
         is_about_keys = metafunc.module.__name__.rpartition('.')[2] in ('test_objects', 'test_listing')
-        metafunc.parametrize('store_url', [kind for kind in KINDS if is_about_keys or kind != 's3-prefix'], indirect=True)
+        is_one_process = 'store_url' not in inspect.signature(metafunc.function).parameters     # a store in memory has no URL for others
+        without = {*(() if is_about_keys else ('s3-prefix',)), *(() if is_one_process else ('memory',))}
+        metafunc.parametrize('store_url', [kind for kind in KINDS if kind not in without], indirect=True)
 
 
 @pytest.fixture
@@ -35,6 +39,8 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     """The URL of an empty store."""
     if request.param == 'file':
         yield f'file://{tmp_path}/store'
+    elif request.param == 'memory':
+        yield MemoryStore.url
     elif request.param == 'fake':
         monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'any')
         monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'any')
@@ -55,6 +61,9 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[ObjectStore]:
+    if store_url == MemoryStore.url:
+        yield MemoryStore()
+        return
     with contextlib.closing(open_store(store_url, create=True)) as store:
         yield store
         if store_url.startswith(REAL.partition('?')[0] or 'none:'):

@@ -11,7 +11,7 @@ A program is a list of tuples; one that does not apply (no such file) does nothi
     ('unlink', host, path)  ('rename', host, old, new)  ('exchange', host, old, new)  ('link', host, old, new)  ('symlink', host, path)
     ('mkdir', host, path)  ('rmdir', host, path)  ('chmod', host, path, mode)  ('read', host, path)
     ('put', path, size)  ('edit', path)  ('delete', path)           the outside writer; 'edit' keeps the object's metadata, as s3fs does
-    ('flush', host, {n: action, …})  ('poll', host, {…})  ('reload', host)  ('remount', host, {…})  ('kill', host)
+    ('flush', host, {n: action, …})  ('clock', host, {…})  ('poll', host, {…})  ('reload', host)  ('remount', host, {…})  ('kill', host)
 Actions happen at the n-th request to the store: ('lose',) its answer, ('drop',) the request, ('die', is_done) the host, or an operation of
 the other host, the outside writer, or a program of this host.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,7 +39,9 @@ from ctxfs.sync import remote_changes, rounds, worker_ops_put, worker_ops_read
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.protocol import Operation as WorkerOperation
+from ctxfs.sync.selection import QuietRule, Ready
 from ctxfs.sync.worker_ops import HANDLERS
+from tests.fakes.memory_store import MemoryStore
 from tests.model.history import History, Violation, short
 from tests.unit.rig import ME, Disk, _Parts
 from tests.unit.test_sync_regressions import PREFIX, Kernel
@@ -51,6 +54,9 @@ Script = Mapping[int, Operation]
 
 #: rounds of flushes and looks until nobody may have anything left to do
 SETTLE_ROUNDS = 8
+#: the same content has the same etag in two of them, as in S3, or none has the same
+STORES: dict[str, Callable[[], MemoryStore | None]] = {
+    'directory': lambda: None, 'by content': MemoryStore, 'by version': lambda: MemoryStore(by_content=False)}
 _VERBS = ('head', 'get', 'put', 'put_file', 'copy', 'delete', 'delete_many', 'list')
 
 
@@ -89,7 +95,7 @@ class Member(Disk):
         self.handles: dict[int, int] = {}
         self._token = trio.lowlevel.current_trio_token()
         super().__init__(directory, bucket=world.work / 'bucket', host=f'host{number}')
-        self.workers.context.store = _Store(self.workers.context.store, self._meet)  # type: ignore[assignment]
+        self.workers.context.store = _Store(world.store or self.workers.context.store, self._meet)  # type: ignore[assignment]
         self.workers.context.run_all = lambda function, items: [function(item) for item in items]  # type: ignore[method-assign]
 
     def start(self) -> None:
@@ -234,9 +240,11 @@ class _Stream:
 class PairWorld:
     """See the module docstring. To be used inside `playing`."""
 
-    def __init__(self, work: Path, nursery: trio.Nursery, preferences: Sequence[Preference]) -> None:
+    def __init__(self, work: Path, nursery: trio.Nursery, preferences: Sequence[Preference], store: MemoryStore | None) -> None:
         self.work = work
         self._nursery = nursery
+        #: None: a directory, of which each host has a view of its own
+        self.store = store
         #: of each host: which version keeps the name
         self.preferences = preferences
         (work / 'bucket').mkdir()
@@ -313,7 +321,7 @@ class PairWorld:
         try:
             await getattr(self, f'_{verb}')(host, *args[1:])
         except (CtxfsError, OSError) as error:
-            if verb in ('flush', 'poll', 'remount', 'kill'):
+            if verb in ('flush', 'clock', 'poll', 'reload', 'remount', 'kill'):
                 raise
             if isinstance(error, CtxfsError) and type(error).__name__ in ('Corrupted',) and not host.is_dead:
                 raise Violation(f'{operation}: {error!r}') from error
@@ -502,6 +510,13 @@ class PairWorld:
             for content in contents:
                 self.history.acknowledge(content, f'synced by host{host.number}')
 
+    async def _clock(self, host: Member, script: Script) -> None:
+        """The flush that a clock asks for: one pass over what is not in the middle of being written."""
+        with _scripted(host, script):
+            await host.engine.flush_ready(Ready(QuietRule(0.0), period=0.0, now_ns=time.time_ns(), is_cautious=False, may_go_on=lambda: True))
+        if host.is_dead:
+            await self._restart(host)
+
     def _staged(self, host: Member) -> list[Inode]:
         return [inode for inode in map(host.db.inode, host.db.staged_inos()) if inode.nlink]
 
@@ -633,14 +648,14 @@ def _scripted(host: Member, script: Script) -> Any:
 
 
 def play(work: Path, program: Sequence[Operation], *, preferences: Sequence[Preference] = ('keep-both', 'keep-both'),
-         in_flight: int = 1, page: int = remote_changes.PAGE) -> PairWorld:
+         in_flight: int = 1, page: int = remote_changes.PAGE, store: str = 'directory') -> PairWorld:
     """Run the program and judge its end. `in_flight`: uploads at a time (more than one, and a run may not be repeated exactly); `page`: with more
-    objects than that a host looks at what others announce, and not at a listing. Raises Violation."""
+    objects than that a host looks at what others announce, and not at a listing; `store`: one of STORES. Raises Violation."""
     worlds: list[PairWorld] = []
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            world = PairWorld(work, nursery, preferences)
+            world = PairWorld(work, nursery, preferences, STORES[store]())
             worlds.append(world)
             await world.begin()
             try:

@@ -13,6 +13,8 @@ Operation = tuple[Any, ...]
 #: 'd' and 'e' may be files or directories
 PATHS = ('a', 'a', 'b', 'c', 'd', 'd/x', 'd/y', 'e', 'e/x', 'a.txt')
 PLAIN = ('a', 'b', 'c', 'd/x', 'd/y', 'a.txt')
+#: operations with a script of what happens between their requests
+SCRIPTED = ('flush', 'clock', 'poll', 'remount')
 SIZES = (0, 10, 10, 150, 400)
 
 
@@ -30,7 +32,7 @@ def _path(rng: random.Random) -> str:
 def _operation(rng: random.Random) -> Operation:
     kind = rng.random()
     if kind < 0.17:
-        return ('flush', rng.randrange(2), _script(rng) if rng.random() < 0.6 else {})
+        return ('flush' if kind < 0.12 else 'clock', rng.randrange(2), _script(rng) if rng.random() < 0.6 else {})
     if kind < 0.26:
         return ('poll', rng.randrange(2), _script(rng) if rng.random() < 0.2 else {})
     if kind < 0.265:
@@ -102,7 +104,7 @@ def _action(rng: random.Random) -> Operation:
 
 def resolve(operations: list[Operation]) -> list[Operation]:
     """Actions that name hosts by their part in the flush get their numbers."""
-    return [(*op[:2], {n: _resolved(action, op[1]) for n, action in op[2].items()}) if op[0] in ('flush', 'poll', 'remount') else op
+    return [(*op[:2], {n: _resolved(action, op[1]) for n, action in op[2].items()}) if op[0] in SCRIPTED else op
             for op in operations]
 
 
@@ -134,7 +136,7 @@ def shorten(operations: list[Operation], fails: Callable[[list[Operation]], bool
             break
         size = max(1, size // 2)
     for at, op in enumerate(operations):
-        if op[0] in ('flush', 'poll', 'remount'):
+        if op[0] in SCRIPTED:
             for number in list(op[2]):
                 less = (*op[:2], {n: action for n, action in operations[at][2].items() if n != number})
                 shorter = [*operations[:at], less, *operations[at + 1:]]

@@ -26,7 +26,8 @@ PREFERENCES = ('keep-both', 'prefer-local', 'prefer-remote')
 def options_of(seed: int) -> dict[str, Any]:
     rng = random.Random(seed * 13 + 5)
     preferences = ('keep-both', 'keep-both') if rng.random() < 0.4 else (rng.choice(PREFERENCES), rng.choice(PREFERENCES))
-    return {'preferences': preferences, 'page': rng.choice((1000, 1000, 2)), 'in_flight': rng.choice((1, 1, 1, 4))}
+    return {'preferences': preferences, 'page': rng.choice((1000, 1000, 2)), 'in_flight': rng.choice((1, 1, 1, 4)),
+            'store': rng.choice(('directory', 'by content', 'by content', 'by content', 'by version'))}
 
 
 def attempt(program: list[Operation], options: dict[str, Any]) -> BaseException | None:

@@ -45,6 +45,8 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_large_file_of_the_same_content': ([('write', 1, 'a', 400), ('same', 0, 'a')], {}),
     'regression_answer_lost_while_a_refused_upload_is_looked_at': (
         [('put', 'b', 0), ('poll', 0, {}), ('same', 1, 'b'), ('flush', 1, {3: ('lose',)})], {}),
+    'regression_becomes_what_was_published_while_the_refusal_is_looked_at': (
+        [('append', 0, 'b'), ('append', 1, 'b'), ('flush', 1, {}), ('flush', 0, {2: ('same', 0, 'b')})], {}),
     'regression_attributes_told_while_the_file_was_dirty': (
         [('put', 'a', 10), ('poll', 0, {}), ('open', 1, 1, 'c'), ('chmod', 0, 'a', 0o640), ('write', 1, 'a', 0)], {}),
     'regression_file_where_another_host_made_a_directory': ([('put', 'd/x', 10), ('write', 1, 'd', 10)], {}),
@@ -87,7 +89,7 @@ def test_a_retry_that_does_not_know_itself_is_found(tmp_path: Path, monkeypatch:
     monkeypatch.setattr('ctxfs.sync.worker_ops_put._recover', refuse)
     monkeypatch.setattr(Doubt, '_is_ours', lambda self, item, revision, sign: False)
     with pytest.raises(Violation, match='false conflicts: '):
-        play(tmp_path, [('write', 0, 'a', 10), ('flush', 0, {2: ('lose',)}), ('flush', 0, {})])
+        play(tmp_path, [('write', 0, 'a', 10), ('flush', 0, {1: ('lose',)}), ('flush', 0, {})])
 
 
 def test_a_listing_that_removes_what_was_changed_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
