@@ -54,6 +54,9 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_published_file_has_the_name_of_a_held_one': (
         [('append', 0, 'a.txt'), ('flush', 0, {}), ('write', 1, 'a.txt', 0), ('append', 0, 'a.txt'), ('flush', 1, {}), ('flush', 0, {})],
         {'preferences': ('prefer-remote', 'prefer-local')}),
+    'regression_link_removed_there_while_its_index_record_waits_here': (
+        [('mkdir', 0, 'd'), ('append', 0, 'a'), ('rename', 0, 'a', 'c'), ('clock', 0, {}), ('poll', 1, {}), ('link', 0, 'c', 'd/y'),
+         ('rename', 1, 'c', 'd/y')], {'store': 'by version'}),
     'regression_moved_link_of_a_file_that_was_rewritten_to_the_same_length': (
         [('append', 0, 'a.txt'), ('write', 1, 'b', 10), ('link', 0, 'a.txt', 'a'), ('write', 1, 'd/x', 400), ('rename', 0, 'a', 'b'),
          ('append', 1, 'c'), ('write', 1, 'c', 10), ('flush', 0, {}), ('write', 1, 'd/x', 10), ('put', 'd', 10), ('flush', 1, {2: ('die', False)}),
