@@ -41,12 +41,13 @@ class ConflictKeeper:
             return None
         raise item.failure.error()
 
-    async def target_changed(self, inode: Inode, key: str) -> None:
-        """A conditional write to `key` was refused: find out why and make the next attempt able to succeed."""
+    async def target_changed(self, inode: Inode, key: str, revision: int | None = None) -> None:
+        """A conditional write of this revision (None: of whatever the inode is) to `key` was refused: find out why and make the next attempt
+        able to succeed."""
         before = self._journal.known(key)
         item = await self._head(key)
-        if self._journal.known(key) != before:
-            return      # the tree moved on meanwhile; plan again
+        if self._journal.known(key) != before or revision not in (None, inode.revision):
+            return      # the tree moved on meanwhile, or the file is what the bucket has by now: plan again
         if item is None:
             self._journal.drop_object(key)      # deleted remotely, changed here: it is created anew
             return

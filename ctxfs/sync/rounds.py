@@ -199,9 +199,7 @@ class Rounds:
         except Moved:
             return self._note_move(work)
         except TargetConflict as conflict:
-            if inode.revision != work.revision and self._moves.get(inode.ino, 0) < MAX_MOVES:
-                return self._note_move(work)    # what it holds by now may be what the bucket has
-            is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key))
+            is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
             self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
             return is_settled
         except SourceLost as lost:
@@ -236,6 +234,10 @@ class Rounds:
             self._fail(work, error)
             return False
         return self._note_move(work)
+
+    def _revision_of(self, work: Work) -> int | None:
+        """What was refused; None where the file does not hold still: then whatever it is by now."""
+        return work.revision if self._moves.get(work.inode.ino, 0) < MAX_MOVES else None
 
     def _note_move(self, work: Work) -> bool:
         """It changed under us: plan it again in this flush, but not for ever."""

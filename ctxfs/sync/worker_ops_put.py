@@ -43,8 +43,7 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
                 digest == op.base_sha256 or (body is not None and context.store.etag_of(body) == op.condition.etag)):
             return protocol.PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
         crash_point('worker-put-before-send')
-        stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, attempt=op.attempt)
-        done = _send(context, op, stamp, body, file, unchanged, channel)
+        done = _send(context, op, _stamp(context, op, digest), body, file, unchanged, channel)
     crash_point('worker-put-after-commit')
     return done
 
@@ -94,7 +93,7 @@ def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: byte
     except Aborted:
         return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
     except (RemoteChanged, RemoteUnavailable) as error:
-        info = _recover(context, op.key, stamp.sha256, error, size=op.size, path=op.path)
+        info = _recover(context, op.key, stamp.sha256, error, size=op.size, path=op.path, body=body)
         return protocol.PutDone(etag=info.etag, size=op.size, sha256=stamp.sha256, lifecycle=_lifecycle_of(info), is_recovered=True)
     return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, lifecycle=_written(op.lifecycle))
 
@@ -116,18 +115,34 @@ def _lifecycle_of(info: ObjectInfo) -> str:
     return (info.metadata or {}).get(LIFECYCLE_NAME, '')
 
 
-def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *, size: int | None = None, path: str = '') -> ObjectInfo:
+def _stamp(context: WorkerContext, op: protocol.PutFile | protocol.PutBytes, digest: str) -> Stamp:
+    return Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, attempt=op.attempt, base=_base(op.key, op.condition.etag))
+
+
+def _base(key: str, etag: str | None) -> str:
+    """What tells a version, and of which key: a copy takes its source's stamp along."""
+    return '' if etag is None else hashlib.sha256(f'{key}\0{etag}'.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
+
+
+def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *, size: int | None = None, path: str = '',
+             body: bytes | None = None) -> ObjectInfo:
     """The outcome of a write whose answer was lost, or that a condition refused: done after all if the object holds the very content
-    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same). Otherwise raises `error`, or what
-    kept us from finding out, where that may be found out later: a conflict is declared only when it is known."""
+    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same), or if it says that it replaced
+    this content. Otherwise raises `error`, or what kept us from finding out, where that may be found out later: a conflict is declared only
+    when it is known."""
     try:
         info = context.store.head(key)
-        if size not in (None, info.size) or not _holds(context, info, digest, path):
-            raise error
+        if size in (None, info.size) and _holds(context, info, digest, path):
+            log.info('the write of %s had arrived although its answer did not', key)
+            return info
+        etag = None if body is None else context.store.etag_of(body)
+        stamp = posix_meta.decode_stamp(info.metadata or {})
+        if body is not None and etag is not None and stamp is not None and stamp.base == _base(key, etag):
+            log.info('the write of %s had arrived, and was replaced before anybody here heard of it', key)
+            return ObjectInfo(key=key, size=len(body), etag=etag, mtime_ns=info.mtime_ns)
+        raise error
     except CtxfsError as problem:
         raise (problem if problem.transient else error) from None
-    log.info('the write of %s had arrived although its answer did not', key)
-    return info
 
 
 def _holds(context: WorkerContext, info: ObjectInfo, digest: str, path: str) -> bool:
@@ -145,13 +160,12 @@ def _holds(context: WorkerContext, info: ObjectInfo, digest: str, path: str) -> 
 
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
     digest = hashlib.sha256(op.body).hexdigest()
-    stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, attempt=op.attempt)
-    metadata, tags = _metadata(op.attrs, stamp, op.lifecycle)
+    metadata, tags = _metadata(op.attrs, _stamp(context, op, digest), op.lifecycle)
     is_recovered, lifecycle = False, _written(op.lifecycle)
     try:
         etag = context.store.put(op.key, op.body, metadata=metadata, content_type=op.content_type, condition=op.condition, tags=tags).etag
     except (RemoteChanged, RemoteUnavailable) as error:
-        info = _recover(context, op.key, digest, error, size=len(op.body))
+        info = _recover(context, op.key, digest, error, size=len(op.body), body=op.body)
         etag, lifecycle, is_recovered = info.etag, _lifecycle_of(info), True
     crash_point('worker-put-after-commit')
     return protocol.PutDone(etag=etag, size=len(op.body), sha256=digest, lifecycle=lifecycle, is_recovered=is_recovered)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ctxfs.edge.client import ControlClient
+from ctxfs.edge.client import ControlClient, DaemonGone
 from tests.crash.watch import eventually
 from tests.model import syscalls
 from tests.model.history import History, Violation, short
@@ -53,8 +53,7 @@ class Member:
 
     def mount(self, *, create: bool = False) -> None:
         self.host.mount(CONTEXT, self.at, create=create, options=(*OPTIONS, '--conflict', self.preference))
-        path, = [path for path in Path(self.host.runtime).glob('ctxfs/*/control.sock') if _answers(path)]
-        self._client = ControlClient(path)
+        self._client = _connected(Path(self.host.runtime))
         self.call('pause')
         self.pid = self.call('status')['pid']
         eventually('the context is listed', lambda: self.call('status')['remote']['isComplete'])
@@ -81,7 +80,7 @@ class Member:
 
     def kill(self) -> None:
         self.forget_handles()
-        self._close_client()
+        self.close_client()
         self.host.kill9(self.at, pid=self.pid)
         self.mount()
 
@@ -91,10 +90,10 @@ class Member:
 
     def unmount(self) -> None:
         self.forget_handles()
-        self._close_client()
+        self.close_client()
         self.host.unmount(self.at)
 
-    def _close_client(self) -> None:
+    def close_client(self) -> None:
         if self._client is not None:
             self._client.close()
 
@@ -105,12 +104,12 @@ class Member:
         self.handles.clear()
 
 
-def _answers(path: Path) -> bool:
-    try:
-        ControlClient(path).close()
-    except Exception:
-        return False
-    return True
+def _connected(runtime: Path) -> ControlClient:
+    """To the one mount that runs: a killed one leaves its socket."""
+    for path in runtime.glob('ctxfs/*/control.sock'):
+        with suppress(DaemonGone):
+            return ControlClient(path)
+    raise AssertionError(f'no mount answers in {runtime}')
 
 
 class MountedPair:
@@ -424,6 +423,12 @@ class MountedPair:
     def close(self) -> None:
         for member in self.hosts:
             member.unmount()
+
+    def let_go(self) -> None:
+        """Whatever happened: nothing here keeps a file or a socket open."""
+        for member in self.hosts:
+            member.forget_handles()
+            member.close_client()
 
 
 def _content(fd: int) -> bytes:

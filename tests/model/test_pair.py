@@ -47,6 +47,9 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('put', 'b', 0), ('poll', 0, {}), ('same', 1, 'b'), ('flush', 1, {3: ('lose',)})], {}),
     'regression_becomes_what_was_published_while_the_refusal_is_looked_at': (
         [('append', 0, 'b'), ('append', 1, 'b'), ('flush', 1, {}), ('flush', 0, {2: ('same', 0, 'b')})], {}),
+    'regression_becomes_what_was_published_while_a_conflict_is_looked_at': (
+        [('write', 1, 'b', 400), ('append', 0, 'b'), ('flush', 1, {}), ('clock', 0, {3: ('same', 0, 'b')})],
+        {'page': 2, 'store': 'by version'}),
     'regression_attributes_told_while_the_file_was_dirty': (
         [('put', 'a', 10), ('poll', 0, {}), ('open', 1, 1, 'c'), ('chmod', 0, 'a', 0o640), ('write', 1, 'a', 0)], {}),
     'regression_file_where_another_host_made_a_directory': ([('put', 'd/x', 10), ('write', 1, 'd', 10)], {}),

@@ -67,10 +67,8 @@ class FakeBucket:
 def pair_on(kind: str, request: pytest.FixtureRequest, work: Path, preferences: tuple[str, str] | None = None) -> Iterator[MountedPair]:
     """Two hosts on a store of that kind; in the end a third one sees what they see."""
     if kind not in FAKES:
-        pair = MountedPair(site_maker(kind, request)(work), preferences=preferences or ('keep-both', 'keep-both'))
-        yield pair
-        pair.check_newcomer()
-        pair.close()
+        with _judged(MountedPair(site_maker(kind, request)(work), preferences=preferences or ('keep-both', 'keep-both'))) as pair:
+            yield pair
         return
     quirks, usual = FAKES[kind]
     with FakeS3(quirks=quirks) as fake:
@@ -79,11 +77,19 @@ def pair_on(kind: str, request: pytest.FixtureRequest, work: Path, preferences: 
 
         env = {'AWS_ACCESS_KEY_ID': 'AKIA' + secrets.token_hex(4), 'AWS_SECRET_ACCESS_KEY': secrets.token_hex(8)}
         site = MountingSite(work, fake.url, env, lambda: FakeBucket(fake))  # type: ignore[arg-type, return-value]
-        pair = MountedPair(site, preferences=preferences or usual, fail=fail)
+        with _judged(MountedPair(site, preferences=preferences or usual, fail=fail)) as pair:
+            yield pair
+            fake.forget_faults()
+
+
+@contextmanager
+def _judged(pair: MountedPair) -> Iterator[MountedPair]:
+    try:
         yield pair
-        fake.forget_faults()
         pair.check_newcomer()
         pair.close()
+    finally:
+        pair.let_go()
 
 
 PATHS = ('a', 'b', 'a.txt', 'd', 'd/x')

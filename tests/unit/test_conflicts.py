@@ -19,6 +19,8 @@ from ctxfs.errors import RemoteUnavailable
 from ctxfs.records import ROOT_INO, IndexRecord
 from ctxfs.storage.gating import HELD
 from ctxfs.sync.protocol import Copy, Operation, PutBytes, PutFile, WriteSegment
+from ctxfs.sync.worker_ops_put import _base
+from tests.fakes.memory_store import MemoryStore
 from tests.unit.rig import ME
 from tests.unit.test_policy_regressions import ATTRS, Play, Site, linked, play
 from tests.unit.test_sync_regressions import PREFIX
@@ -95,7 +97,7 @@ def test_prefer_local_loses_nothing_when_the_published_version_changes_once_more
 
         async def meanwhile(operation: Operation[Any]) -> None:
             is_copied = any(isinstance(op, Copy) for op in site.asked[:-1])
-            if len(news) == (2 if isinstance(operation, Copy) else 1 if isinstance(operation, PutFile) and is_copied else 0):
+            if len(news) == (2 if isinstance(operation, Copy) else 1 if isinstance(operation, PutFile) and is_copied else -1):
                 site.theirs('f.txt', news.pop(0))
 
         site.before = meanwhile
@@ -503,6 +505,21 @@ def test_a_write_in_doubt_that_a_tool_has_edited_since_is_not_ours(play: Play, k
         await site.restart()
         await site.flush()
         assert site.content()['f'] == b'->edited' and len(copies(site.content())) == 1
+    play(scenario)
+
+
+def test_a_lost_write_that_somebody_saw_and_replaced_is_no_conflict(play: Play) -> None:
+    """Where etags tell contents: their version says that it replaced ours, so it is the later one, and nothing goes beside it."""
+    async def scenario(site: Site) -> None:
+        store = site.workers.context.store = MemoryStore()     # type: ignore[assignment]
+        with site.after(PutFile, lose):
+            await site.save(b'f', b'ours')
+            assert not (await site.engine.flush(retry_seconds=0)).ok
+        base = _base(PREFIX + 'f', store.head(PREFIX + 'f').etag)
+        store.put(PREFIX + 'f', b'theirs', metadata={'ctxfs': f'v=1;host=there;base={base}'})
+        await site.flush()
+        await site.look()
+        assert site.content() == {'f': b'theirs'} == await tree(site) and rows(site) == []
     play(scenario)
 
 
