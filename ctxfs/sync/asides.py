@@ -58,9 +58,10 @@ class Asides:
 
     # --- ours -------------------------------------------------------------------------------------------------------------------------
 
-    def move(self, inode: Inode, parent: int, name: bytes, *, at_s: float, may_hold: bool = False) -> None:
-        """Our version leaves the name. With `may_hold` it is held where the policy says so and its bytes are here."""
-        is_held = may_hold and self._can_hold(inode)
+    def move(self, inode: Inode, parent: int, name: bytes, *, at_s: float, refused: str = '') -> None:
+        """Our version leaves the name. It is held where the policy says so, its bytes are here, and the bucket has nothing of it for certain;
+        `refused`: the key to which it was not written."""
+        is_held = self._can_hold(inode, refused)
         with self._db.transaction():
             key = self._gating.key_of(parent, name)
             other = self.free_name(parent, name, at_s=at_s)
@@ -78,9 +79,10 @@ class Asides:
         outcome = f'ours is now {printable(name_to_component(other))}{", on this host only" if is_held else ""}, theirs keeps the name'
         self._tell(parent, other, key, Holds.OURS, outcome)
 
-    def _can_hold(self, inode: Inode) -> bool:
-        """What the bucket has under another name, or gets under one, is uploaded all the same: held, it would be in less places than now."""
-        return self.preference == 'prefer-remote' and not inode.is_dir and inode.nlink == 1 and self._journal.source_of(inode) is None
+    def _can_hold(self, inode: Inode, refused: str) -> bool:
+        """What the bucket has under another name, may have, or gets under one, is uploaded all the same: held, it would be in less places."""
+        return (self.preference == 'prefer-remote' and not inode.is_dir and inode.nlink == 1 and self._journal.source_of(inode) is None
+                and self._db.row('SELECT 1 FROM attempt WHERE ino = ? AND key <> ?', (inode.ino, refused)) is None)
 
     def _rename_file(self, inode: Inode) -> None:
         if inode.nlink > 1:     # other hosts must not take the copy for one more name of what keeps the name

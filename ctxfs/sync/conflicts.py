@@ -73,7 +73,7 @@ class ConflictKeeper:
                 self._asides.moved_theirs(theirs, parent, other, info.key)
             return
         with self._db.transaction():
-            self._asides.move(inode, parent, name, at_s=time.time(), may_hold=True)
+            self._asides.move(inode, parent, name, at_s=time.time(), refused=info.key)
             self._reconciler.insert_published(parent, name, info, item)
 
     async def source_lost(self, inode: Inode, known: Known) -> None:

@@ -229,7 +229,7 @@ class Reconciler:
             self._journal.note_unmountable(key, 'a directory has the same name')
             self._removals.remove_name(inode, parent, name)
         else:
-            self._asides.move(inode, parent, name, at_s=time.time(), may_hold=True)
+            self._asides.move(inode, parent, name, at_s=time.time())
         return True
 
     def _make_directory(self, key: str, parent: int, name: bytes, info: ObjectInfo | None) -> int:

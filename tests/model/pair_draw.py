@@ -10,26 +10,30 @@ from typing import Any
 
 Operation = tuple[Any, ...]
 
-#: 'd' and 'e' may be files or directories
-PATHS = ('a', 'a', 'b', 'c', 'd', 'd/x', 'd/y', 'e', 'e/x', 'a.txt')
-PLAIN = ('a', 'b', 'c', 'd/x', 'd/y', 'a.txt')
+#: what one program is about; 'd' and 'e' may be files or directories
+THEMES = (('a', 'b', 'c', 'd/x', 'a.txt', 'e', 'd', 'e/x'), ('a',), ('a', 'b'), ('a', 'b', 'c'), ('d', 'd/x', 'e', 'e/x', 'a'), ('d/x', 'd/y', 'e/x', 'a', 'd'))
 #: operations with a script of what happens between their requests
 SCRIPTED = ('flush', 'clock', 'poll', 'remount')
 SIZES = (0, 10, 10, 150, 400)
 
 
 def program(seed: int, length: int) -> list[Operation]:
-    rng = random.Random(seed)
-    paths = {_path(rng) for _ in range(rng.randrange(4))}
-    shared = [('write', 0, path, rng.choice(SIZES)) for path in sorted(paths)]
-    return [*shared, ('flush', 0, {}), ('poll', 1, {}), *(_operation(rng) for _ in range(length))]
+    rng = _Rng(seed)
+    rng.theme = rng.choice(THEMES)
+    directories = [('mkdir', 0, path) for path in ('d', 'e') if f'{path}/x' in rng.theme and rng.random() < 0.7]
+    shared = [('write', 0, path, rng.choice(SIZES)) for path in sorted({_path(rng) for _ in range(rng.randrange(4))})]
+    return [*directories, *shared, ('flush', 0, {}), ('poll', 1, {}), *(_operation(rng) for _ in range(length))]
 
 
-def _path(rng: random.Random) -> str:
-    return rng.choice(PATHS if rng.random() < 0.3 else PLAIN[:rng.choice((2, 4, 6))])
+class _Rng(random.Random):
+    theme: tuple[str, ...] = THEMES[0]
 
 
-def _operation(rng: random.Random) -> Operation:
+def _path(rng: _Rng) -> str:
+    return rng.choice(rng.theme)
+
+
+def _operation(rng: _Rng) -> Operation:
     kind = rng.random()
     if kind < 0.17:
         return ('flush' if kind < 0.12 else 'clock', rng.randrange(2), _script(rng) if rng.random() < 0.6 else {})
@@ -44,14 +48,14 @@ def _operation(rng: random.Random) -> Operation:
     return _outside(rng) if kind < 0.40 else _program(rng, rng.randrange(2))
 
 
-def _outside(rng: random.Random) -> Operation:
+def _outside(rng: _Rng) -> Operation:
     kind = rng.random()
     if kind < 0.5:
         return ('put', _path(rng), rng.choice(SIZES[:4]))
     return ('edit', _path(rng)) if kind < 0.65 else ('delete', _path(rng))
 
 
-def _program(rng: random.Random, host: int) -> Operation:
+def _program(rng: _Rng, host: int) -> Operation:
     kind = rng.random()
     if kind < 0.30:
         return ('write', host, _path(rng), rng.choice(SIZES))
@@ -82,24 +86,24 @@ def _program(rng: random.Random, host: int) -> Operation:
     return ('chmod', host, _path(rng), rng.choice((0o600, 0o755, 0o640))) if kind < 0.96 else ('read', host, _path(rng))
 
 
-def _script(rng: random.Random) -> dict[int, Operation]:
-    return {rng.choice((1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 14)): _action(rng) for _ in range(rng.choice((1, 1, 2, 3)))}
+def _script(rng: _Rng) -> dict[int, Operation]:
+    return {rng.choice((1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 14)): _action(rng) for _ in range(rng.choice((1, 1, 2, 3, 4)))}
 
 
-def _action(rng: random.Random) -> Operation:
+def _action(rng: _Rng) -> Operation:
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.17:
         return ('lose',)
-    if kind < 0.22:
+    if kind < 0.27:
         return ('drop',)
-    if kind < 0.37:
+    if kind < 0.40:
         return ('die', rng.random() < 0.6)
-    if kind < 0.50:
+    if kind < 0.52:
         return _outside(rng)
     # replaced by host numbers when the script is known to be of one: see `with_hosts`
     if kind < 0.70:
-        return ('theirs', rng.random())
-    return ('ours', rng.random())
+        return ('theirs', rng.random(), rng.theme)
+    return ('ours', rng.random(), rng.theme)
 
 
 def resolve(operations: list[Operation]) -> list[Operation]:
@@ -110,11 +114,17 @@ def resolve(operations: list[Operation]) -> list[Operation]:
 
 def _resolved(action: Operation, host: int) -> Operation:
     if action[0] == 'ours':
-        return _program(random.Random(action[1]), host)
+        return _program(_of(action), host)
     if action[0] != 'theirs':
         return action
-    rng = random.Random(action[1])
+    rng = _of(action)
     return rng.choice((('flush', 1 - host, {}), ('flush', 1 - host, {}), ('poll', 1 - host, {}), _program(rng, 1 - host)))
+
+
+def _of(action: Operation) -> _Rng:
+    rng = _Rng(action[1])
+    rng.theme = action[2]
+    return rng
 
 
 def drawn(seed: int, length: int) -> list[Operation]:

@@ -50,6 +50,9 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_becomes_what_was_published_while_a_conflict_is_looked_at': (
         [('write', 1, 'b', 400), ('append', 0, 'b'), ('flush', 1, {}), ('clock', 0, {3: ('same', 0, 'b')})],
         {'page': 2, 'store': 'by version'}),
+    'regression_upload_in_doubt_is_not_held_when_a_directory_takes_the_name': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('append', 0, 'e'), ('flush', 0, {3: ('lose',), 1: ('lose',)}),
+         ('poll', 1, {3: ('put', 'e/x', 10)})], {'preferences': ('prefer-remote', 'keep-both'), 'store': 'by content'}),
     'regression_attributes_told_while_the_file_was_dirty': (
         [('put', 'a', 10), ('poll', 0, {}), ('open', 1, 1, 'c'), ('chmod', 0, 'a', 0o640), ('write', 1, 'a', 0)], {}),
     'regression_file_where_another_host_made_a_directory': ([('put', 'd/x', 10), ('write', 1, 'd', 10)], {}),
