@@ -272,5 +272,6 @@ class Journal:
         self._db.many('DELETE FROM hint WHERE key = ?', ((key,) for key in keys))
 
     def drop_hints(self, *, but: Iterable[str] = ()) -> None:
-        """All `but` those of these keys."""
-        self._db.execute('DELETE FROM hint WHERE key NOT IN (SELECT value FROM json_each(?))', (json.dumps(list(but)),))
+        """All `but` those of these keys, and of objects that have no place now but may get one."""
+        self._db.execute('DELETE FROM hint WHERE key NOT IN (SELECT value FROM json_each(?)) AND key NOT IN (SELECT key FROM unmountable)',
+                         (json.dumps(list(but)),))

@@ -95,7 +95,8 @@ CREATE TABLE unmountable (
     reason TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- Attributes from the index that wait for their object to be listed. Emptied when the listing is complete.
+-- Attributes from the index that wait for their object to be listed, or to have a place here (unmountable). All others go when the listing is
+-- complete.
 CREATE TABLE hint (
     key    TEXT PRIMARY KEY,
     etag   TEXT NOT NULL,

@@ -8,7 +8,7 @@ two versions is an ancestor of the other is a false one.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 
 
 class Violation(AssertionError):
@@ -25,6 +25,7 @@ class History:
         self._acknowledged: dict[bytes, str] = {}
         #: written by several hosts, or given more names: whoever met it may not have seen where it was
         self._elsewhere: set[bytes] = set()
+        self._has_moves = False
 
     def write(self, version: bytes, *, by: str, over: bytes | None) -> None:
         """`over`: what the writer saw in its place, None where there was nothing."""
@@ -43,6 +44,7 @@ class History:
 
     def moved(self, *versions: bytes | None) -> None:
         """They have another name, or one more."""
+        self._has_moves = True
         self._elsewhere.update(version for version in versions if version is not None)
 
     def acknowledge(self, version: bytes | None, why: str) -> None:
@@ -64,6 +66,16 @@ class History:
                 if version not in left and version not in self._ended]
         if lost:
             raise Violation('lost: ' + ', '.join(lost) + '; left are ' + ', '.join(sorted(map(short, left))))
+
+    def check_gone(self, left: Mapping[str, bytes], *, excused: Container[bytes] = ()) -> None:
+        """`left`: contents by their names. What somebody overwrote or removed does not come back; but what is `excused`, because its host never
+        heard that it had arrived. Nothing is said where names were given: what is moved here follows what is changed there."""
+        if self._has_moves:
+            return
+        back = [f'{name}: {short(version)} ({self._ended[version]})' for name, version in left.items()
+                if version in self._ended and version not in self._elsewhere and version and '.conflict-' not in name and version not in excused]
+        if back:
+            raise Violation('came back: ' + ', '.join(back))
 
     def is_ancestor(self, old: bytes, new: bytes) -> bool:
         """Whether the writer of `new`, or of something that it came from, had seen `old`."""

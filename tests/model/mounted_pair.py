@@ -130,6 +130,8 @@ class MountedPair:
         self._count = 0
         self._examples = 0
         self._seen: set[tuple[int, str]] = set()
+        #: contents that may have arrived without an answer
+        self._lost: set[bytes] = set()
         self.conflicts = 0
 
     # --- examples -------------------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ class MountedPair:
         """A directory that both hosts know, and nothing in it."""
         self._examples += 1
         self._top = f'e{self._examples}'
-        self.history, self.trace = History(), []
+        self.history, self.trace, self._lost = History(), [], set()
         self._traces[self._top] = self.trace
         (self.hosts[0].at / self._top).mkdir()
         self.hosts[0].flush()
@@ -248,15 +250,15 @@ class MountedPair:
 
     def _rename(self, host: int, old: str, new: str, flags: int = 0) -> None:
         source, target = self._path(host, old), self._path(host, new)
-        before, moved = _shown(target), _shown(source)
+        before, moved = _shown(target), _below(source)
         if _same_file(source, target):
             return
         if not flags:
             source.rename(target)
         else:
             syscalls.renameat2(os.fsencode(source), os.fsencode(target), flags)
-            self.history.moved(before)
-        self.history.moved(moved)
+            self.history.moved(*_below(source))
+        self.history.moved(*moved)
         self.history.end(before if not flags else None, f'host{host} renamed {old} to {new}')
 
     def _exchange(self, host: int, old: str, new: str) -> None:
@@ -310,6 +312,7 @@ class MountedPair:
     def _flush(self, host: int, fault: tuple[str, str] | None = None) -> None:
         if fault is not None and self._fail is not None:
             self._fail(*fault)
+            self._lost.update(content for content in self.tree(self.hosts[host]).values())
         self.hosts[host].flush()
         self._check_conflicts(host)
 
@@ -331,6 +334,7 @@ class MountedPair:
 
     def _kill(self, host: int, is_flushing: bool) -> None:
         if is_flushing:
+            self._lost.update(content for content in self.tree(self.hosts[host]).values())
             self.hosts[host].call('sync', wait=False)
         self.hosts[host].kill()
 
@@ -395,6 +399,7 @@ class MountedPair:
             hidden = {entry['key'].removeprefix(f'{self._top}/') for entry in status['unmountable']}
             self._compare(f'host{member.number}', tree, {path: body for path, body in bucket.items() if path not in hidden})
         self.history.check_present(present.union(bucket.values()))
+        self.history.check_gone(bucket, excused=self._lost)
         for content in bucket.values():
             self.history.check_known(content, 'the bucket')
 
@@ -446,6 +451,10 @@ def _shown(path: Path) -> bytes | None:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
         return None
+
+
+def _below(path: Path) -> list[bytes | None]:
+    return [_shown(path), *(_shown(found) for found in path.rglob('*'))] if path.is_dir() and not path.is_symlink() else [_shown(path)]
 
 
 def _same_file(one: Path, two: Path) -> bool:

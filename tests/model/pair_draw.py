@@ -11,7 +11,8 @@ from typing import Any
 Operation = tuple[Any, ...]
 
 #: what one program is about; 'd' and 'e' may be files or directories
-THEMES = (('a', 'b', 'c', 'd/x', 'a.txt', 'e', 'd', 'e/x'), ('a',), ('a', 'b'), ('a', 'b', 'c'), ('d', 'd/x', 'e', 'e/x', 'a'), ('d/x', 'd/y', 'e/x', 'a', 'd'))
+THEMES = (('a', 'b', 'c', 'd/x', 'a.txt', 'e', 'd', 'e/x'), ('a',), ('a', 'b'), ('a', 'b', 'c'), ('d', 'd/x', 'e', 'e/x', 'a'),
+          ('d/x', 'd/y', 'e/x', 'a', 'd'))
 #: operations with a script of what happens between their requests
 SCRIPTED = ('flush', 'clock', 'poll', 'remount')
 SIZES = (0, 10, 10, 150, 400)
@@ -19,7 +20,7 @@ SIZES = (0, 10, 10, 150, 400)
 
 def program(seed: int, length: int) -> list[Operation]:
     rng = _Rng(seed)
-    rng.theme = rng.choice(THEMES)
+    rng.theme, rng.is_plain = rng.choice(THEMES), rng.random() < 0.3
     directories = [('mkdir', 0, path) for path in ('d', 'e') if f'{path}/x' in rng.theme and rng.random() < 0.7]
     shared = [('write', 0, path, rng.choice(SIZES)) for path in sorted({_path(rng) for _ in range(rng.randrange(4))})]
     return [*directories, *shared, ('flush', 0, {}), ('poll', 1, {}), *(_operation(rng) for _ in range(length))]
@@ -27,6 +28,8 @@ def program(seed: int, length: int) -> list[Operation]:
 
 class _Rng(random.Random):
     theme: tuple[str, ...] = THEMES[0]
+    #: files keep their names: more can be said of what they hold in the end
+    is_plain = False
 
 
 def _path(rng: _Rng) -> str:
@@ -56,7 +59,7 @@ def _outside(rng: _Rng) -> Operation:
 
 
 def _program(rng: _Rng, host: int) -> Operation:
-    kind = rng.random()
+    kind = rng.random() if not rng.is_plain else rng.choice((rng.uniform(0, 0.66), rng.uniform(0, 0.66), rng.uniform(0.86, 1)))
     if kind < 0.30:
         return ('write', host, _path(rng), rng.choice(SIZES))
     if kind < 0.38:
@@ -102,8 +105,8 @@ def _action(rng: _Rng) -> Operation:
         return _outside(rng)
     # replaced by host numbers when the script is known to be of one: see `with_hosts`
     if kind < 0.70:
-        return ('theirs', rng.random(), rng.theme)
-    return ('ours', rng.random(), rng.theme)
+        return ('theirs', rng.random(), rng.theme, rng.is_plain)
+    return ('ours', rng.random(), rng.theme, rng.is_plain)
 
 
 def resolve(operations: list[Operation]) -> list[Operation]:
@@ -123,7 +126,7 @@ def _resolved(action: Operation, host: int) -> Operation:
 
 def _of(action: Operation) -> _Rng:
     rng = _Rng(action[1])
-    rng.theme = action[2]
+    rng.theme, rng.is_plain = action[2:]
     return rng
 
 

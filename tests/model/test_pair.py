@@ -55,6 +55,10 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
          ('poll', 1, {3: ('put', 'e/x', 10)})], {'preferences': ('prefer-remote', 'keep-both'), 'store': 'by content'}),
     'regression_attributes_told_while_the_file_was_dirty': (
         [('put', 'a', 10), ('poll', 0, {}), ('open', 1, 1, 'c'), ('chmod', 0, 'a', 0o640), ('write', 1, 'a', 0)], {}),
+    'regression_attributes_told_while_a_directory_had_the_name': (
+        [('write', 1, 'a.txt', 10), ('mkdir', 1, 'a'), ('flush', 1, {}), ('chmod', 1, 'a.txt', 0o755), ('flush', 1, {}), ('write', 0, 'd', 10),
+         ('write', 0, 'a', 400), ('poll', 0, {}), ('exchange', 0, 'a', 'a.txt'), ('symlink', 1, 'b')],
+        {'preferences': ('prefer-local', 'prefer-local'), 'store': 'by version'}),
     'regression_file_where_another_host_made_a_directory': ([('put', 'd/x', 10), ('write', 1, 'd', 10)], {}),
     'regression_directory_where_another_host_made_a_file': ([('append', 1, 'd'), ('flush', 1, {}), ('mkdir', 0, 'd'), ('flush', 0, {})], {}),
     'regression_published_file_has_the_name_of_a_held_one': (
