@@ -66,11 +66,15 @@ class PutResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """Who wrote this version of an object: the `ctxfs` user-metadata key, decoded. A lost response is resolved by it: the object
-    carries our hash, host and revision exactly when our request arrived. `link` is the id of the hard-link group, '' when alone."""
+    carries the id of our attempt exactly when our request arrived (or when somebody copied the object: then it has another key). `link` is the
+    id of the hard-link group, '' when alone. `base` tells the version that this one replaced, '' where there was none: a lost write that somebody
+    saw and replaced before its writer heard of it is known by that."""
     sha256: str = ''
     host: str = ''
     revision: int = 0
     link: str = ''
+    attempt: str = ''
+    base: str = ''
 
 
 class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):

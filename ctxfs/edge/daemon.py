@@ -37,6 +37,7 @@ from ctxfs.edge import control, fuse_adapter, fuse_ops, launch, runtime_dir
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
+from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_status import Parts
 from ctxfs.edge.store_access import StoreAccess
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable
@@ -48,8 +49,10 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.registry import context_prefix
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.asides import Asides
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
+from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
@@ -59,7 +62,7 @@ from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.protocol import TidyCache
-from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
@@ -266,12 +269,14 @@ class Mount:
         def spawn(function: Callable[..., Any], *args: Any) -> None:
             nursery.start_soon(self._supervised, function, *args)
 
-        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
+        asides = Asides(db, journal, self._invalidator, gating=self._gating, prefix=prefix, host=options.host_name or options.host_id[:8],
+                        preference=options.conflict, publish=self._events.publish)
+        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, asides=asides,
+                                defaults=Defaults(options.uid, options.gid, options.umask))
         writers, turns = access.writers(pool, db, spawn)
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below)
-        conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
-                                   host=options.host_id, publish=self._events.publish)
+        conflicts = ConflictKeeper(db, journal, reconciler, pool, asides=asides, prefix=prefix)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
         finisher = Finisher(db, journal, staging, writers, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
@@ -304,6 +309,7 @@ class Mount:
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state, refusal=lambda: self._room.refusal),
+            ConflictDesk(db, journal, self._fs, gating=self._gating, invalidator=self._invalidator, read_only=options.read_only),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control

@@ -79,7 +79,8 @@ def decode(metadata: Mapping[str, str] | None, *, key: str, size: int, mtime_ns:
 
 
 def encode_stamp(stamp: Stamp) -> str:
-    fields = {'sha256': stamp.sha256, 'host': stamp.host, 'rev': str(stamp.revision) if stamp.revision else '', 'link': stamp.link}
+    fields = {'sha256': stamp.sha256, 'host': stamp.host, 'rev': str(stamp.revision) if stamp.revision else '', 'link': stamp.link,
+              'try': stamp.attempt, 'base': stamp.base}
     return ';'.join(['v=1', *(f'{name}={quote(value, safe="")}' for name, value in fields.items() if value)])
 
 
@@ -90,6 +91,7 @@ def decode_stamp(metadata: Mapping[str, str] | None) -> Stamp | None:
         return None
     revision = fields.get('rev', '')
     return Stamp(sha256=unquote(fields.get('sha256', '')), host=unquote(fields.get('host', '')), link=unquote(fields.get('link', '')),
+                 attempt=unquote(fields.get('try', '')), base=unquote(fields.get('base', '')),
                  revision=int(revision) if revision.isascii() and revision.isdigit() and len(revision) < 20 else 0)
 
 

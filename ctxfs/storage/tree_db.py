@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterable
 from contextlib import contextmanager
 from importlib import resources
@@ -22,7 +23,7 @@ from ctxfs.records import ROOT_INO, Ino
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -41,6 +42,13 @@ _MIGRATIONS = {1: '''
     CREATE INDEX object_lifecycle ON object (lifecycle, uploaded_ns) WHERE lifecycle <> '';
     CREATE TABLE announce (key TEXT PRIMARY KEY, deleted_ns INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE touched (ino INTEGER PRIMARY KEY);
+    ''', 2: '''
+    ALTER TABLE conflict RENAME TO conflict_2;
+    CREATE TABLE conflict (ino INTEGER NOT NULL, original TEXT NOT NULL, since_ns INTEGER NOT NULL, holds INTEGER NOT NULL,
+                           PRIMARY KEY (ino, original)) WITHOUT ROWID;
+    INSERT INTO conflict SELECT ino, original, since_ns, 0 FROM conflict_2;
+    DROP TABLE conflict_2;
+    ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
     '''}
 
 
@@ -290,6 +298,12 @@ class TreeDB(_Connected):
         """Write content state, revision and size."""
         self.execute('UPDATE inode SET content=?, revision=?, size=? WHERE ino=?',
                      (inode.content, inode.revision, inode.size, inode.ino))
+
+    def renew_link_group(self, inode: Inode) -> None:
+        """INVARIANT: names with one link group have one content. So the group of a file is another one as soon as its content is, or as it
+        parts from names that other hosts know."""
+        inode.link_group = uuid.uuid4().hex
+        self.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
 
     def store_all(self, inode: Inode) -> None:
         self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())

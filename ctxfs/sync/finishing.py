@@ -101,6 +101,10 @@ class Finisher:
             inode.is_touched = False
         records = records + [record for inode in touched.values() for record in self._records_of(inode)]
         await self._remote.index.write(records)
+        for start in range(0, len(records), 5 * SLICE):
+            with self._db.transaction():
+                self._journal.note_said((record.changed_ns, record.path, record.etag) for record in records[start:start + 5 * SLICE] if record.etag)
+            await trio.lowlevel.checkpoint()
         self._journal.told(ino for ino in inos if ino not in touched or not touched[ino].is_touched)
         crash_point('index-after-segment')
 

@@ -1,7 +1,7 @@
 """What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
 
-Owns every message that crosses the pipe, as msgpack in the frames of frames.py, and the way an error travels (class name and message). It
-must not know sockets, processes, stores or schedules: pool.py sends, worker.py answers.
+Owns every message that crosses the pipe, as msgpack in the frames of frames.py (errors travel as error_travel.py says). It must not know
+sockets, processes, stores or schedules: pool.py sends, worker.py answers.
 
 One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
 `Credit` for each one it consumed), any number of `Progress`, and then exactly one `Reply` or `Failed`, in any order among requests.
@@ -13,9 +13,10 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from ctxfs import errors
 from ctxfs.records import Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
 from ctxfs.storage.object_store import ALWAYS, Condition
+from ctxfs.sync.error_travel import describe as describe
+from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
 
 R = TypeVar('R')
@@ -82,13 +83,14 @@ class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
 
 class HeadItem(_Message, frozen=True, kw_only=True, array_like=True):
     """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others). `lifecycle`: what the object
-    carries; with `wants_tags` only if its tag says so too, where the store has tags."""
+    carries; with `wants_tags` only if its tag says so too, where the store has tags. `sha256`: of the content."""
     key: str
     info: ObjectInfo | None = None
     attrs: Attrs | None = None
     stamp: Stamp | None = None
     lifecycle: str = ''
     failure: ItemFailure | None = None
+    sha256: str = ''
 
 
 class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
@@ -183,7 +185,7 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True, array_lik
 class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Upload the staging file at `path`, which must have `size` bytes and, when given, `mtime_ns` at the start and at the end.
 
-    `attrs` become the object's POSIX metadata, `revision` and `link` its stamp (the host is the worker's). Skipped without a request
+    `attrs` become the object's POSIX metadata, `revision`, `link` and `attempt` its stamp (the host is the worker's). Skipped without a request
     when the content is the one of `condition.etag`, by `base_sha256` or because the etag proves it, unless there is a `lifecycle`: that
     begins anew with each upload (FOREVER: the version before it had one). `abort_slot` is asked after the last byte was read.
     Raises RemoteChanged, RemoteUnavailable (outcome unknown even after a HEAD), Denied, NotFound (the staging file is gone) …"""
@@ -198,6 +200,7 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     abort_slot: int = NO_SLOT
     base_sha256: str = ''
     lifecycle: str = ''
+    attempt: str = ''
 
 
 class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -210,6 +213,7 @@ class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, t
     content_type: str | None = None
     condition: Condition = ALWAYS
     lifecycle: str = ''
+    attempt: str = ''
 
 
 class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -230,9 +234,10 @@ class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=Tr
 
 
 class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Describe keys in parallel, in their order. Bodies of symlinks up to 4,096 bytes are read too."""
+    """Describe keys in parallel, in their order. Bodies of symlinks up to 4,096 bytes are read too; `wants_hash`: of all with a stamp."""
     keys: list[str]
     wants_tags: bool = False
+    wants_hash: bool = False
 
 
 class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -432,19 +437,3 @@ def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
 
 def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
     return _part_decoders[type(operation)](value)
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """(class name, message) of an error that is to cross. Unknown classes keep their name in the message."""
-    name = type(error).__name__
-    if isinstance(error, errors.CtxfsError):
-        return name, str(error)
-    return 'CtxfsError', f'{name}: {error}'
-
-
-def revive(name: str, message: str) -> Exception:
-    """The exception that `describe` described, as the same class of ctxfs.errors."""
-    kind = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.CtxfsError)):
-        kind = errors.CtxfsError
-    return kind(message)

@@ -9,6 +9,7 @@ below a prefix of its own and removed. CTXFS_TEST_CEPH=1 starts a Ceph RGW for i
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.stores import open_store
+from tests.fakes.memory_store import MemoryStore
 from tests.fakes.profiles import PROFILES, provider
 from tests.servers import S3Server
 
@@ -25,7 +27,7 @@ REAL = os.environ.get('CTXFS_TEST_S3', '')
 CEPH = os.environ.get('CTXFS_TEST_CEPH', '') == '1'
 #: the one with versions is one that heeds nothing, as test_profiles.py shows
 PROVIDERS = [name for name in PROFILES if name != 'oss-versioned']
-KINDS = ['file', 's3', 's3-prefix', *PROVIDERS, *(['real'] if REAL or CEPH else [])]
+KINDS = ['file', 's3', 's3-prefix', 'memory', *PROVIDERS, *(['real'] if REAL or CEPH else [])]
 #: where a provider's quirks can be seen; keys, listings and bytes are the same everywhere
 QUIRKY = 'test_conditions'
 
@@ -37,6 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         left_out = {'s3-prefix'} if module not in ('test_objects', 'test_listing') else set()
         if module != QUIRKY:
             left_out |= PROFILES.keys() - {'aws'}
+        if 'store_url' in inspect.signature(metafunc.function).parameters:     # a store in memory has no URL for other processes
+            left_out.add('memory')
         metafunc.parametrize('store_url', [kind for kind in KINDS if kind not in left_out], indirect=True)
 
 
@@ -54,6 +58,8 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     """The URL of an empty store."""
     if request.param == 'file':
         yield f'file://{tmp_path}/store'
+    elif request.param == 'memory':
+        yield MemoryStore.url
     elif request.param in PROVIDERS:
         with provider(request.param) as (fake, env):
             for name, value in env.items():
@@ -75,6 +81,9 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[ObjectStore]:
+    if store_url == MemoryStore.url:
+        yield MemoryStore()
+        return
     with contextlib.closing(open_store(store_url, create=True)) as store:
         yield store
         if '/contract-' in store_url:

@@ -215,6 +215,11 @@ class FakeS3:
         if missing and request.method != 'DELETE':
             raise Refused(403, 'AccessDenied')
 
+    def forget_faults(self) -> None:
+        """Nothing goes wrong any more."""
+        with self.lock:
+            self._faults.clear()
+
     def fault_for(self, request: Request) -> Fault | None:
         with self.lock:
             faults = self._faults[request.method]
