@@ -49,6 +49,9 @@ MIN_CACHE_SIZE = 1 << 20
 KERNEL_OPTIONS = frozenset({'noatime', 'nodev', 'dev', 'noexec', 'exec', 'nosuid', 'suid'})
 #: names in one dotted key of a TOML file
 MAX_KEY_PARTS = 100
+#: what --conflict may be: which version keeps the name
+PREFERENCES = ('keep-both', 'prefer-local', 'prefer-remote')
+Preference = Literal['keep-both', 'prefer-local', 'prefer-remote']
 LOG_LEVELS = ('debug', 'info', 'warning', 'error')
 
 
@@ -67,6 +70,10 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     read_only: bool = False
     foreground: bool = False
     fsync: Literal['local', 'remote'] = 'local'
+    #: which version keeps the name when two hosts changed one file
+    conflict: Preference = 'keep-both'
+    #: what names of conflict copies call this host; '': its id
+    host_name: str = ''
     #: owner and mask of files whose objects carry no attributes
     uid: int = 0
     gid: int = 0
@@ -119,6 +126,7 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     state_dir: str | None = None
     cache_size: str | int | None = None
     fsync: Literal['local', 'remote'] | None = None
+    conflict: Preference | None = None
     log_level: Literal['debug', 'info', 'warning', 'error'] | None = None
     sync_every: str | float | None = None
     poll_every: str | float | None = None

@@ -64,6 +64,7 @@ NAMES: tuple[str, ...] = (
     'index-after-segment',
     'announce-after-segment',
     'localise-after-stage',          # bytes of a file that left the white lists are here, its objects are still wanted
+    'turn-after-make',               # this host's turn is in the bucket, and nothing was written in it
     'regate-after-objects',          # what is not synced any more is not shown, the rest was not looked at
     'conflict-before-commit',        # the bucket has another version, and ours has its name
     'conflict-after-commit',

@@ -11,8 +11,8 @@ command line prints the message, the sync engine asks `transient`.
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent; Damaged: the tree database)
-     │   └─ WrongBytes EIO
-     ├─ CredentialsExpired EACCES (a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
+     │   ├─ WrongBytes   ├─ Unanswered   ├─ OutOfTurn   └─ Contradicted
+     ├─ CredentialsExpired, ClockSkewed EACCES (each a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
      └─ UsageError (a wrong command line or option: exit status 2)
 """
 from __future__ import annotations
@@ -57,6 +57,11 @@ class Denied(CtxfsError):
 
 class CredentialsExpired(Denied):
     """The credentials had their time. Whoever gives them out mostly gives out new ones."""
+    transient = True
+
+
+class ClockSkewed(Denied):
+    """The store refuses requests that are dated so wrongly. Clocks are set right, mostly by themselves."""
     transient = True
 
 
@@ -120,6 +125,18 @@ class RemoteUnavailable(CtxfsError):
 
 class WrongBytes(RemoteUnavailable):
     """Bytes came that contradict their checksum, several times: the network, or the store."""
+
+
+class Unanswered(RemoteUnavailable):
+    """A request may have been sent, and no answer says what became of it: it may have been done, or be done yet."""
+
+
+class OutOfTurn(RemoteUnavailable):
+    """The store cannot make this write atomic, and another host has its turn now, or this one's is over. Nothing was written."""
+
+
+class Contradicted(RemoteUnavailable):
+    """The store refused what it was found to be able to do: its capabilities are to be asked anew. Nothing was written."""
 
 
 class Corrupted(CtxfsError):

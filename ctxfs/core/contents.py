@@ -215,7 +215,7 @@ class Contents:
 
     def _turn_staged(self, inode: Inode, size: int | None = None) -> None:
         """The transaction that makes the row STAGED; `size`: the staging file's, where it differs from the row's."""
-        before = inode.content, inode.revision, inode.size
+        before = inode.content, inode.revision, inode.size, inode.link_group
         inode.content = Content.STAGED
         inode.revision += 1
         inode.turns += 1
@@ -227,10 +227,12 @@ class Contents:
             with self._db.transaction():
                 self._db.store_content(inode)
                 self._hardened.forget(inode.ino)
+                if inode.link_group is not None:
+                    self._db.renew_link_group(inode)
                 if inode.nlink:
                     self._journal.mark(inode, Reason.CONTENT)
         except BaseException:
-            inode.content, inode.revision, inode.size = before
+            inode.content, inode.revision, inode.size, inode.link_group = before
             raise
         crash_point('dirty-after-commit')
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-import uuid
 from typing import NamedTuple
 
 from ctxfs.core.ports import RemoteTree
@@ -158,9 +157,9 @@ class Namespace:
             inode.ctime_ns = time.time_ns()
             self._db.store_times(inode)
             if inode.link_group is None:
-                inode.link_group = uuid.uuid4().hex
-                self._db.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
+                self._db.renew_link_group(inode)
             self._touch(parent)
+            self._gating.release(inode)
             self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES)
         crash_point('link-before-reply')
@@ -207,6 +206,7 @@ class Namespace:
         inode.nlink = 0 if inode.is_dir else inode.nlink - 1
         inode.ctime_ns = time.time_ns()
         self._db.store_times(inode)
+        self._journal.conflicts.forget(inode.ino)
         if inode.nlink:
             self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES)
@@ -315,9 +315,11 @@ class Namespace:
     def _mark_moved(self, inode: Inode, old_key: str) -> None:
         inode.ctime_ns = time.time_ns()
         self._db.store_times(inode)
+        self._journal.conflicts.forget(inode.ino)       # whoever names it has seen it
         if inode.is_dir:
             self._db.forget_dir_keys()
             self._gating.moved_directory(inode, old_key)
         else:
+            self._gating.release(inode)
             self._gating.settle(inode)
             self._journal.mark(inode, Reason.NAMES)

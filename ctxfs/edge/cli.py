@@ -23,7 +23,7 @@ COMMANDS = {
     'status': ('ctxfs.edge.cli_status', 'status', 'Show mounts, what is pending and what failed.'),
     'watch': ('ctxfs.edge.cli_watch', 'watch', 'Print what happens as it happens.'),
     'explain': ('ctxfs.edge.cli_explain', 'explain', 'Say whether a path is synced, by which rule, and its state.'),
-    'conflicts': ('ctxfs.edge.cli_conflicts', 'conflicts', 'List files that two hosts changed.'),
+    'conflicts': ('ctxfs.edge.cli_conflicts', 'conflicts', 'List or settle files that two hosts changed.'),
     'pause': ('ctxfs.edge.cli_pause', 'pause', 'Hold back what begins by itself.'),
     'resume': ('ctxfs.edge.cli_pause', 'resume', 'End a pause.'),
     'context': ('ctxfs.edge.cli_context', 'context', 'Create, list and show contexts.'),

@@ -24,7 +24,8 @@ def context() -> None:
 @contextlib.contextmanager
 def open_registry(invocation: Invocation, *, create: bool = False, reference: str | None = None) -> Iterator[Registry]:
     is_default = preflight.is_default_store(invocation.store_url, invocation.paths.data)
-    store = preflight.open_checked_store(invocation.store_url, create=create or is_default, context=reference)
+    store = preflight.open_checked_store(invocation.store_url, create=create or is_default, context=reference,
+                                         state_root=invocation.paths.state)
     with contextlib.closing(store):
         yield Registry(store)
 

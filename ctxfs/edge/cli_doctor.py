@@ -16,17 +16,21 @@ from ctxfs.errors import UsageError
 
 @click.command()
 @click.argument('context', metavar='[CTX]', required=False)
+@click.option('--probe', 'is_asked_anew', is_flag=True, help='Ask the store anew what it can do.')
 @click.option('--state', 'is_state', is_flag=True, help='Look through what this host keeps of CTX (of all): names, bytes, journal, bucket.')
 @click.option('--repair', 'is_repair', is_flag=True, help='Rebuild a damaged tree database of CTX, which must not be mounted.')
 @common_options
-def doctor(invocation: Invocation, context: str | None, is_state: bool, is_repair: bool) -> int:
+def doctor(invocation: Invocation, context: str | None, is_asked_anew: bool, is_state: bool, is_repair: bool) -> int:
     """Look for what keeps ctxfs from working: one line for each check, ok, warn or fail, with what to do.
 
     The exit status is 1 when a check fails.
     """
     if is_repair and (context is None or is_state):
         raise UsageError('write ctxfs doctor --repair CTX')
-    checks = _state_checks(invocation, context, is_repair=is_repair) if is_state or is_repair else _checks(invocation, context)
+    if is_asked_anew and (is_state or is_repair):
+        raise UsageError('--probe asks the store, --state and --repair look at this host: run ctxfs doctor twice')
+    checks = (_state_checks(invocation, context, is_repair=is_repair) if is_state or is_repair
+              else _checks(invocation, context, is_asked_anew=is_asked_anew))
     findings = []
     for finding in examine(checks):
         findings.append(finding)
@@ -37,11 +41,13 @@ def doctor(invocation: Invocation, context: str | None, is_state: bool, is_repai
     return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
 
 
-def _checks(invocation: Invocation, context: str | None) -> list[Check]:
+def _checks(invocation: Invocation, context: str | None, *, is_asked_anew: bool) -> list[Check]:
     url = invocation.store_url
     is_embedded = preflight.is_default_store(url, invocation.paths.data)
     return [('fuse', doctor_host.check_fuse), ('library', doctor_host.check_library),
-            ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context))]
+            ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context)),
+            ('abilities', partial(doctor_store.check_abilities, url, state_root=invocation.paths.state, context=context,
+                                  is_asked_anew=is_asked_anew))]
 
 
 def _state_checks(invocation: Invocation, context: str | None, *, is_repair: bool) -> list[Check]:

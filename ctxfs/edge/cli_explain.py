@@ -83,4 +83,6 @@ def _pending(pending: dict[str, Any] | None) -> str | None:
 def _conflict(conflict: dict[str, Any] | None) -> str | None:
     if conflict is None:
         return None
-    return f'another host changed {conflict["original"]}, too, {human_seconds(max(0.0, time.time() - conflict["since"]))} ago'
+    whose = 'the published version of' if conflict.get('holds') == 'remote' else 'this host\'s version of'
+    return (f'{whose} {conflict["original"]}, which two hosts changed, since {human_seconds(max(0.0, time.time() - conflict["since"]))}; '
+            'settle it with ctxfs conflicts resolve')

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +18,10 @@ import msgspec
 
 from ctxfs.config import (
     LOG_LEVELS,
+    PREFERENCES,
     FuseOptions,
     MountOptions,
+    Preference,
     cache_dir_of,
     cache_size_of,
     load_host_id,
@@ -41,6 +44,7 @@ from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
 
 #: how long a new mount waits for the daemon of the last one to finish its upload
@@ -59,6 +63,7 @@ _T = TypeVar('_T')
 @click.option('--foreground', is_flag=True, help='Stay in this process until it is unmounted and written back.')
 @click.option('--cache-size', metavar='SIZE', help='Bound of the local cache, like 10G (default: 10G or half of what is free).')
 @click.option('--fsync', type=click.Choice(['local', 'remote']), help='What fsync() waits for (default: local).')
+@click.option('--conflict', type=click.Choice(PREFERENCES), help='Which version keeps the name when two hosts changed one file (default: keep-both).')
 @click.option('--policy', 'policy_file', metavar='FILE', help='The sync policy, as JSON or TOML (default: the one stored with CTX).')
 @click.option('--sync-every', metavar='TIME', help='Upload so long after a change, like 30s or 5m; 0: on close; unmount: only then.')
 @click.option('--poll-every', metavar='TIME', help='Look for remote changes so often (default: 10s).')
@@ -87,7 +92,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
         tell = stack.enter_context(contextlib.closing(AuditLog(audit, about(url)))).write
         with _told_when_it_fails(tell, reference, path):
             store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal, tell=tell)
-            chosen = chooser.choose(store, context)
+            chosen = preflight.patiently(lambda: chooser.choose(store, context))
             _take_over(invocation, context, _below(chosen.policy))
             options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit)
         started = launch.Started(os.getpid(), '') if foreground else launch.start(options)
@@ -120,6 +125,7 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool
     cache_size: str | int | None
     fsync: Literal['local', 'remote']
+    conflict: Preference
     log_level: Any
     poll_every: float
     is_poll_given: bool
@@ -161,6 +167,7 @@ def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool
     return _Wishes(
         read_only=read_only, wait_download=wait_download, is_poll_given=settings['poll_every'] is not None,
         cache_size=settings['cache_size'] or config.cache_size, fsync=settings['fsync'] or config.fsync or 'local',
+        conflict=settings['conflict'] or config.conflict or 'keep-both',
         log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
         default_sync_every=_of_config(invocation, sync_every_of, config.sync_every),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
@@ -186,7 +193,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
     may_make = refusal is None
     try:
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
-            invocation.store_url, create=may_make and (create or is_default), context=reference)))
+            invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
         return store, preflight.find_context(store, reference, create=may_make and create, created=created)
     except NotFound:
         if create and refusal is not None:
@@ -206,6 +213,7 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         context_id=context.id, context_name=context.name, mountpoint=path, store_url=url, state_dir=str(state_dir),
         cache_dir=str(cache_dir), runtime_dir=str(runtime_dir), log_file=str(state_dir / 'ctxfs.log'), host_id=load_host_id(paths.state),
         cache_size=cache_size_of(wishes.cache_size, cache_dir), read_only=wishes.read_only, foreground=foreground, fsync=wishes.fsync,
+        conflict=wishes.conflict, host_name=host_part(socket.gethostname()),
         uid=os.getuid() if fuse.uid is None else fuse.uid, gid=os.getgid() if fuse.gid is None else fuse.gid,
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,

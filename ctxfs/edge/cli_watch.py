@@ -83,7 +83,8 @@ def _words(event: dict[str, Any]) -> str:
     if kind == 'pending':
         return f'{human_files(event["files"])} ({human_bytes(event["bytes"])}) pending' if event['files'] else 'nothing is pending'
     if kind == 'conflict':
-        return f'conflict: another host changed {event["original"]}, too; ours is {event["path"]} now'
+        whose = 'theirs' if event.get('holds') == 'remote' else 'ours'
+        return f'conflict: another host changed {event["original"]}, too; {whose} is {event["path"]} now'
     if kind == 'remote-change':
         return 'from the bucket: ' + ', '.join(f'{event[what]} {what}' for what in ('created', 'changed', 'removed') if event.get(what))
     if kind in ('error', 'policy-refused'):

@@ -56,7 +56,7 @@ class MountControl(Protocol):
         """One element of `mounts` in `ctxfs status --json`: contextId, contextName, mountpoint, pid, store, stateDir, `state` ("mounted", or
         "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, localOnly {files, bytes}, conflicts,
         nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}], unmountable
-        [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists}, cache {used,
+        [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists, conflict}, cache {used,
         dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null, quarantine
         {files, bytes, directory} or null. Lists are cut at 100."""
 
@@ -83,10 +83,15 @@ class MountControl(Protocol):
     async def explain(self, path: str) -> dict[str, Any]:
         """What is known of a path, whether it exists or not, relative to the root or below the mount point: path, exists, isSynced, rule,
         state (absent, kept, directory, local, dirty, uploading, sealed, clean), etag, size, lifecycle, pending {since, reasons, attempt,
-        error, nextRetry} or null, keys, conflict {original, since} or null."""
+        error, nextRetry} or null, keys, conflict {original, since, holds, held} or null."""
 
     async def conflicts(self) -> list[dict[str, Any]]:
-        """Copies that were made because two hosts changed one file: [{path, original, since}], the newest 100."""
+        """Where two hosts changed one file, what has a name of its own since, beside the original: [{path, original, since, holds, held}], the
+        newest 100. `holds`: whose version it is, `local` or `remote`; `held`: it stays on this host."""
+
+    async def resolve(self, path: str, keep: Literal['local', 'remote', 'both']) -> dict[str, Any]:
+        """Settle a conflict; `path` is the original or the copy. The version to keep has the original's name then, and the other is removed;
+        `both`: they stay as they are. {original, copy, keep}."""
 
     async def statistics(self) -> dict[str, Any]:
         """Counters since the mount began: uptime, workers, operations by kind, bytes, cache with hits and misses, inodes, tasks, polls."""
@@ -101,7 +106,8 @@ class MountControl(Protocol):
         """Unmount and end as after `fusermount3 -u`; returns once that has begun."""
 
 
-METHODS = ('status', 'info', 'mount_info', 'sync', 'wait', 'pause', 'resume', 'explain', 'conflicts', 'statistics', 'policy', 'watch', 'shutdown')
+METHODS = ('status', 'info', 'mount_info', 'sync', 'wait', 'pause', 'resume', 'explain', 'conflicts', 'resolve', 'statistics', 'policy', 'watch',
+           'shutdown')
 
 
 def methods_of(control: MountControl) -> dict[str, Method]:

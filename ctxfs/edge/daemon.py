@@ -37,12 +37,13 @@ from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.mount_answers import Answers
+from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_status import Parts
 from ctxfs.edge.space import DiskSpace
 from ctxfs.edge.state_lock import locked
+from ctxfs.edge.store_access import StoreAccess
 from ctxfs.edge.supervision import kept_running, supervised
 from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
-from ctxfs.records import RESERVED_DIR
 from ctxfs.rules import Rules
 from ctxfs.storage.audit_log import AuditLog, about
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
@@ -50,9 +51,11 @@ from ctxfs.storage.disk_space import Reserve
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.registry import context_prefix
+from ctxfs.sync.asides import Asides
 from ctxfs.sync.audit import Auditor
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
+from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
@@ -63,8 +66,8 @@ from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.process_guard import helper_environment, hide_process, without_secrets
-from ctxfs.sync.protocol import TidyCache, WorkerOptions
-from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.protocol import TidyCache
+from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -176,14 +179,10 @@ class Mount:
     async def run(self, ready: Readiness) -> int:
         """See `run`."""
         options = self._options
-        worker_options = WorkerOptions(
-            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR,
-                                                          'silence': options.silence},
-            cache_dir=options.cache_dir, cache_limit=clean_share(options.cache_size, self._staging.used),
-            host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
-            log_level=logging.getLogger().level)
+        access = StoreAccess(options)
+        worker_options = access.worker_options(cache_limit=clean_share(options.cache_size, self._staging.used))
         async with open_pool(worker_options, keep_fds=(self._lock_fd,)) as pool, trio.open_nursery() as nursery:
-            self._build(pool, nursery)
+            self._build(pool, nursery, access)
             server = await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
@@ -281,28 +280,31 @@ class Mount:
 
     # --- parts ----------------------------------------------------------------------------------------------------------------------
 
-    def _build(self, pool: TransferPool, nursery: trio.Nursery) -> None:
+    def _build(self, pool: TransferPool, nursery: trio.Nursery, access: StoreAccess) -> None:
         options, db, journal, staging, prefix = self._options, self._db, self._journal, self._staging, self._prefix
 
         def spawn(function: Callable[..., Any], *args: Any) -> None:
             nursery.start_soon(supervised, function, *args)
 
-        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, defaults=Defaults(options.uid, options.gid, options.umask))
+        asides = Asides(db, journal, self._invalidator, gating=self._gating, prefix=prefix, host=options.host_name or options.host_id[:8],
+                        preference=options.conflict, publish=self._events.publish)
+        reconciler = Reconciler(db, journal, self._invalidator, gating=self._gating, asides=asides,
+                                defaults=Defaults(options.uid, options.gid, options.umask))
         pool.listener = self._auditor
+        writers, turns = access.writers(pool, db, spawn)
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id, on_arrived=self._auditor.arrived)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
                                         answer_seconds=0.75 * options.store_timeout)
-        conflicts = ConflictKeeper(db, journal, reconciler, pool, self._invalidator, gating=self._gating, prefix=prefix,
-                                   host=options.host_id, publish=self._events.publish)
+        conflicts = ConflictKeeper(db, journal, reconciler, pool, asides=asides, prefix=prefix)
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
-        finisher = Finisher(db, journal, staging, pool, gating=self._gating, remote=self._remote, prefix=prefix)
+        finisher = Finisher(db, journal, staging, writers, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
-            uploader=Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
+            uploader=Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
-                                    harden=self._hardener.harden_local)
+                                    harden=self._hardener.harden_local, end_turn=turns.end)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,
@@ -328,6 +330,7 @@ class Mount:
                   downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state, audit=self._audit, refusal=lambda: self._room.refusal,
                   damage=self._damage),
+            ConflictDesk(db, journal, self._fs, gating=self._gating, invalidator=self._invalidator, read_only=options.read_only),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control

@@ -10,6 +10,7 @@ import trio
 
 from ctxfs.edge.control import Server
 from ctxfs.edge.live_tally import LiveTally
+from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.edge.mount_events import Narrator, log_published
 from ctxfs.edge.mount_explain import Explainer
@@ -23,13 +24,13 @@ END_SECONDS = 1.0
 class Answers:
     """`control` answers, `run` is a background task; `close` when no task runs any more, before the tree database is closed."""
 
-    def __init__(self, parts: Parts, *, events: EventHub, request_unmount: Callable[[], None],
+    def __init__(self, parts: Parts, desk: ConflictDesk, *, events: EventHub, request_unmount: Callable[[], None],
                  collect_dirty_pages: Callable[[], Awaitable[None]]) -> None:
         self._events = events
         self._tally = LiveTally(parts.db, parts.journal, parts.tasks)
         self._narrator = Narrator(events, self._tally, parts.tasks)
         self.control = DaemonControl(
-            StatusReport(parts, self._tally), Explainer(parts), engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
+            StatusReport(parts, self._tally), Explainer(parts), desk, engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
             request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, download=parts.downloads.download,
             wait_download=parts.warmup.wait_idle)
 

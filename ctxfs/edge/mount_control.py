@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import trio
 
+from ctxfs.edge.mount_conflicts import ConflictDesk, Keep
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Schedule, StatusReport
-from ctxfs.errors import CtxfsError, InvalidArgument
+from ctxfs.errors import CtxfsError, InvalidArgument, NotFound
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import EventHub
 from ctxfs.sync.tasks import TaskLog
@@ -26,11 +27,12 @@ PAGES_SECONDS = 60.0
 class DaemonControl:
     """Implements edge.control.MountControl."""
 
-    def __init__(self, report: StatusReport, explainer: Explainer, *, engine: UploadEngine, tasks: TaskLog, events: EventHub, switch: Schedule,
-                 request_unmount: Callable[[], None], collect_dirty_pages: Callable[[], Awaitable[None]],
+    def __init__(self, report: StatusReport, explainer: Explainer, desk: ConflictDesk, *, engine: UploadEngine, tasks: TaskLog, events: EventHub,
+                 switch: Schedule, request_unmount: Callable[[], None], collect_dirty_pages: Callable[[], Awaitable[None]],
                  download: Callable[[Sequence[bytes]], Awaitable[FlushResult]], wait_download: Callable[[], Awaitable[FlushResult]]) -> None:
         self._report = report
         self._explainer = explainer
+        self._desk = desk
         self._engine = engine
         self._tasks = tasks
         self._events = events
@@ -75,7 +77,7 @@ class DaemonControl:
         return await self._explainer.explain(path)
 
     async def conflicts(self) -> list[dict[str, Any]]:
-        return self._explainer.conflicts()
+        return self._desk.conflicts()
 
     async def watch(self, kinds: list[str] | None = None) -> AsyncIterator[dict[str, Any]]:
         listener = self._events.subscribe(kinds)
@@ -122,6 +124,11 @@ class DaemonControl:
         files = int(self._engine.pending()['files'])
         message = f'autoUpload is off: {files} {"change is" if files == 1 else "changes are"} uploaded by ctxfs sync only' if files else ''
         return {'ok': not files, 'message': message}
+
+    async def resolve(self, path: str, keep: Keep) -> dict[str, Any]:
+        if not self._is_mounted:
+            raise NotFound('the context is unmounted and still being written back: mount it again to settle a conflict')
+        return await self._desk.resolve(self._explainer.names_of(path), keep)
 
     async def _final(self) -> dict[str, Any]:
         await self.finished.wait()

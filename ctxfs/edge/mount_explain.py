@@ -1,4 +1,4 @@
-"""What a running mount knows of one path, and its list of conflicts.
+"""What a running mount knows of one path.
 
 Owns the words for a path's state. It must not change anything, nor know the command line: paths come relative to the mount's root.
 """
@@ -9,16 +9,21 @@ from typing import Any
 
 import trio
 
+from ctxfs.edge.mount_conflicts import MOST
 from ctxfs.edge.mount_status import Parts
-from ctxfs.errors import CtxfsError, InvalidArgument
+from ctxfs.edge.tally_json import copy_to_dict
+from ctxfs.errors import InvalidArgument
 from ctxfs.records import RESERVED_DIR, ROOT_INO
+from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Known, Pending
 from ctxfs.storage.keys import path_to_key, printable
-from ctxfs.storage.tally import LISTED
+from ctxfs.storage.tally import copies
 
 #: how long a directory that was never looked at may take to be listed
 LIST_SECONDS = 10.0
+#: why a version that lost its name under --conflict prefer-remote is not uploaded
+HELD_RULE = '--conflict prefer-remote: it stays on this host until ctxfs conflicts resolve, or until it gets another name'
 _REASONS = {Reason.CONTENT: 'content', Reason.NAMES: 'names', Reason.ATTRS: 'attributes', Reason.SUBTREE: 'subtree', Reason.INDEX: 'index'}
 
 
@@ -35,10 +40,11 @@ class Explainer:
         # a directory's own marker object ends with a slash; the rules do not ask
         key = path_to_key(names, is_dir=inode is not None and inode.is_dir)
         decision = self._parts.rules.gate.decide(key)
+        is_held = inode is not None and inode.local == HELD
         known = self._parts.journal.known(key)
         pending = self._parts.journal.pending_row(inode.ino) if inode is not None else None
-        return {'path': '/' + printable(path_to_key(names)), 'exists': inode is not None, 'isSynced': decision.is_synced,
-                'rule': decision.rule, 'state': self._state(inode, known, pending), 'etag': known.etag if known else '',
+        return {'path': '/' + printable(path_to_key(names)), 'exists': inode is not None, 'isSynced': decision.is_synced and not is_held,
+                'rule': HELD_RULE if is_held else decision.rule, 'state': self._state(inode, known, pending), 'etag': known.etag if known else '',
                 'size': inode.size if inode is not None else known.size if known else 0,
                 'lifecycle': self._lifecycle(key, known, is_synced=decision.is_synced),
                 'pending': None if pending is None else _pending(pending),
@@ -97,21 +103,10 @@ class Explainer:
         return self._parts.rules.lifecycle_of(key.rstrip('/')) if is_synced else ''
 
     def _conflict(self, inode: Inode | None) -> dict[str, Any] | None:
-        row = self._parts.db.row('SELECT original, since_ns FROM conflict WHERE ino = ?', (inode.ino,)) if inode is not None else None
-        return {'original': '/' + printable(row[0]), 'since': row[1] / 1e9} if row else None
-
-    def conflicts(self) -> list[dict[str, Any]]:
-        """See edge.control.MountControl. The newest LISTED of those whose copy still exists."""
-        found = []
-        for ino, original, since_ns in self._parts.db.rows(
-                'SELECT c.ino, c.original, c.since_ns FROM conflict c WHERE EXISTS (SELECT 1 FROM dentry d WHERE d.ino = c.ino) '
-                'ORDER BY c.since_ns DESC LIMIT ?', (LISTED,)):
-            try:
-                key = self._parts.db.keys_of(self._parts.db.inode(ino))[0]
-            except CtxfsError:
-                continue    # in a directory that is being removed
-            found.append({'path': '/' + printable(key), 'original': '/' + printable(original), 'since': since_ns / 1e9})
-        return found
+        if inode is None or not self._parts.journal.conflicts.has(inode.ino):
+            return None
+        found = next((copy for copy in copies(self._parts.db, MOST) if copy.ino == inode.ino), None)
+        return None if found is None else {key: value for key, value in copy_to_dict(found).items() if key != 'path'}
 
 
 def _pending(row: Pending) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class StatusReport:
         policy, options = self._parts.rules.policy, self._parts.options
         return {'source': options.policy_source, 'period': self._parts.schedule.period,
                 'autoUpload': policy.upload_policy.auto_upload, 'autoDownload': policy.download_policy.auto_download,
-                'whiteLists': 0 if self._parts.rules.gate.is_everything else len(policy.bw_list.white_lists)}
+                'whiteLists': 0 if self._parts.rules.gate.is_everything else len(policy.bw_list.white_lists), 'conflict': options.conflict}
 
     def _cache(self) -> dict[str, Any]:
         """`used`: clean blocks; `dirty`: what waits for its upload. Both share `limit`; `kept` (local-only) is bounded by the disk. `full`: why
@@ -188,7 +188,7 @@ class StatusReport:
     def mount_info(self) -> dict[str, Any]:
         o = self._parts.options
         return {'version': __version__, **self._identity(), 'cacheDir': o.cache_dir, 'cacheSize': o.cache_size, 'readOnly': o.read_only,
-                'fsync': o.fsync, 'logFile': o.log_file, 'policySource': o.policy_source, 'policyFile': o.policy_file,
+                'fsync': o.fsync, 'conflict': o.conflict, 'logFile': o.log_file, 'policySource': o.policy_source, 'policyFile': o.policy_file,
                 'pollEvery': o.poll_every}
 
     async def statistics(self) -> dict[str, Any]:
@@ -212,6 +212,6 @@ class StatusReport:
     def policy(self) -> dict[str, Any]:
         """See edge.control.MountControl."""
         options, policy = self._parts.options, self._parts.rules.policy
-        return {**policy_answer(policy, source=options.policy_source, sync_every=options.sync_every), 'file': options.policy_file,
-                'period': self._parts.schedule.period}
+        answer = policy_answer(policy, source=options.policy_source, sync_every=options.sync_every, conflict=options.conflict)
+        return {**answer, 'file': options.policy_file, 'period': self._parts.schedule.period}
 

@@ -12,21 +12,30 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from ctxfs.config import FuseOptions, file_store_url, store_identity
 from ctxfs.edge.mount_table import MountEntry, mount_at, probe
 from ctxfs.edge.runtime_dir import Mount, find_mounts, wait_for_end
-from ctxfs.errors import CtxfsError, Denied, Exists, NotADirectory, NotEmpty, NotFound, NotPermitted, UsageError
+from ctxfs.errors import CtxfsError, Denied, Exists, NotADirectory, NotEmpty, NotFound, NotPermitted, RemoteUnavailable, UsageError
+from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry, context_prefix
+from ctxfs.storage.remembered import Remembered
 from ctxfs.sync.process_guard import helper_environment
+
+_T = TypeVar('_T')
 
 FUSE_DEVICE = '/dev/fuse'
 FUSE_CONF = '/etc/fuse.conf'
 #: what any access to a FUSE mount without a daemon answers
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+#: a store that is restarted, or too busy for a moment, is asked again after so many seconds each, but not when that took so long
+PATIENT_DELAYS = (0.25, 0.5, 1.0)
+PATIENT_SECONDS = 8.0
 #: a killed process with much memory takes a while to go
 KILLED_SECONDS = 10.0
 
@@ -176,11 +185,11 @@ def check_not_running(mount: Mount | None) -> None:
 
 
 
-def open_checked_store(url: str, *, create: bool, context: str | None = None) -> ObjectStore:
+def open_checked_store(url: str, *, create: bool, context: str | None = None, state_root: Path | None = None) -> ObjectStore:
     """The store, answering. `create` makes the directory of a file:// store. Credentials that reach only `context`'s prefix are enough.
-    Raises RemoteUnavailable, Denied, NotFound, UsageError, each with one line."""
+    `state_root`: where it is remembered what the store can do. Raises RemoteUnavailable, Denied, NotFound, UsageError, each with one line."""
     from ctxfs.storage.stores import open_store  # boto3 and its like: only here, so that other commands start fast
-    store = open_store(url, create=create)
+    store = open_store(url, create=create, memory=Remembered(state_root, url, RESERVED_DIR) if state_root is not None else None)
     try:
         _check(store, context)
     except BaseException:
@@ -189,14 +198,27 @@ def open_checked_store(url: str, *, create: bool, context: str | None = None) ->
     return store
 
 
+def patiently(ask: Callable[[], _T]) -> _T:
+    """What `ask` returns, asked again where the store only just now does not answer. Raises its last error after a few seconds."""
+    began = time.monotonic()
+    for delay in PATIENT_DELAYS:
+        try:
+            return ask()
+        except RemoteUnavailable:
+            if time.monotonic() - began > PATIENT_SECONDS:
+                raise
+        time.sleep(delay)
+    return ask()
+
+
 def _check(store: ObjectStore, context: str | None) -> None:
     try:
-        store.check()
+        patiently(store.check)
     except Denied:
         if context is None:
             raise
         try:
-            store.list(context_prefix(context), limit=1)
+            patiently(lambda: store.list(context_prefix(context), limit=1))
         except CtxfsError:
             pass
         else:
@@ -209,10 +231,10 @@ def find_context(store: ObjectStore, reference: str, *, create: bool,
     """The context to mount; `created` is told of one that is new. Raises NotFound with the nearest name and how to create it."""
     registry = Registry(store)
     try:
-        return registry.find(reference)
+        return patiently(lambda: registry.find(reference))
     except NotFound as e:
         if create:
-            record = registry.create(reference)
+            record = patiently(lambda: registry.create(reference))
             created(record)
             return record
         raise NotFound(f'{e}; ctxfs mount --create makes a new one') from e

@@ -1,4 +1,4 @@
-"""Counts of a tree database as the JSON of `status`: of a running mount, and of a state directory whose daemon is gone.
+"""Counts and conflicts of a tree database as JSON: of a running mount, and of a state directory whose daemon is gone.
 
 Owns the names of these keys. It must not know who asks.
 """
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ctxfs.storage import tally
-from ctxfs.storage.tally import Tally
+from ctxfs.storage.conflict_rows import Holds
+from ctxfs.storage.tally import Copy, Tally, shown
 
 
 def tally_to_dict(counts: Tally | Path) -> dict[str, Any]:
@@ -26,3 +27,9 @@ def tally_to_dict(counts: Tally | Path) -> dict[str, Any]:
 def pending_of(counts: Tally) -> dict[str, float]:
     age = round(max(0.0, time.time() - counts.oldest_ns / 1e9), 3) if counts.oldest_ns else 0
     return {'files': counts.files, 'bytes': counts.bytes, 'oldestSeconds': age}
+
+
+def copy_to_dict(copy: Copy) -> dict[str, Any]:
+    """As the control socket and `ctxfs conflicts --json` say it."""
+    return {'path': shown(copy.names), 'original': shown(copy.original), 'since': copy.since_ns / 1e9,
+            'holds': 'local' if copy.holds == Holds.OURS else 'remote', 'held': copy.is_held}

@@ -57,7 +57,11 @@ class FileStore:
 
     def capabilities(self) -> Capabilities:
         return Capabilities(conditional_create=True, conditional_overwrite=True, conditional_delete=True, conditional_copy=True,
-                            conditional_copy_source=True, batch_delete=True, conditional_batch_delete=True, tagging=True)
+                            conditional_copy_source=True, conditional_parts=True, batch_delete=True, conditional_batch_delete=True,
+                            tagging=True)
+
+    def learn(self, known: Capabilities | None) -> None:
+        """A directory is what it is."""
 
     def etag_maker(self, size: int) -> None:
         return None

@@ -3,7 +3,9 @@
 Owns `Inode.local` and its transitions, and the keys that an inode should have in the bucket. It must not know stores, workers or when
 anything is uploaded: like everything else it only marks in the journal.
 
-An inode is local when none of its names is synced (or by its type). The crossings, each in the transaction of the change itself:
+An inode is local when none of its names is synced (or by its type), or when it is held: a conflict was decided for the other version, and
+what was written here stays on this host under the name that it got, until somebody settles that. The crossings, each in the transaction of
+the change itself:
 
     in:   local inode gets a synced name           → not local any more, everything of it is pending
     out:  the last synced name went, never uploaded → local at once, nothing is pending
@@ -24,6 +26,8 @@ from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 
 _ALL = Reason.CONTENT | Reason.NAMES | Reason.ATTRS
+#: `Inode.local` of what is held
+HELD = 2
 
 
 class Gating:
@@ -74,7 +78,7 @@ class Gating:
 
     def settle(self, inode: Inode) -> None:
         """Names of the inode changed, or the rules did: make `local` what they say, and mark what the bucket must learn of it."""
-        if inode.is_local_type or not inode.nlink or (self.is_open and not inode.local):
+        if inode.is_local_type or not inode.nlink or inode.local == HELD or (self.is_open and not inode.local):
             return
         if inode.is_dir:
             is_synced = inode.ino == ROOT_INO or self.rules.gate.is_synced(self._db.dir_key(inode.ino))
@@ -110,7 +114,17 @@ class Gating:
         return bool(self._journal.objects_of(inode.ino)) or inode.upload is not None \
             or self._db.row('SELECT 1 FROM attempt WHERE ino = ? LIMIT 1', (inode.ino,)) is not None
 
-    def make_local(self, inode: Inode) -> None:
+    def hold(self, inode: Inode) -> None:
+        """It is not to be uploaded although its name is synced. As make_local."""
+        self.make_local(inode, HELD)
+
+    def release(self, inode: Inode) -> None:
+        """It is settled which version counts, or the inode gets another name: what is held is like any other file again."""
+        if inode.local == HELD:
+            self._admit(inode)
+            self.settle(inode)
+
+    def make_local(self, inode: Inode, local: int = 1) -> None:
         """Everything of it is on this host: the bucket's objects of it are wanted by nobody, and nothing is pending.
         A regular file must have a staging file. A directory that moved stays in the journal until what is below it was looked at."""
         assert not inode.is_regular or inode.has_staging
@@ -118,7 +132,7 @@ class Gating:
             inode.content = Content.STAGED
             self._db.store_content(inode)
         self._journal.doom_objects_of(inode.ino)
-        self._set_local(inode, 1)
+        self._set_local(inode, local)
         if inode.is_dir:
             self._db.execute('DELETE FROM pending WHERE ino = ? AND NOT reason & ?', (inode.ino, Reason.SUBTREE))
         else:

@@ -118,7 +118,7 @@ class Inode:
     @property
     def open_count(self) -> int:
         """All handles that have it open."""
-        return self.handles + Inode.counted_elsewhere(self.ino)
+        return self.handles + type(self).counted_elsewhere(self.ino)
 
     def row(self) -> tuple[object, ...]:
         """The persistent fields in the column order of schema.sql."""

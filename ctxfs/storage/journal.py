@@ -1,7 +1,7 @@
 """The journal: which inodes the bucket does not fully have, and which objects the bucket is known to hold.
 
-Owns the SQL of `pending`, `object`, `unmountable` and `hint` (schema.sql says what each row means). It must not know when or how
-anything is transferred: sync plans from it and reports back to it; core only marks.
+Owns the SQL of `pending`, `object`, `unmountable` and `hint` (schema.sql says what each row means; conflict_rows.py has `conflict`). It must
+not know when or how anything is transferred: sync plans from it and reports back to it; core only marks.
 """
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from ctxfs.storage.conflict_rows import ConflictRows
 from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.tree_db import TreeDB
 
 _MARK = ('INSERT INTO pending VALUES (?, ?, 1, ?, 0, 0, \'\') ON CONFLICT (ino) DO UPDATE SET reason = reason | excluded.reason, '
          'seq = seq + 1, attempt = 0, retry_ns = 0')
-_OBJECT = 'key, etag, size, ino, revision, sha256, doomed, lifecycle, uploaded_ns'
+_OBJECT = 'key, etag, size, ino, revision, sha256, doomed, lifecycle, uploaded_ns, said_ns'
 
 
 class Pending(NamedTuple):
@@ -40,6 +41,7 @@ class Known(NamedTuple):
     doomed: int
     lifecycle: str = ''
     uploaded_ns: int = 0
+    said_ns: int = 0
 
 
 class Journal:
@@ -47,6 +49,7 @@ class Journal:
 
     def __init__(self, db: TreeDB) -> None:
         self._db = db
+        self.conflicts = ConflictRows(db)
         #: +1 for each change that reached the journal: tells cheaply that there is something new; and who is told at once
         self.marks = 0
         self.on_mark: Callable[[], None] | None = None
@@ -186,11 +189,15 @@ class Journal:
         return self._db.row('SELECT 1 FROM object WHERE key >= ? AND key <= ? LIMIT 1', (after, last)) is not None
 
     def put_object(self, known: Known) -> None:
-        self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?)', known)
+        self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
 
     def note_lifetime(self, key: str, etag: str, lifecycle: str, uploaded_ns: int) -> None:
         """What the store says of when this version came, and when it expires."""
         self._db.execute('UPDATE object SET lifecycle = ?, uploaded_ns = ? WHERE key = ? AND etag = ?', (lifecycle, uploaded_ns, key, etag))
+
+    def note_said(self, records: Iterable[tuple[int, str, str]]) -> None:
+        """(changed_ns, key, etag) of index records that the attributes here are from."""
+        self._db.many('UPDATE object SET said_ns = ? WHERE key = ? AND etag = ?', records)
 
     def drop_object(self, key: str) -> None:
         self._db.execute('DELETE FROM object WHERE key = ?', (key,))
@@ -264,5 +271,7 @@ class Journal:
     def drop_hints_of(self, keys: Iterable[str]) -> None:
         self._db.many('DELETE FROM hint WHERE key = ?', ((key,) for key in keys))
 
-    def drop_hints(self) -> None:
-        self._db.execute('DELETE FROM hint')
+    def drop_hints(self, *, but: Iterable[str] = ()) -> None:
+        """All `but` those of these keys, and of objects that have no place now but may get one."""
+        self._db.execute('DELETE FROM hint WHERE key NOT IN (SELECT value FROM json_each(?)) AND key NOT IN (SELECT key FROM unmountable)',
+                         (json.dumps(list(but)),))

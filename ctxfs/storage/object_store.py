@@ -3,10 +3,11 @@
 Owns the contract (this Protocol, checked by tests/contract against each store) and nothing of any provider. It must not know paths,
 inodes or schedules: keys and bytes only. All calls are synchronous, thread-safe, bounded in time, and raise only `ctxfs.errors`:
 NotFound, RemoteChanged (a condition failed), Denied (credentials, rights), Unsupported (no such feature), RemoteUnavailable
-(transient), InvalidArgument (this store cannot hold such a key, or a part is too large).
+(transient; OutOfTurn, Contradicted), InvalidArgument (this store cannot hold such a key, or a part is too large).
 """
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import BinaryIO, Protocol
@@ -15,6 +16,42 @@ import msgspec
 
 from ctxfs.errors import InvalidArgument
 from ctxfs.records import ListPage, ObjectInfo, PutResult
+
+#: files above this are stored in parts
+PARTS_ABOVE = 16 << 20
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always. `is_claim`: it is
+    how hosts take turns, so it needs none."""
+    etag: str | None = None
+    absent: bool = False
+    is_claim: bool = False
+
+
+class Memory(Protocol):
+    """Where it is remembered what a store can do (remembered.py)."""
+
+    def recall(self) -> Capabilities | None: ...
+
+    def keep(self, capabilities: Capabilities) -> None: ...
+
+    def forget(self) -> None: ...
+
+
+ALWAYS = Condition()
+_ABSENT, _OVER = Condition(absent=True), Condition(etag='any')
+
+
+class Write(enum.Enum):
+    """The ways to write an object, whose conditions servers honour or ignore one by one."""
+    PUT = 'put'
+    PARTS = 'parts'
+    COPY = 'copy'
+
+
+#: changes with the questions (s3_probe.py) and the fields: an answer to other ones is not remembered
+PROBE_VERSION = 2
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,23 +66,56 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     conditional_batch_delete: bool = False
     #: etags in conditions go without their quotes (Ceph RGW)
     unquoted_etags: bool = False
-    #: a create-only PUT goes by OSS's own header
+    #: a create-only PUT goes by OSS's own header; so do copies and uploads in parts
     forbid_overwrite: bool = False
+    forbid_overwrite_everywhere: bool = False
     #: a copy is refused when its source is not the version named (without it, the source is looked at first)
     conditional_copy_source: bool = False
     #: objects carry tags; a store without them ignores the ones it is given
     tagging: bool = False
     #: the bucket has lifecycle rules that may be read, so that `ensure_expiry` is worth a try
     lifecycle: bool = False
+    #: conditions hold at the end of an upload in parts
+    conditional_parts: bool = False
+    #: an answer was refused for want of rights, which are better elsewhere in the bucket: good for the prefix that was asked about only
+    is_limited: bool = False
+
+    @property
+    def can_create(self) -> bool:
+        """Of several who create the same object at once exactly one succeeds."""
+        return self.conditional_create or self.forbid_overwrite
+
+    def is_atomic(self, write: Write, condition: Condition) -> bool:
+        """Whether the store itself sees to the condition. Where it does not, the object is looked at first, and then written."""
+        if condition == ALWAYS:
+            return True
+        has_put = self.can_create if condition.absent else self.conditional_overwrite
+        if write is Write.PUT:
+            return has_put
+        has_parts = self.conditional_parts or (condition.absent and self.forbid_overwrite_everywhere)
+        # what cannot be copied under a condition is read and put, or copied in parts
+        return has_parts if write is Write.PARTS else self.conditional_copy or (has_parts and has_put)
+
+    def needs_turn(self, write: Write, condition: Condition) -> bool:
+        """Whether hosts must take turns to write so: it is not atomic, or it could come between another host's look and its write."""
+        if condition == ALWAYS or condition.is_claim:
+            return False
+        if not self.is_atomic(write, condition):
+            return True
+        overwrites = all(self.is_atomic(other, _OVER) for other in Write)
+        if not condition.absent:
+            return not (overwrites and self.conditional_delete)
+        return not all(self.is_atomic(other, _ABSENT) for other in Write) or (self.conditional_delete and not overwrites)
+
+    @property
+    def deletes_need_turn(self) -> bool:
+        """An atomic one harms nobody: who finds the object gone puts it back."""
+        return not self.conditional_delete
 
 
-class Condition(msgspec.Struct, frozen=True, kw_only=True):
-    """When a write may happen: `etag` set: only over that version; `absent`: only where there is no object; neither: always."""
-    etag: str | None = None
-    absent: bool = False
-
-
-ALWAYS = Condition()
+#: without the right to write nothing can be found out
+UNKNOWN = Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False, conditional_copy=False,
+                       batch_delete=False, is_limited=True)
 #: (key, why): what `delete_many` could not remove
 Failures = list[tuple[str, Exception]]
 
@@ -64,7 +134,11 @@ class ObjectStore(Protocol):
 
     url: str
 
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """Asked of the server at the first call, unless `learn` said it before; UNKNOWN without the right to write."""
+
+    def learn(self, known: Capabilities | None) -> None:
+        """What the store can do from now on; None: it is to be asked again when it is needed."""
 
     def etag_maker(self, size: int) -> EtagMaker | None:
         """Foretells the etag of an object of `size` bytes that `put` or `put_file` makes, where this store's follow from the content."""

@@ -89,7 +89,7 @@ def _room(metadata: Mapping[str, str]) -> int:
 
 def encode_stamp(stamp: Stamp) -> str:
     fields = {'sha256': stamp.sha256, 'host': stamp.host, 'rev': str(stamp.revision) if stamp.revision else '', 'link': stamp.link,
-              'etag': stamp.etag, 'sums': stamp.sums}
+              'etag': stamp.etag, 'sums': stamp.sums, 'try': stamp.attempt, 'base': stamp.base}
     return ';'.join(['v=1', *(f'{name}={quote(value, safe="")}' for name, value in fields.items() if value)])
 
 
@@ -101,6 +101,7 @@ def decode_stamp(metadata: Mapping[str, str] | None) -> Stamp | None:
         return None
     revision = int(fields.get('rev', '')) if re.fullmatch('[0-9]{1,19}', fields.get('rev', '')) else 0
     return Stamp(sha256=unquote(fields.get('sha256', '')), host=unquote(fields.get('host', '')), link=unquote(fields.get('link', '')),
+                 attempt=unquote(fields.get('try', '')), base=unquote(fields.get('base', '')),
                  etag=unquote(fields.get('etag', '')), sums=unquote(fields.get('sums', '')), revision=revision if revision <= INT64_MAX else 0)
 
 

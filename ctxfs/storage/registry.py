@@ -144,14 +144,15 @@ class Registry:
         return self._complete(claim)
 
     def find(self, reference: str) -> ContextRecord:
-        """The context with that id or name; also one that no registry knows but that has files (filled by other tools, or its
-        credentials do not reach the registry). Raises NotFound with the nearest name."""
+        """The context with that id or name; also one that no registry knows but that has files (filled by other tools), or an id whose
+        prefix may be listed by credentials that do not reach the registry. Raises NotFound with the nearest name."""
         try:
             found = self._record(reference) or self._by_name(reference)
         except Denied:
-            if not self._has_files(reference):
+            # whoever may look into the prefix of an id has that context, also while it is empty
+            if not self._has_files(reference) and not ID_PATTERN.fullmatch(reference):
                 raise
-            found = None
+            return self._unregistered(reference)
         if found is None and self._has_files(reference):
             found = self._unregistered(reference)
         if found is None:
@@ -236,8 +237,8 @@ class Registry:
         return bool(page.objects)
 
     def _unregistered(self, context_id: str) -> ContextRecord:
-        first = self._store.list(context_prefix(context_id), limit=1).objects[0]
-        created = iso_now(lambda: first.mtime_ns / 1e9)
+        objects = self._store.list(context_prefix(context_id), limit=1).objects
+        created = iso_now((lambda: objects[0].mtime_ns / 1e9) if objects else self._clock)
         return ContextRecord(id=context_id, name=context_id, created_at=created, last_used_at=created)
 
     def _known(self) -> Iterator[str]:

@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from time import sleep
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -41,6 +42,8 @@ _SAFE = '-_.~'
 _USER_AGENT = f'ctxfs/{ctxfs.__version__}'
 #: a page of a listing whose 1,000 keys are as long as they can be, each character spelled out; nothing but objects is larger
 DOCUMENT_MAX = 12 << 20
+#: S3 and OSS allow 15 minutes
+_SKEW_SECONDS = 840.0
 _PLAIN_READS = frozenset({'GET', 'HEAD'})
 #: other credentials are looked for that often at most
 _RENEW_SECONDS = 1.0
@@ -125,6 +128,10 @@ class S3Client:
             code = 'ExpiredToken'
         elif not code and response.status == 403:
             message = 'refused; check the credentials and their rights'
+            if abs(_skew(response)) > _SKEW_SECONDS:        # the answer to a HEAD has no room for the reason
+                code = 'RequestTimeTooSkewed'
+        if code == 'RequestTimeTooSkewed' and (skew := _skew(response)):
+            what += f', with the clock {abs(skew) / 60:.0f} minutes {"ahead" if skew > 0 else "behind"}'
         error = error_for(response.status, code, message, what=what, bucket=self.bucket)
         if isinstance(error, RemoteUnavailable):
             error.retry_after = retry_after_of(response.headers.get('Retry-After', ''))
@@ -198,6 +205,14 @@ def translate(what: str, bucket: str) -> Iterator[None]:
         raise UsageError(f'{what}: {exc}') from exc
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError) as exc:
         raise RemoteUnavailable(f'{what}: {exc}') from exc
+
+
+def _skew(response: Response) -> float:
+    """Seconds by which this machine's clock is ahead of the server's; 0 where it does not say."""
+    try:
+        return time.time() - parsedate_to_datetime(response.headers.get('Date', '')).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def content_md5(body: bytes) -> str:

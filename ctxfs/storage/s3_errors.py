@@ -4,7 +4,18 @@ Owns the table, and nothing that sends or parses. It must not know boto3: both w
 """
 from __future__ import annotations
 
-from ctxfs.errors import CredentialsExpired, CtxfsError, Denied, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
+from ctxfs.errors import (
+    ClockSkewed,
+    CredentialsExpired,
+    CtxfsError,
+    Denied,
+    InvalidArgument,
+    NotFound,
+    RemoteChanged,
+    RemoteUnavailable,
+    Unanswered,
+    Unsupported,
+)
 
 #: codes that say more than their status; the texts are for a person
 _CODES: dict[str, tuple[type[CtxfsError], str]] = {
@@ -16,7 +27,7 @@ _CODES: dict[str, tuple[type[CtxfsError], str]] = {
     'TokenRefreshRequired': (CredentialsExpired, 'the session token has expired; renew the credentials'),
     'InvalidToken': (Denied, 'the session token is not valid; renew the credentials'),
     'SecurityTokenExpired': (CredentialsExpired, 'the session token has expired; renew the credentials'),
-    'RequestTimeTooSkewed': (Denied, "this machine's clock differs from the server's by more than it allows; set the clock"),
+    'RequestTimeTooSkewed': (ClockSkewed, "this machine's clock differs from the server's by more than it allows; set the clock"),
     'AuthorizationHeaderMalformed': (Denied, 'the request was signed for another region; give region= in the store URL'),
     'PermanentRedirect': (InvalidArgument, 'the bucket {bucket} is in another region or at another endpoint; give region= or endpoint='),
     'SecondLevelDomainForbidden': (Denied, 'this endpoint wants addressing=virtual in the store URL'),
@@ -36,6 +47,8 @@ _CODES: dict[str, tuple[type[CtxfsError], str]] = {
 _STATUSES: dict[int, type[CtxfsError]] = {
     401: Denied, 403: Denied, 404: NotFound, 405: Unsupported, 408: RemoteUnavailable, 409: RemoteChanged, 412: RemoteChanged,
     425: RemoteUnavailable, 429: RemoteUnavailable, 501: Unsupported,
+    # somebody on the way gave up, or something broke in the middle
+    500: Unanswered, 502: Unanswered, 504: Unanswered,
 }
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable
+from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, Unanswered
 from ctxfs.storage.http_body import BoundedResponse, Pace
 
 #: idle connections kept; one more is closed after its request
@@ -72,7 +72,7 @@ class HttpPool:
         """One exchange. `is_repeatable`: sent once more after a lost connection, where a second time does no harm. `body_max`: bytes of the
         answer's body; more are not taken.
 
-        Raises RemoteUnavailable when no whole response came; whether the server acted on the request is then unknown.
+        Raises RemoteUnavailable when no whole response came; Unanswered where the server may have acted on the request.
         """
         for attempt in (1, 2):
             try:
@@ -82,7 +82,8 @@ class HttpPool:
                              'set of authorities') from exc
             except (OSError, http.client.HTTPException) as exc:
                 if attempt == 2 or not is_repeatable or isinstance(exc, (TimeoutError, socket.gaierror)):
-                    raise RemoteUnavailable(f'{self.endpoint} cannot be reached or broke off: {_reason(exc)}') from exc
+                    kind = RemoteUnavailable if isinstance(exc, (ConnectionRefusedError, socket.gaierror)) else Unanswered
+                    raise kind(f'{self.endpoint} cannot be reached or broke off: {_reason(exc)}') from exc
         raise AssertionError('not reached: the second attempt returns or raises')
 
     def close(self) -> None:

@@ -6,24 +6,25 @@ headers it is given, nor whether the content moved: `may_commit` tells.
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import CtxfsError, NotFound, RemoteUnavailable, Unanswered
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_errors import code_of
-from ctxfs.storage.s3_xml import complete_request, parse_copy_etag, parse_upload_id, quoted_etag
+from ctxfs.storage.s3_guard import Sending
+from ctxfs.storage.s3_xml import complete_request, parse_completed_etag, parse_copy_etag, parse_upload_id, quoted_etag
 
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-#: above this a file goes in parts
-SINGLE_MAX = 16 * MIB
 PART_MIN = 8 * MIB
 #: bytes of one upload that may be in memory, over all of its parts in flight
 MEMORY = 64 * MIB
@@ -36,6 +37,8 @@ _COPY_PART = 1 << 30
 Sender = Callable[[str, int], str]
 #: headers
 Headers = Mapping[str, str]
+#: around the request that completes an upload: what it is sent with; may raise
+Commit = Callable[[], AbstractContextManager[Sending]]
 
 
 def part_size(size: int) -> int:
@@ -75,10 +78,10 @@ class FileReader:
         return data
 
 
-def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Headers, before_complete: Callable[[], Headers],
+def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Headers, commit: Commit,
                  may_commit: Callable[[], bool], progress: Callable[[int], None]) -> str:
-    """Upload and complete; returns the etag. `create`: the new object's headers; `before_complete` may raise, and gives the conditions of the
-    completion. Raises RemoteUnavailable where it is unknown whether the object is there now."""
+    """Upload and complete; returns the etag. `create`: the new object's headers. Raises RemoteUnavailable where it is unknown whether the object
+    is there now."""
     step = part_size(size)
 
     def send(upload_id: str, number: int) -> str:
@@ -89,16 +92,15 @@ def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, c
         progress(len(data))
         return quoted_etag(response.headers.get('ETag', ''))
 
-    def confirm() -> Headers:
+    def confirm() -> AbstractContextManager[Sending]:
         if not may_commit():
             raise Aborted(f'{key}: the content moved while it was being stored')
-        return before_complete()
+        return commit()
     workers = max(1, min(PARALLEL, MEMORY // step))
-    return _run(client, key, -(-size // step), send, create=create, confirm=confirm, workers=workers)
+    return _run(client, key, -(-size // step), send, create=create, commit=confirm, workers=workers)
 
 
-def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Headers,
-               before_complete: Callable[[], Headers]) -> str:
+def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Headers, commit: Commit) -> str:
     """Server-side copy of an object above COPY_MAX; returns the etag."""
     step = max(_COPY_PART, part_size(size))
 
@@ -113,16 +115,16 @@ def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_eta
             return parse_copy_etag(response.body)
         except ValueError:
             raise client.error(response._replace(status=500), what) from None
-    return _run(client, key, -(-size // step), send, create=create, confirm=before_complete, workers=PARALLEL)
+    return _run(client, key, -(-size // step), send, create=create, commit=commit, workers=PARALLEL)
 
 
-def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Headers, confirm: Callable[[], Headers], workers: int) -> str:
+def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Headers, commit: Commit, workers: int) -> str:
     upload_id = _begin(client, key, create)
     try:
         etags = _send_all(send, upload_id, count, workers)
-        conditions = confirm()
-        crash_point('worker-multipart-before-complete')
-        etag = _complete(client, key, upload_id, etags, conditions)
+        with commit() as sending:
+            crash_point('worker-multipart-before-complete')
+            etag = _complete(client, key, upload_id, etags, sending)
         crash_point('worker-multipart-after-complete')
         return etag
     except BaseException:
@@ -139,21 +141,29 @@ def _begin(client: S3Client, key: str, headers: Headers) -> str:
         raise RemoteUnavailable(f'{what}: the answer cannot be read: {exc}') from exc
 
 
-def _complete(client: S3Client, key: str, upload_id: str, etags: list[str], conditions: Headers) -> str:
+def _complete(client: S3Client, key: str, upload_id: str, etags: Sequence[str], sending: Sending) -> str:
     what = f'complete the upload of {key}'
     try:
-        response = client.request('POST', key, query={'uploadId': upload_id}, headers={'Content-Type': 'application/xml', **conditions},
-                                  body=complete_request(etags), what=what, is_long=True)
+        response = client.request('POST', key, query={'uploadId': upload_id}, headers={'Content-Type': 'application/xml', **sending.headers},
+                                  body=complete_request(etags), what=what, is_repeatable=False, timeouts=sending.timeouts, is_long=True)
     except NotFound as exc:
         if code_of(exc) == 'NoSuchUpload':      # an earlier try, whose answer was lost, may have completed it
-            raise RemoteUnavailable(f'{what}: {exc}') from exc
-        if not conditions or code_of(exc) == 'NoSuchBucket':
-            raise
-        raise RemoteChanged(f'{key} was removed') from exc
+            raise Unanswered(f'{what}: {exc}') from exc
+        raise
     try:
-        return parse_copy_etag(response.body)
-    except ValueError:
+        etag = parse_completed_etag(response.body)
+    except ValueError:      # it may answer 200 and then report an error
         raise client.error(response._replace(status=500), what) from None
+    return etag or _etag_of_parts(client, key, etags)
+
+
+def _etag_of_parts(client: S3Client, key: str, etags: Sequence[str]) -> str:
+    """Ceph RGW 16 does not say the etag: the object is asked, and is the one just made if its etag is what becomes of the parts'."""
+    found = quoted_etag(client.request('HEAD', key).headers.get('ETag', ''))
+    digests = b''.join(bytes.fromhex(etag.strip('"')) for etag in etags if len(etag) == 34)
+    if found != f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"':
+        raise Unanswered(f'{key} was uploaded, but the server does not say as which version')
+    return found
 
 
 def _send_all(send: Sender, upload_id: str, count: int, workers: int) -> list[str]:

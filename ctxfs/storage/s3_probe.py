@@ -17,14 +17,15 @@ from ctxfs.storage.s3_errors import code_of, status_of
 from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_lifecycle import NO_RULES, is_lifecycle
 from ctxfs.storage.s3_retry import BUSY
-from ctxfs.storage.s3_xml import delete_request, parse_delete_errors, parse_tags
+from ctxfs.storage.s3_xml import complete_request, delete_request, parse_delete_errors, parse_tags, parse_upload_id, quoted_etag
 
 _ATTEMPTS = 3
+_FORBID = {'x-oss-forbid-overwrite': 'true'}
 _STALE = '"00000000000000000000000000000000"'
 
 
 def probe(client: S3Client, prefix: str) -> Capabilities:
-    """What the bucket honours for keys that begin with `prefix` (about 30 small requests).
+    """What the bucket honours for keys that begin with `prefix` (about 40 small requests).
 
     Raises Denied, NotFound (no bucket) and RemoteUnavailable: then nothing is known. No answer that is merely unexpected raises; it means
     that the feature cannot be relied on.
@@ -38,6 +39,7 @@ class _Probe:
         self._key = f'{prefix}probe-{os.urandom(8).hex()}'
         self._other = self._key + '-2'
         self._missing = self._key + '-3'
+        self._is_limited = False
 
     def run(self) -> Capabilities:
         etag = self._send('PUT', self._key, body=b'probe').headers.get('ETag', '')
@@ -49,8 +51,8 @@ class _Probe:
                     self._client.request('DELETE', key, is_repeatable=True, what='take a scratch object away')
 
     def _ask(self, etag: str) -> Capabilities:
-        creates = self._is_refused('PUT', self._key, {'If-None-Match': '*'}) and self._is_done('PUT', self._other, {'If-None-Match': '*'})
-        forbids = not creates and self._is_refused('PUT', self._key, {'x-oss-forbid-overwrite': 'true'})
+        creates = self._creates_by({'If-None-Match': '*'})
+        forbids = not creates and self._creates_by(_FORBID)
         etag = self._current_etag() or etag
         is_unquoted, overwrites = self._ask_overwrite(etag)
         self._outcome('PUT', self._other)
@@ -58,36 +60,64 @@ class _Probe:
         deletes = self._is_refused('DELETE', self._key, {'If-Match': self._spell(_STALE, is_unquoted)}) and bool(self._current_etag())
         if not self._current_etag():
             self._outcome('PUT', self._key)
-        has_tags = self._ask_tagging()
+        has_parts = creates and overwrites and self._ask_parts(
+            {'If-None-Match': '*'}, {'If-Match': self._spell(_STALE, is_unquoted)}, may={'If-Match': self._spell(self._current_etag(), is_unquoted)})
+        forbids_all = forbids and self._is_refused('PUT', self._key, {**self._copied(self._other), **_FORBID}) and self._ask_parts(_FORBID, may={})
+        has_tags, has_lifecycle = self._ask_tagging(), self._ask_lifecycle()
         batches, batch_conditions = self._ask_batch()
         return Capabilities(conditional_create=creates, conditional_overwrite=overwrites, conditional_delete=deletes,
                             conditional_copy=copies, batch_delete=batches, conditional_batch_delete=batch_conditions,
                             unquoted_etags=is_unquoted, forbid_overwrite=forbids, conditional_copy_source=has_copy_source, tagging=has_tags,
-                            lifecycle=self._ask_lifecycle())
+                            lifecycle=has_lifecycle, conditional_parts=has_parts, forbid_overwrite_everywhere=forbids_all,
+                            is_limited=self._is_limited)
+
+    def _creates_by(self, headers: Mapping[str, str]) -> bool:
+        return self._is_refused('PUT', self._key, headers) and self._is_done('PUT', self._other, headers)
 
     def _ask_overwrite(self, etag: str) -> tuple[bool, bool]:
         """(etags go unquoted, If-Match on a PUT can be relied on)."""
         if not self._is_refused('PUT', self._key, {'If-Match': _STALE}):
             return False, False
         # MinIO before 2025-08 created the object that the condition said was there
-        if not self._is_refused('PUT', self._missing, {'If-Match': etag}):
+        # (403: without the right to list the bucket nobody is told what is there)
+        if not isinstance(self._outcome('PUT', self._missing, {'If-Match': etag}), (RemoteChanged, NotFound, Denied)):
             return False, False
         if self._is_done('PUT', self._key, {'If-Match': etag}):
             return False, True
         unquoted = etag.strip('"')
         return True, self._is_done('PUT', self._key, {'If-Match': unquoted})
 
+    def _copied(self, key: str) -> dict[str, str]:
+        return {'x-amz-copy-source': self._client.source_header(key)}
+
     def _ask_copy(self) -> tuple[bool, bool]:
         """(The source's condition is honoured, the target's are too.)"""
-        source = {'x-amz-copy-source': self._client.source_header(self._other)}
+        source = self._copied(self._other)
         has_source = self._is_refused('PUT', self._missing, {**source, 'x-amz-copy-source-if-match': _STALE})
         return has_source, (has_source and self._is_refused('PUT', self._key, {**source, 'If-None-Match': '*'})
                             and self._is_refused('PUT', self._key, {**source, 'If-Match': _STALE}))
 
+    def _ask_parts(self, *refusals: Mapping[str, str], may: Mapping[str, str]) -> bool:
+        """An upload in parts is not completed over the object with such headers, and is with `may`. A server that ignores conditions has stored
+        the probe by then, and that is the answer."""
+        try:
+            upload = {'uploadId': parse_upload_id(self._send('POST', self._key, query={'uploads': ''}).body)}
+            part = self._send('PUT', self._key, body=b'probe', query={**upload, 'partNumber': '1'}).headers.get('ETag', '')
+        except (RemoteUnavailable, Denied):
+            raise
+        except (CtxfsError, ValueError):
+            return False
+        body = complete_request([quoted_etag(part)])
+        is_honoured = all(self._is_refused('POST', self._key, headers, body, upload) for headers in refusals) and self._is_done(
+            'POST', self._key, may, body, upload)
+        if not is_honoured:
+            self._outcome('DELETE', self._key, query=upload)
+        return is_honoured
+
     def _ask_tagging(self) -> bool:
         """Tags come with a PUT, can be read, stay with a copy, are replaced by one, and reading them is not answered with something else:
         a server that does not know `?tagging` sends the object (or, to a PUT, overwrites it, so that is not asked)."""
-        source = {'x-amz-copy-source': self._client.source_header(self._key)}
+        source = self._copied(self._key)
         new = {**source, 'x-amz-tagging-directive': 'REPLACE', 'x-amz-tagging': 'ctxfs-probe=2'}
         return (self._is_done('PUT', self._key, {'x-amz-tagging': 'ctxfs-probe=1'}) and self._tag_of(self._key) == '1'
                 and self._is_done('PUT', self._other, source) and self._tag_of(self._other) == '1'
@@ -96,7 +126,8 @@ class _Probe:
     def _tag_of(self, key: str) -> str:
         try:
             return parse_tags(self._send('GET', key, query={'tagging': ''}).body).get('ctxfs-probe', '')
-        except (CtxfsError, ValueError):    # also a 500: no mount may fail for want of tags
+        except (CtxfsError, ValueError) as exc:    # also a 500: no mount may fail for want of tags
+            self._note_limit(exc)
             return ''
 
     def _holds_probe(self, key: str) -> bool:
@@ -107,6 +138,7 @@ class _Probe:
         try:
             return is_lifecycle(self._send('GET', '', query={'lifecycle': ''}).body)
         except CtxfsError as exc:
+            self._note_limit(exc)
             return code_of(exc) == NO_RULES
 
     def _ask_batch(self) -> tuple[bool, bool]:
@@ -135,26 +167,34 @@ class _Probe:
     def _current_etag(self) -> str:
         try:
             return self._send('HEAD', self._key).headers.get('ETag', '')
-        except NotFound:
+        except (NotFound, Denied):      # 403: the same, to whoever may not list the bucket
             return ''
 
-    def _is_refused(self, method: str, key: str, headers: Mapping[str, str]) -> bool:
-        return isinstance(self._outcome(method, key, headers), (RemoteChanged, NotFound))
+    def _is_refused(self, method: str, key: str, headers: Mapping[str, str], body: bytes = b'probe',
+                    query: Mapping[str, str] | None = None) -> bool:
+        return isinstance(self._outcome(method, key, headers, body, query), (RemoteChanged, NotFound))
 
-    def _is_done(self, method: str, key: str, headers: Mapping[str, str]) -> bool:
-        return self._outcome(method, key, headers) is None
+    def _is_done(self, method: str, key: str, headers: Mapping[str, str], body: bytes = b'probe',
+                 query: Mapping[str, str] | None = None) -> bool:
+        return self._outcome(method, key, headers, body, query) is None
 
-    def _outcome(self, method: str, key: str, headers: Mapping[str, str] | None = None) -> CtxfsError | None:
+    def _outcome(self, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b'probe',
+                 query: Mapping[str, str] | None = None) -> CtxfsError | None:
         """What the server said; transient errors are raised, since they say nothing about the feature."""
+        has_body = method == 'POST' or (method == 'PUT' and 'x-amz-copy-source' not in (headers or {}))
         try:
-            self._send(method, key, headers, b'probe' if method == 'PUT' and 'x-amz-copy-source' not in (headers or {}) else b'')
+            self._send(method, key, headers, body if has_body else b'', query=query)
         except RemoteUnavailable:
             if method != 'DELETE' or headers:
                 raise
             return None
         except CtxfsError as exc:
+            self._note_limit(exc)
             return exc
         return None
+
+    def _note_limit(self, exc: Exception) -> None:
+        self._is_limited = self._is_limited or isinstance(exc, Denied)
 
     def _send(self, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b'', *,
               query: Mapping[str, str] | None = None) -> Response:

@@ -16,6 +16,7 @@ from ctxfs.records import ListPage, ObjectInfo
 from ctxfs.storage.attr_bounds import clamp_ns
 
 #: XML 1.0 cannot hold most control characters, and parsers turn CR into LF: such keys need requests without XML
+_NOT_IN_XML_AT_ALL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]')
 _NOT_IN_XML = re.compile('[\x00-\x1f\x7f-\x9f\ufffe\uffff]')
 
 
@@ -37,7 +38,7 @@ def quoted_etag(etag: str) -> str:
 
 def parse_listing(body: bytes, *, strip: str) -> ListPage:
     """A ListObjectsV2 response, with `strip` taken off the front of each key, which must be there. ValueError when it is not one."""
-    root = parse_xml(body)
+    root = _parse_listing(body)
     if _local(root) != 'ListBucketResult':      # what is not listed counts as deleted: a proxy's page must not pass for an empty listing
         raise ValueError(f'no listing but a document {_local(root)[:40]!r}')
     # each object is a ListPage.objects entry; the namespace is cut off once, from the root's tag
@@ -58,6 +59,17 @@ def parse_listing(body: bytes, *, strip: str) -> ListPage:
     if is_truncated and not token:
         raise ValueError('a truncated listing without a token')
     return ListPage(objects=objects, prefixes=prefixes, next_token=token if is_truncated else None)
+
+
+def _parse_listing(body: bytes) -> ET.Element:
+    """Servers repeat the prefix and the like as they were sent, also where XML cannot hold them (Ceph: U+FFFF); only keys count."""
+    try:
+        return parse_xml(body)
+    except ValueError:
+        root = parse_xml(_NOT_IN_XML_AT_ALL.sub('', body.decode('utf-8', 'replace')).encode())
+        if not any(_local(node) == 'EncodingType' and node.text == 'url' for node in root):
+            raise       # then a key is what is damaged
+        return root
 
 
 def parse_error(body: bytes) -> tuple[str, str]:
@@ -92,6 +104,14 @@ def complete_request(etags: Iterable[str]) -> bytes:
     """The parts of an upload, in order, from number 1 on."""
     parts = ''.join(f'<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>' for number, etag in enumerate(etags, 1))
     return f'<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{parts}</CompleteMultipartUpload>'.encode()
+
+
+def parse_completed_etag(body: bytes) -> str:
+    """The etag in a CompleteMultipartUploadResult; '' where the server does not say it. ValueError when it is another document."""
+    root = parse_xml(body)
+    if _local(root) != 'CompleteMultipartUploadResult':
+        raise ValueError('no CompleteMultipartUploadResult')
+    return next((quoted_etag(node.text) for node in root if _local(node) == 'ETag' and node.text), '')
 
 
 def parse_tags(body: bytes) -> dict[str, str]:

@@ -26,8 +26,10 @@ CREATE TABLE inode (
     attrs_known INTEGER NOT NULL,           -- 0: only what a listing says; the object's metadata was not read yet
     target      BLOB,                       -- a symlink's target
     xattrs      BLOB,                       -- msgpack {name: value}; NULL when it has none
-    link_group  TEXT,                       -- names that another host hard-linked carry the same group; NULL for most
-    local       INTEGER NOT NULL DEFAULT 0  -- 1: stays on this host (by its type, or the policy's white lists); see storage/gating.py
+    link_group  TEXT,                       -- names that another host hard-linked carry the same group; NULL for most. INVARIANT: names
+                                            -- with one group have one content, so a file whose content changes gets another group
+    local       INTEGER NOT NULL DEFAULT 0  -- stays on this host: 1 by its type or the policy's white lists, 2 because a conflict was
+                                            -- decided against it and nobody settled that yet; see storage/gating.py
 );
 -- INVARIANT: a local inode has no object and no pending row (but a directory's SUBTREE): the bucket does not know of it.
 CREATE INDEX inode_local ON inode (mode, size) WHERE local;
@@ -56,7 +58,8 @@ CREATE TABLE object (
     sha256   TEXT NOT NULL,                 -- of the content, '' when not known
     doomed   INTEGER NOT NULL,
     lifecycle   TEXT NOT NULL DEFAULT '',   -- the lifecycle tag that the object carries; '' when none
-    uploaded_ns INTEGER NOT NULL DEFAULT 0  -- when this version was uploaded, by the store's clock; 0 when not known
+    uploaded_ns INTEGER NOT NULL DEFAULT 0, -- when this version was uploaded, by the store's clock; 0 when not known
+    said_ns     INTEGER NOT NULL DEFAULT 0  -- when its host wrote the index record that the attributes are from; of two the later counts
 ) WITHOUT ROWID;
 CREATE INDEX object_ino ON object (ino);
 CREATE INDEX object_doomed ON object (key) WHERE doomed;
@@ -92,7 +95,8 @@ CREATE TABLE unmountable (
     reason TEXT NOT NULL
 ) WITHOUT ROWID;
 
--- Attributes from the index that wait for their object to be listed. Emptied when the listing is complete.
+-- Attributes from the index that wait for their object to be listed, or to have a place here (unmountable). All others go when the listing is
+-- complete.
 CREATE TABLE hint (
     key    TEXT PRIMARY KEY,
     etag   TEXT NOT NULL,
@@ -100,12 +104,14 @@ CREATE TABLE hint (
     record BLOB NOT NULL                    -- msgpack IndexRecord
 ) WITHOUT ROWID;
 
--- Copies that ctxfs made because the bucket had moved under a local change: both contents are kept.
+-- Conflicts that nobody settled yet: two versions wanted one key, and one of them has a name of its own beside the other since.
 CREATE TABLE conflict (
-    ino      INTEGER PRIMARY KEY,           -- the local content, under its new name
-    original TEXT NOT NULL,                 -- the key both wanted
-    since_ns INTEGER NOT NULL
-);
+    ino      INTEGER NOT NULL,              -- what stands under that name of its own
+    original TEXT NOT NULL,                 -- the key that both wanted
+    since_ns INTEGER NOT NULL,
+    holds    INTEGER NOT NULL,              -- whose version it is: 0 this host's, 1 the one that was published
+    PRIMARY KEY (ino, original)
+) WITHOUT ROWID;
 
 -- What of a staging file is known to be on the disk: when it had this size, `holes` bytes of it in holes, it was fsynced. Written after the
 -- fsync, gone with the turn that makes the inode STAGED anew. After a power cut a staged file without a row proves nothing: it may have its
@@ -122,5 +128,5 @@ CREATE TABLE attempt (
     key      TEXT PRIMARY KEY,
     ino      INTEGER NOT NULL,
     revision INTEGER NOT NULL,
-    sha256   TEXT NOT NULL                  -- of what was to be copied; '' for an upload, which carries (host, revision) in its stamp
+    sha256   TEXT NOT NULL                  -- of what was to be copied, or what else tells that it arrived; see sync/doubt.py
 ) WITHOUT ROWID;

@@ -6,12 +6,12 @@ request is made and no file touched here (except that `create` makes the directo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ctxfs.errors import UsageError
-from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.object_store import Memory, ObjectStore
 from ctxfs.store_url import check_no_credentials
 
 _OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
@@ -19,12 +19,13 @@ _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|vi
 
 
 def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/', capabilities: Mapping[str, Any] | None = None,
-               silence: float | None = None) -> ObjectStore:
+                silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None) -> ObjectStore:
     """The store that `url` names. Nothing is asked of it yet: `check()` does that.
 
     `create`: a `file://` directory is made where it is missing. `scratch_prefix`: what the keys of its probes begin with, and what `check()`
-    lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict. `silence`:
-    seconds for which a server may say nothing before a request has failed (s3://). Raises UsageError for a wrong URL.
+    lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict; `memory`:
+    where that is remembered. `silence`: seconds for which a server may say nothing before a request has failed (s3://). `turn_left`: seconds
+    for which this host alone may do what the store cannot make atomic. Raises UsageError for a wrong URL.
     """
     scheme, bucket, path, options = _parse(url)
     if scheme == 'file':
@@ -33,8 +34,8 @@ def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/
     # imported here: boto3 costs 0.2 s and 40 MB, and a file:// store needs none of it
     from ctxfs.storage.s3_store import S3Store
     return S3Store(bucket, path, endpoint=options.get('endpoint'), region=options.get('region'), profile=options.get('profile'),
-                   addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities,
-                   silence=silence)
+                   addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities, memory=memory,
+                   silence=silence, turn_left=turn_left)
 
 
 def directory_of(url: str) -> str | None:

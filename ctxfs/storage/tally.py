@@ -1,14 +1,18 @@
-"""Counts of a whole tree database: what is pending, failed, local-only, in conflict.
+"""Counts of a whole tree database: what is pending, failed, local-only, in conflict; and which conflicts there are.
 
 Owns the SQL that looks at every journal row, which is why it runs on a connection of its own, in a thread, or in another process after the
 daemon's end. It must not know who asks.
 """
 from __future__ import annotations
 
+import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ctxfs.records import ROOT_INO
+from ctxfs.storage.gating import HELD
+from ctxfs.storage.keys import component_to_name
 from ctxfs.storage.tree_connection import TreeReader
 
 #: entries of a list; the counts beside them are exact
@@ -22,9 +26,15 @@ _COUNTS = '''
            (SELECT count(*) FROM object WHERE doomed AND doomed = 1),
            (SELECT count(*) FROM inode WHERE local AND (mode & 61440) <> 16384),
            (SELECT coalesce(sum(size), 0) FROM inode WHERE local AND (mode & 61440) <> 16384),
-           (SELECT count(*) FROM conflict c JOIN dentry d ON d.ino = c.ino),
+           (SELECT count(*) FROM conflict c WHERE EXISTS (SELECT 1 FROM dentry d WHERE d.ino = c.ino)),
            EXISTS (SELECT 1 FROM unmountable)
     FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0'''
+
+
+class Rows(Protocol):
+    """A TreeReader, or the daemon's own TreeDB."""
+
+    def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]: ...
 
 
 class Failure(NamedTuple):
@@ -64,23 +74,69 @@ def count_at(state_dir: Path) -> Tally:
         reader.close()
 
 
-def _failed(reader: TreeReader) -> tuple[Failure, ...]:
+def _failed(reader: Rows) -> tuple[Failure, ...]:
     rows = reader.rows("SELECT ino, error, attempt, retry_ns FROM pending WHERE error <> '' ORDER BY since_ns LIMIT ?", (LISTED,))
     return tuple(Failure(_path(reader, ino), error, attempt, retry_ns if retry_ns < 2**62 else 0) for ino, error, attempt, retry_ns in rows)
 
 
-def _unmountable(reader: TreeReader) -> tuple[tuple[str, str], ...]:
+def _unmountable(reader: Rows) -> tuple[tuple[str, str], ...]:
     rows = reader.rows('SELECT key, reason FROM unmountable ORDER BY key LIMIT ?', (LISTED,))
     return tuple((key.encode('utf-8', 'backslashreplace').decode(), reason) for key, reason in rows)
 
 
-def _path(reader: TreeReader, ino: int) -> str:
+def _path(reader: Rows, ino: int) -> str:
     """The first name, printable."""
+    names = names_to(reader, ino)
+    return '(removed)' if names is None else shown(names)
+
+
+def names_to(reader: Rows, ino: int, *, first: bytes = b'') -> list[bytes] | None:
+    """From below the root to the inode's first name (one that has `first` in it, if there is one); None for one without a name."""
     parts: list[bytes] = []
     while ino != ROOT_INO:
-        found = reader.rows('SELECT parent, name FROM dentry WHERE ino = ? ORDER BY parent, name LIMIT 1', (ino,))
+        found = reader.rows('SELECT parent, name FROM dentry WHERE ino = ? ORDER BY instr(name, ?) = 0, parent, name LIMIT 1', (ino, first))
         if not found:
-            return '(removed)'
+            return None
         ino, name = found[0]
         parts.append(name)
-    return '/' + b'/'.join(reversed(parts)).decode('utf-8', 'backslashreplace')
+    return parts[::-1]
+
+
+def shown(names: list[bytes]) -> str:
+    return '/' + b'/'.join(names).decode('utf-8', 'backslashreplace')
+
+
+# --- conflicts ---------------------------------------------------------------------------------------------------------------------
+
+class Copy(NamedTuple):
+    """One of two versions of a file, under a name of its own, and the name beside it that both wanted: as names from below the root. `holds`:
+    whose it is (conflict_rows.Holds). `is_held`: it stays on this host. `is_dir`: it is a directory, and the other one is a file."""
+    ino: int
+    names: list[bytes]
+    original: list[bytes]
+    since_ns: int
+    holds: int
+    is_held: bool
+    is_dir: bool
+
+
+def copies(reader: Rows, limit: int = LISTED) -> list[Copy]:
+    """Of conflicts that nobody settled, the newest first."""
+    found = []
+    for ino, original, since_ns, holds, local, mode in reader.rows(
+            'SELECT c.ino, c.original, c.since_ns, c.holds, i.local, i.mode FROM conflict c JOIN inode i ON i.ino = c.ino '
+            'WHERE EXISTS (SELECT 1 FROM dentry d WHERE d.ino = c.ino) ORDER BY c.since_ns DESC LIMIT ?', (limit,)):
+        names = names_to(reader, ino, first=b'.conflict-')
+        if names is not None:
+            beside = [*names[:-1], component_to_name(original.rpartition('/')[2])]
+            found.append(Copy(ino, names, beside, since_ns, holds, local == HELD, stat.S_ISDIR(mode)))
+    return found
+
+
+def copies_at(state_dir: Path) -> list[Copy]:
+    """Of a state directory that no daemon uses. Raises as TreeReader."""
+    reader = TreeReader(state_dir / 'tree.db')
+    try:
+        return copies(reader)
+    finally:
+        reader.close()

@@ -8,6 +8,7 @@ it is answered. A committed transaction survives SIGKILL; `make_durable` (any th
 """
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -43,6 +44,12 @@ _MIGRATIONS = {1: '''
     ''', 2: '''
     CREATE TABLE hardened (ino INTEGER PRIMARY KEY, size INTEGER NOT NULL, holes INTEGER NOT NULL);
     INSERT INTO hardened SELECT ino, 0, 1 << 62 FROM inode WHERE content = 1;
+    ALTER TABLE conflict RENAME TO conflict_2;
+    CREATE TABLE conflict (ino INTEGER NOT NULL, original TEXT NOT NULL, since_ns INTEGER NOT NULL, holds INTEGER NOT NULL,
+                           PRIMARY KEY (ino, original)) WITHOUT ROWID;
+    INSERT INTO conflict SELECT ino, original, since_ns, 0 FROM conflict_2;
+    DROP TABLE conflict_2;
+    ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
     '''}
 
 
@@ -205,6 +212,12 @@ class TreeDB(TreeConnection):
         """Write content state, revision and size."""
         self.execute('UPDATE inode SET content=?, revision=?, size=? WHERE ino=?',
                      (inode.content, inode.revision, inode.size, inode.ino))
+
+    def renew_link_group(self, inode: Inode) -> None:
+        """INVARIANT: names with one link group have one content. So the group of a file is another one as soon as its content is, or as it
+        parts from names that other hosts know."""
+        inode.link_group = uuid.uuid4().hex
+        self.execute('UPDATE inode SET link_group = ? WHERE ino = ?', (inode.link_group, inode.ino))
 
     def store_all(self, inode: Inode) -> None:
         self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())

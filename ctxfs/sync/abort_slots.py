@@ -1,6 +1,8 @@
-"""One shared byte per upload in flight, by which the daemon tells a transfer worker that the file it reads is being changed.
+"""One shared byte per upload in flight, by which the daemon tells a transfer worker that the file it reads is being changed; and when this
+host's turn to write ends, which a worker must know at the instant of a write.
 
-Owns the shared page (a memfd mapped by the daemon and every worker) and who holds which byte. It must not know files, uploads or pipes.
+Owns the shared page (a memfd mapped by the daemon and every worker) and who holds which byte. It must not know files, uploads or pipes, nor
+what a turn is for (turns.py).
 
 INVARIANT: an upload whose byte is still 0 after the worker read the last byte of the file has read one whole state of that file.
 The daemon sets the byte BEFORE it lets a write touch the staging file, and the worker looks at it AFTER its last read. Suppose some read
@@ -14,11 +16,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import threading
+import time
 
 #: bytes in the shared page; far above the number of uploads that all workers together can run
 SLOT_COUNT = 4096
 _CLEAR, _SET = 0, 1
+#: the end of the turn follows the slots, on a boundary where the machine reads and writes it as one
+_TURN = struct.Struct('=d')
+_PAGE_BYTES = SLOT_COUNT + _TURN.size
 _fence_lock = threading.Lock()
 
 
@@ -31,16 +38,27 @@ def _fence() -> None:
         pass
 
 
+def boot_seconds() -> float:
+    """A clock that all processes of this host share, and that goes on while the host sleeps (CLOCK_MONOTONIC does not)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class AbortFlags:
     """The worker's view: it only looks."""
 
     def __init__(self, fd: int) -> None:
-        self._page = mmap.mmap(fd, SLOT_COUNT, prot=mmap.PROT_READ)
+        self._page = mmap.mmap(fd, _PAGE_BYTES, prot=mmap.PROT_READ)
 
     def is_set(self, index: int) -> bool:
         """Whether the daemon changed its mind; to be asked after the last read. An index below 0 is never set."""
         _fence()
         return index >= 0 and self._page[index] != _CLEAR
+
+    def turn_left(self) -> float:
+        """Seconds for which this host still has its turn; 0 or less without one."""
+        _fence()
+        until: float = _TURN.unpack(self._page[SLOT_COUNT:_PAGE_BYTES])[0]
+        return until - boot_seconds()
 
     def close(self) -> None:
         self._page.close()
@@ -81,8 +99,8 @@ class AbortSlots:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create('ctxfs-abort-slots', os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, SLOT_COUNT)
-        self._page = mmap.mmap(self.fd, SLOT_COUNT)
+        os.ftruncate(self.fd, _PAGE_BYTES)
+        self._page = mmap.mmap(self.fd, _PAGE_BYTES)
         self._free = list(range(SLOT_COUNT - 1, -1, -1))
         self._holders = [0] * SLOT_COUNT
 
@@ -112,6 +130,12 @@ class AbortSlots:
         self._holders[index] -= 1
         if self._holders[index] == 0:
             self._free.append(index)
+
+    def set_turn(self, until: float) -> None:
+        """This host's turn ends then (boot_seconds); 0: there is none."""
+        if not self._page.closed:
+            self._page[SLOT_COUNT:_PAGE_BYTES] = _TURN.pack(until)
+            _fence()
 
     def in_use(self) -> int:
         return SLOT_COUNT - len(self._free)

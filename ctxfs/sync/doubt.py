@@ -7,6 +7,7 @@ become of the file since (changed: the next upload may replace it; removed or re
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 
 from ctxfs.storage.inode import Content, Inode
@@ -19,7 +20,9 @@ log = logging.getLogger(__name__)
 
 HEADS = 64
 #: begins what stands for the hash of a copy's source that is not known: stores keep the etag of most objects when they copy them
-BY_ETAG = 'etag '
+_BY_ETAG = 'etag '
+#: begins what stands for the hash of an upload, which is not known before its bytes are read: the id that its stamp carries
+_BY_ATTEMPT = 'try '
 
 
 class Doubt:
@@ -34,11 +37,19 @@ class Doubt:
         self._prefix = prefix
         self._host = host
 
-    def begin(self, key: str, inode: Inode, sha256: str = '', *, revision: int | None = None) -> None:
-        """The inode's current revision (or the one given) is about to be written to the key; `sha256`: by a copy of content with this hash
-        (or BY_ETAG and the source's etag)."""
-        self._db.execute('INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?)',
-                         (key, inode.ino, inode.revision if revision is None else revision, sha256))
+    def begin(self, key: str, inode: Inode, *, revision: int | None = None) -> str:
+        """The inode's current revision (or the one given) is about to be uploaded to the key; returns the id that its stamp is to carry. The
+        revision would not tell: another host may move an object of ours to this key, with its stamp."""
+        attempt = secrets.token_hex(8)
+        self._begin(key, inode, _BY_ATTEMPT + attempt, inode.revision if revision is None else revision)
+        return attempt
+
+    def begin_copy(self, key: str, inode: Inode, source: Known) -> None:
+        """The object that carries the inode's current revision is about to be copied to the key."""
+        self._begin(key, inode, source.sha256 or _BY_ETAG + source.etag, inode.revision)
+
+    def _begin(self, key: str, inode: Inode, sign: str, revision: int) -> None:
+        self._db.execute('INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?)', (key, inode.ino, revision, sign))
 
     def settle(self, key: str) -> None:
         """How it ended is known; call it in the transaction that says so."""
@@ -47,7 +58,7 @@ class Doubt:
     async def resolve(self) -> None:
         """Find out about all writes in doubt. Nothing may be in flight. Raises what the store says (all rows it reached are settled)."""
         while rows := self._db.rows('SELECT key, ino, revision, sha256 FROM attempt ORDER BY key LIMIT ?', (HEADS,)):
-            items = await self._pool.call(Head(keys=[self._prefix + row[0] for row in rows]), priority=Priority.INTERACTIVE)
+            items = await self._pool.call(Head(keys=[self._prefix + row[0] for row in rows], wants_hash=True), priority=Priority.INTERACTIVE)
             for (key, ino, revision, sha256), item in zip(rows, items, strict=True):
                 if item.failure is not None and item.failure.name != 'NotFound':
                     raise item.failure.error()
@@ -72,9 +83,14 @@ class Doubt:
         self._on_arrived(found)
         log.info('the write of %s had arrived although nobody heard of it', key)
 
-    def _is_ours(self, item: HeadItem, revision: int, sha256: str) -> bool:
+    def _is_ours(self, item: HeadItem, revision: int, sign: str) -> bool:
         stamp = item.stamp
         assert stamp is not None
-        if sha256.startswith(BY_ETAG):
-            return item.info is not None and item.info.etag == sha256[len(BY_ETAG):]
-        return stamp.sha256 == sha256 if sha256 else (stamp.host == self._host and stamp.revision == revision)
+        actual = item.sha256 or stamp.sha256        # a tool that rewrites an object may keep its metadata
+        if sign.startswith(_BY_ETAG):
+            return item.info is not None and item.info.etag == sign[len(_BY_ETAG):]
+        if sign.startswith(_BY_ATTEMPT):
+            return stamp.attempt == sign[len(_BY_ATTEMPT):] and actual == stamp.sha256
+        if sign:
+            return actual == sign
+        return stamp.host == self._host and stamp.revision == revision and actual == stamp.sha256      # begun by an older ctxfs

@@ -52,8 +52,10 @@ class UploadEngine:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, *, rounds: Rounds, finisher: Finisher, remote: RemoteTreeLoader, tasks: TaskLog,
-                 spawn: Spawn, harden: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`harden`: makes durable what the bucket will not have any more (Hardener.harden_local)."""
+                 spawn: Spawn, harden: Callable[[], Awaitable[None]] | None = None,
+                 end_turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+        """`harden`: makes durable what the bucket will not have any more (Hardener.harden_local). `end_turn`: awaited after all that may have
+        written to the bucket, before anything else may."""
         self._db = db
         self._harden = harden
         self._journal = journal
@@ -61,6 +63,7 @@ class UploadEngine:
         self._finisher = finisher
         self._remote = remote
         self._tasks = tasks
+        self._end_turn = end_turn
         self.spawn = spawn
         self._lock = trio.Lock()
         self._selection: Selection = Everything()
@@ -121,6 +124,7 @@ class UploadEngine:
             try:
                 async with self._lock:
                     results.append(await self._run_task(job, task_type) if is_needed() else FlushResult(True, 0, 0, ''))
+                    await self._end_turn()
             finally:
                 ended.set()
 
@@ -131,7 +135,10 @@ class UploadEngine:
     async def alone(self, job: Callable[[], Awaitable[None]]) -> None:
         """Run `job` while nothing is uploaded or listed."""
         async with self._lock:
-            await job()
+            try:
+                await job()
+            finally:
+                await self._end_turn()
 
     @property
     def is_awaited(self) -> bool:

@@ -4,7 +4,7 @@ Owns both directions. It must not know the pipe.
 """
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ctxfs import errors
 from ctxfs.storage.keys import printable
@@ -27,7 +27,7 @@ def revive(name: str, message: str, retry_after: float = 0.0) -> errors.CtxfsErr
     kind: Any = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, errors.CtxfsError)):
         kind = errors.CtxfsError
-    error = kind(message)
+    error: Any = kind(message)
     if retry_after:
         error.retry_after = retry_after
-    return error
+    return cast(errors.CtxfsError, error)

@@ -7,7 +7,7 @@ Every event is a dict with `kind` (one of KINDS), `time` (Unix seconds), the dat
 
     task-began, task-progress, task-ended      an upload or download: the fields of SyncTask.to_dict
     pending {files, bytes}                  what the bucket does not have, when that changed; like task-progress at most once a second
-    conflict {path, original}               two hosts changed `original`; ours goes on as `path`
+    conflict {path, original, holds}        two hosts changed `original`; the version of `holds` (local, remote) goes on as `path`
     policy-applied {}, policy-refused {message}   the policy's file changed
     remote-change {created, changed, removed}    taken over from the bucket, in files
     paused, resumed {}

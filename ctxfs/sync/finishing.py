@@ -23,6 +23,7 @@ from ctxfs.storage.keys import Unmountable, key_to_path
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
+from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Adopt, AdoptItem, DeleteMany
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -43,7 +44,7 @@ COMPACT_SEGMENTS = 64
 class Finisher:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, gating: Gating,
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool | GuardedPool, *, gating: Gating,
                  remote: RemoteTreeLoader, prefix: str) -> None:
         self._db = db
         self._gating = gating
@@ -101,6 +102,10 @@ class Finisher:
             inode.is_touched = False
         records = records + [record for inode in touched.values() for record in self._records_of(inode)]
         await self._remote.index.write(records)
+        for start in range(0, len(records), 5 * SLICE):
+            with self._db.transaction():
+                self._journal.note_said((record.changed_ns, record.path, record.etag) for record in records[start:start + 5 * SLICE] if record.etag)
+            await trio.lowlevel.checkpoint()
         self._journal.told(ino for ino in inos if ino not in touched or not touched[ino].is_touched)
         crash_point('index-after-segment')
 

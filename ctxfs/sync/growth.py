@@ -138,7 +138,7 @@ class Growth:
         with self._db.transaction():
             inode.size, inode.revision = info.size, inode.revision + 1
             inode.mtime_ns = inode.ctime_ns = info.mtime_ns
-            inode.attrs_known = 0       # its metadata may tell better times
+            inode.attrs_known, inode.link_group = 0, None       # its metadata may tell better times; the index, which links it has
             self._db.store_all(inode)
             self._journal.put_object(known._replace(etag=info.etag, size=info.size, revision=inode.revision, sha256='',
                                                     uploaded_ns=info.mtime_ns))

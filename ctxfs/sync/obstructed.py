@@ -15,6 +15,10 @@ class Obstructed:
     def __init__(self) -> None:
         self._keys: set[str] = set()
 
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(self._keys)
+
     def add(self, *keys: str) -> None:
         """They are to be looked at again."""
         self._keys.update(keys[:MOST - len(self._keys)])

@@ -11,7 +11,7 @@ Usage, from a task of the main thread (see WorkerProcess for why)::
             async for page in pages: …
         pages.result                                    # ListDone
 
-A worker that dies fails its requests with RemoteUnavailable (their outcome is unknown) and is replaced. Each worker takes at most
+A worker that dies fails its requests with Unanswered (their outcome is unknown) and is replaced. Each worker takes at most
 `options.threads` requests; some of these are kept for interactive ones, so uploads never keep a reader waiting for a free thread. How
 many uploads run at once follows from what they take (pacing.py).
 """
@@ -154,7 +154,7 @@ class TransferPool:
                    progress: Callable[[int], None] | None = None) -> R:
         """Run one operation in a worker and return its result; waits while all are busy.
 
-        Raises the worker's error as the same class of ctxfs.errors; RemoteUnavailable when the worker died, which leaves the outcome
+        Raises the worker's error as the same class of ctxfs.errors; Unanswered when the worker died, which leaves the outcome
         unknown. Cancelled: the operation may or may not happen (an upload's abort slot is set); its slot stays taken until it ended.
         `progress(bytes)`: called on the trio thread with the bytes moved so far, for transfers that take long."""
         if type(operation) in protocol.STREAMED:
@@ -195,6 +195,12 @@ class TransferPool:
         self._options = msgspec.structs.replace(self._options, cache_limit=cache_bytes)
         for worker in self._all:
             worker.send(protocol.frame(protocol.Limit(cache_bytes=cache_bytes)))
+
+    def learn(self, capabilities: dict[str, Any]) -> None:
+        """Tell all workers, and those to come, what the store can do."""
+        self._options = msgspec.structs.replace(self._options, capabilities=capabilities)
+        for worker in self._all:
+            worker.send(protocol.frame(protocol.Learn(capabilities=capabilities)))
 
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(workers=self._count, ready=len(self._gate.workers), in_flight=len(self._pending), restarts=self._restarts,
@@ -353,9 +359,9 @@ class TransferPool:
             self._gate.workers.remove(worker)
         if not self._is_closing:
             log.info('transfer worker %d ended (status %s)', worker.pid, status)
-        gone = errors.RemoteUnavailable(f'transfer worker {worker.pid} ended')
+        gone = errors.Unanswered(f'transfer worker {worker.pid} ended')
         for request_id in [number for number, pending in self._pending.items() if pending.worker is worker]:
-            self._finish(request_id, error=errors.RemoteUnavailable(str(gone)))
+            self._finish(request_id, error=errors.Unanswered(str(gone)))
         if not self._gate.workers and not worker.is_ready:
             self._gate.fail_waiting(self._start_error or gone)
 

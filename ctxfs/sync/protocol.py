@@ -22,8 +22,7 @@ from ctxfs.sync.frames import LENGTH
 
 R = TypeVar('R')
 
-#: a slot number that no upload has: the operation cannot be aborted
-NO_SLOT = -1
+NO_SLOT = -1     # no upload has it: the operation cannot be aborted
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
@@ -85,13 +84,14 @@ class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
 
 class HeadItem(_Message, frozen=True, kw_only=True, array_like=True):
     """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others). `lifecycle`: what the object
-    carries; with `wants_tags` only if its tag says so too, where the store has tags."""
+    carries; with `wants_tags` only if its tag says so too, where the store has tags. `sha256`: of the content."""
     key: str
     info: ObjectInfo | None = None
     attrs: Attrs | None = None
     stamp: Stamp | None = None
     lifecycle: str = ''
     failure: ItemFailure | None = None
+    sha256: str = ''
 
 
 class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
@@ -186,7 +186,7 @@ class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True, array_lik
 class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Upload the staging file at `path`, which must have `size` bytes and, when given, `mtime_ns` at the start and at the end.
 
-    `attrs` become the object's POSIX metadata, `revision` and `link` its stamp (the host is the worker's). Skipped without a request
+    `attrs` become the object's POSIX metadata, `revision`, `link` and `attempt` its stamp (the host is the worker's). Skipped without a request
     when the content is the one of `condition.etag`, by `base_sha256` or because the etag proves it, unless there is a `lifecycle`: that
     begins anew with each upload (FOREVER: the version before it had one). `abort_slot` is asked after the last byte was read.
     Raises RemoteChanged, RemoteUnavailable (outcome unknown even after a HEAD), Denied, NotFound (the staging file is gone) …"""
@@ -201,6 +201,7 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     abort_slot: int = NO_SLOT
     base_sha256: str = ''
     lifecycle: str = ''
+    attempt: str = ''
 
 
 class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -213,6 +214,7 @@ class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, t
     content_type: str | None = None
     condition: Condition = ALWAYS
     lifecycle: str = ''
+    attempt: str = ''
 
 
 class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -234,9 +236,10 @@ class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=Tr
 
 
 class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Describe keys in parallel, in their order. Bodies of symlinks up to 4,096 bytes are read too."""
+    """Describe keys in parallel, in their order. Bodies of symlinks up to 4,096 bytes are read too; `wants_hash`: of all with a stamp."""
     keys: list[str]
     wants_tags: bool = False
+    wants_hash: bool = False
 
 
 class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -319,7 +322,7 @@ class TidyCache(Operation[TidyDone], frozen=True, kw_only=True, array_like=True,
 
 
 class Probe(Operation[ProbeDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """What the endpoint honours; the dict may be remembered and given back as WorkerOptions.capabilities."""
+    """What the endpoint honours, asked anew; the dict may be remembered and given back as WorkerOptions.capabilities."""
 
 
 class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -372,6 +375,11 @@ class Limit(_Message, frozen=True, kw_only=True, array_like=True):
     cache_bytes: int
 
 
+class Learn(_Message, frozen=True, kw_only=True, array_like=True):
+    """What the store can do is now known to be this."""
+    capabilities: dict[str, Any]
+
+
 class Ready(_Message, frozen=True, kw_only=True, array_like=True):
     pid: int
 
@@ -403,7 +411,7 @@ class Failed(_Message, frozen=True, kw_only=True, array_like=True):
     retry_after: float = 0.0
 
 
-ToWorker = Start | Request | Credit | Cancel | Limit
+ToWorker = Start | Request | Credit | Cancel | Limit | Learn
 FromWorker = Ready | Part | Progress | Reply | Failed
 
 _encoder = msgspec.msgpack.Encoder()

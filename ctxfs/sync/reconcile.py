@@ -10,6 +10,7 @@ never waits. Each call is one transaction, idempotent, and safe at any time besi
     listed, other etag, doomed  → what we deleted is not what is there now: it comes back
     gone, clean                 → the name goes
     gone, local changes         → only the object row goes: the upload creates it anew
+    a file where a directory is → what is published keeps the name, and the directory where both are (asides.py)
     no place in a file system   → noted with the reason, never touched
     outside the white lists     → not shown, never touched; what has the name here is this host's own
 """
@@ -19,45 +20,40 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
-from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, Attrs, IndexRecord, ObjectInfo
+from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.rules import Reach
-from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.gating import HELD, Gating
+from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.keys import LAST, Unmountable, component_to_name, key_to_path, name_to_component
+from ctxfs.storage.keys import LAST, Unmountable, component_to_name, key_to_path
 from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync.attributes import set_attrs
+from ctxfs.sync.asides import UNKNOWN_HOST, Asides
 from ctxfs.sync.changed_directories import ChangedDirectories
+from ctxfs.sync.descriptions import Defaults, Describer
 from ctxfs.sync.obstructed import Obstructed
 from ctxfs.sync.ports import Invalidator
 from ctxfs.sync.protocol import HeadItem
 from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
-OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/'))
+OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/', 'turn/'))
 _decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
-
-
-class Defaults(NamedTuple):
-    """Owner and mask for objects that carry no attributes."""
-    uid: int
-    gid: int
-    umask: int
 
 
 class Reconciler:
     """See the module docstring. Raises what TreeDB raises."""
 
-    def __init__(self, db: TreeDB, journal: Journal, invalidator: Invalidator, *, gating: Gating, defaults: Defaults) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, invalidator: Invalidator, *, gating: Gating, asides: Asides, defaults: Defaults) -> None:
         self._db = db
         self._journal = journal
         self._invalidator = invalidator
         self._gating = gating
-        self._defaults = defaults
+        self._asides = asides
+        self._describer = Describer(db, journal, invalidator, defaults=defaults)
+        self.describe, self.describe_by = self._describer.describe, self._describer.describe_by
         self.directories = ChangedDirectories(db, journal, invalidator)
         #: names so far: 'created', 'changed', 'removed'
         self.counts: Counter[str] = Counter()
@@ -77,14 +73,13 @@ class Reconciler:
         with self._db.transaction():
             known = {row.key: row for row in self._journal.objects_between(after, last)}
             hints = self._journal.hints_between(after, last)
-            listed = set()
+            self._journal.drop_unmountable(self._journal.unmountable_between(after, last))      # until they are found so again
             for info in objects:
-                listed.add(info.key)
                 self._apply_object(info, known.get(info.key), hints.get(info.key))
+            listed = {info.key for info in objects}
             for row in known.values():
                 if row.key not in listed:
                     self.object_gone(row)
-            self._journal.drop_unmountable(set(self._journal.unmountable_between(after, last)) - listed)
             self.directories.touch()
 
     def apply_directory(self, objects: Sequence[ObjectInfo], prefixes: Sequence[str]) -> None:
@@ -149,22 +144,44 @@ class Reconciler:
         existing = self._db.lookup(parent, at)
         if existing is None:
             self._insert_file(parent, at, info, hint)
-        elif self._db.inode(existing).is_dir:
-            self._journal.note_unmountable(info.key, 'a directory has the same name')
+        elif (inode := self._db.inode(existing)).is_dir:
+            self._meet_directory(inode, parent, at, info, hint)
+        elif inode.local == HELD:
+            self._asides.yield_name(inode, parent, at, at_s=time.time())
+            self._insert_file(parent, at, info, hint)
         else:       # a local file that was never uploaded; its upload is conditional on there being none
             self.obstructed.add(info.key)
 
-    def _insert_file(self, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
-        record = self._valid(info, hint)
+    def _meet_directory(self, directory: Inode, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+        """A published file has the name of a directory. Of one that nobody published the versions are two, as of files."""
+        if directory.local or self._journal.has_objects_between(info.key + '/', info.key + '/\U0010ffff'):
+            self._journal.note_unmountable(info.key, 'a directory has the same name')
+        elif self._asides.preference == 'prefer-local':
+            other = self._asides.free_name(parent, name, at_s=info.mtime_ns / 1e9, host=UNKNOWN_HOST)
+            self._asides.moved_theirs(self._insert_file(parent, other, info, hint), parent, other, info.key)
+        else:
+            self._asides.move(directory, parent, name, at_s=time.time())
+            self._insert_file(parent, name, info, hint)
+
+    def insert_published(self, parent: int, name: bytes, info: ObjectInfo, item: HeadItem) -> Inode:
+        """The version that a HEAD found gets this name; `info.key` need not be its key. Call it in a transaction."""
+        inode = self._insert_file(parent, name, info, self._journal.hint(info.key))
+        if not inode.attrs_known:
+            self._describer.describe_by(inode, item, info.key)
+        return inode
+
+    def _insert_file(self, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> Inode:
+        record = self._describer.valid(info, hint)
         inode = self._linked_inode(record, info)
         if inode is None:
-            inode = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
+            inode = self._describer.new_file(info, record)
         self._db.insert_dentry(parent, name, inode.ino)
         self._journal.put_object(_listed(info, inode, record))
         self._invalidator.appeared(parent, name)
         self.directories.gained(parent)
         self.counts['created'] += 1
         self.on_content(inode.ino)
+        return inode
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -179,23 +196,6 @@ class Reconciler:
         inode.nlink += 1
         self._db.store_times(inode)
         return inode
-
-    def _new_inode(self, info: ObjectInfo, record: IndexRecord | None, mode: int) -> Inode:
-        inode = Inode(self._db.allocate_ino(), mode, self._defaults.uid, self._defaults.gid, 0, 2 if stat.S_ISDIR(mode) else 1,
-                      info.size, info.mtime_ns, info.mtime_ns, info.mtime_ns, Content.CLEAN if stat.S_ISREG(mode) else Content.NONE, 1,
-                      attrs_known=0)
-        if record is not None and record.attrs is not None:
-            set_attrs(inode, record.attrs)
-            taken = record.link and self._db.row('SELECT 1 FROM inode WHERE link_group = ?', (record.link,))
-            inode.link_group = record.link or None if not taken else None
-        self._db.insert_inode(inode)
-        return inode
-
-    def _valid(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> IndexRecord | None:
-        if hint is None or hint[0] != info.etag or hint[1] != info.size:
-            return None
-        record = _decode_record(hint[2])
-        return record if record.attrs is not None else None
 
     # --- directories ------------------------------------------------------------------------------------------------------------------
 
@@ -218,22 +218,25 @@ class Reconciler:
         return self._make_directory(key, parent, at, info)
 
     def _step_aside(self, inode: Inode, parent: int, name: bytes) -> bool:
-        """`a` beside `a/b`: the directory is shown, the clean file `a` is noted. A local file keeps its place."""
-        if not self._removals.may_follow(inode) or self._journal.pending_row(inode.ino) is not None:
+        """`a` beside `a/b`: the directory keeps the name. Of somebody else's clean file the object is noted and left alone; what has changes
+        of this host, or was uploaded from it, goes on beside the directory. What the bucket is not to know of keeps its place."""
+        if inode.local:
             return False
-        key = self._db.dir_key(parent) + name_to_component(name)
+        key = self._gating.key_of(parent, name)
         known = self._journal.known(key)
-        if known is None or known.ino != inode.ino:     # its directory was renamed here, and the bucket does not know it yet
-            return False
-        self._journal.drop_object(key)
-        self._journal.note_unmountable(key, 'a directory has the same name')
-        self._removals.remove_name(inode, parent, name)
+        if known is not None and known.ino == inode.ino and not known.sha256 and self._removals.may_follow(inode) \
+                and self._journal.pending_row(inode.ino) is None:
+            self._journal.drop_object(key)
+            self._journal.note_unmountable(key, 'a directory has the same name')
+            self._removals.remove_name(inode, parent, name)
+        else:
+            self._asides.move(inode, parent, name, at_s=time.time())
         return True
 
     def _make_directory(self, key: str, parent: int, name: bytes, info: ObjectInfo | None) -> int:
         now = info.mtime_ns if info is not None else time.time_ns()
         made = ObjectInfo(key=key, size=0, etag='', mtime_ns=now)
-        inode = self._new_inode(made, self._valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._defaults.umask))
+        inode = self._describer.new_inode(made, self._describer.valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._describer.umask))
         if not inode.attrs_known:
             inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
         self._gating.place(inode, parent, name)     # local where it only leads to what is synced
@@ -276,7 +279,7 @@ class Reconciler:
                 if ino is not None and record.attrs is not None and self._journal.pending_row(ino) is None:
                     inode = self._db.inode(ino)
                     if inode.is_dir:
-                        self._set_attrs(inode, record.attrs)
+                        self._describer.set_attrs(inode, record.attrs)
         return rows[-1][0] if len(rows) == limit else None
 
     # --- changed ------------------------------------------------------------------------------------------------------------------------
@@ -288,7 +291,7 @@ class Reconciler:
 
         Of several hard links only the one whose object changed is rebound, unless its host says that it changed them all. What was renamed
         or chmod'ed here, and is not uploaded, stays so. None: a directory here has the name."""
-        record = self._valid(info, hint)
+        record = self._describer.valid(info, hint)
         if not known.revision and record is not None and record.link and record.link == inode.link_group and inode.size == info.size:
             self._journal.put_object(_listed(info, inode, record))      # one more link of what another of its keys brought already
             return inode
@@ -328,7 +331,7 @@ class Reconciler:
             if len(names) == inode.nlink and inode.link_group is not None:
                 inode.link_group = None     # free for the new inode
                 self._db.execute('UPDATE inode SET link_group = NULL WHERE ino = ?', (inode.ino,))
-            other = self._new_inode(info, record, stat.S_IFREG | (0o666 & ~self._defaults.umask))
+            other = self._describer.new_file(info, record)
             other.nlink = len(names)
             self._db.store_times(other)
         if len(names) == inode.nlink:
@@ -361,17 +364,19 @@ class Reconciler:
         if hint[0] != known.etag or hint[1] != known.size:
             return
         record = _decode_record(hint[2])
-        if record.lifecycle and not known.lifecycle:
-            known = known._replace(lifecycle=record.lifecycle)
-            self._journal.put_object(known)
         inode = self._db.inode(known.ino)
-        if record.attrs is None or inode.revision != known.revision or self._journal.pending_row(inode.ino) is not None:
+        is_taken = (record.attrs is not None and inode.revision == known.revision and record.changed_ns >= known.said_ns
+                    and self._journal.pending_row(inode.ino) is None)
+        if (record.lifecycle and not known.lifecycle) or is_taken:
+            known = known._replace(lifecycle=known.lifecycle or record.lifecycle, said_ns=record.changed_ns if is_taken else known.said_ns)
+            self._journal.put_object(known)
+        if not is_taken or record.attrs is None:
             return
         if record.link and record.link != inode.link_group:
             self._join_group(inode, known, record)
             inode = self._db.inode((self._journal.known(known.key) or known).ino)
-        if not inode.attrs_known or record.attrs.ctime_ns >= inode.ctime_ns:    # else written before what is known, and read after it
-            self._set_attrs(inode, record.attrs)
+        if self._describer.set_attrs(inode, record.attrs) and inode.nlink > 1 and not record.link:
+            self._journal.mark(inode, Reason.INDEX)     # a host that does not know of the links: what it said is said of the other names, too
 
     def _join_group(self, inode: Inode, known: Known, record: IndexRecord) -> None:
         """Another host linked this name to others: make them one inode here too."""
@@ -391,40 +396,6 @@ class Reconciler:
         self._db.store_times(target)
         self._journal.put_object(known._replace(ino=target.ino, revision=target.revision))
         self._invalidator.appeared(parent, name)
-
-    def _set_attrs(self, inode: Inode, attrs: Attrs) -> None:
-        before = inode.row()
-        set_attrs(inode, attrs)
-        if inode.row() != before:
-            self._db.store_all(inode)
-            self._invalidator.attrs(inode.ino)
-
-    def describe(self, inode: Inode, attrs: Attrs | None) -> None:
-        """The object's own metadata was read: `attrs`, or None when the object is gone (what the listing said then stays)."""
-        if attrs is None or (inode.content != Content.CLEAN and inode.is_regular):
-            inode.attrs_known = 1
-        elif stat.S_IFMT(attrs.mode) == stat.S_IFMT(inode.mode):
-            self._set_others_attrs(inode, attrs)
-        elif inode.is_regular and stat.S_ISLNK(attrs.mode) and attrs.target is not None:
-            set_attrs(inode, attrs)
-            inode.content, inode.size = Content.NONE, len(attrs.target)
-        else:
-            inode.attrs_known = 1       # a type that a bucket cannot give to this key: keep what the key says
-        self._db.store_all(inode)
-        self._invalidator.attrs(inode.ino)
-
-    def describe_by(self, inode: Inode, item: HeadItem, key: str) -> None:
-        """The same, and when it expires, by the answer to a HEAD of its object, which has the key `key`."""
-        self.describe(inode, item.attrs)
-        if item.lifecycle and item.info is not None:
-            self._journal.note_lifetime(key, item.info.etag, item.lifecycle, item.info.mtime_ns)
-
-    def _set_others_attrs(self, inode: Inode, attrs: Attrs) -> None:
-        """All but what was changed here and is not uploaded yet."""
-        pending, ours = self._journal.pending_row(inode.ino), (inode.mode, inode.uid, inode.gid, inode.xattrs)
-        set_attrs(inode, attrs)
-        if pending is not None and pending.reason & Reason.ATTRS:
-            inode.mode, inode.uid, inode.gid, inode.xattrs = ours
 
     # --- gone -------------------------------------------------------------------------------------------------------------------------
 
@@ -446,4 +417,5 @@ class Reconciler:
 
 def _listed(info: ObjectInfo, inode: Inode, record: IndexRecord | None) -> Known:
     """The row of a listed object: its content is the inode's."""
-    return Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0, '' if record is None else record.lifecycle, info.mtime_ns)
+    return Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0, '' if record is None else record.lifecycle, info.mtime_ns,
+                 0 if record is None else record.changed_ns)

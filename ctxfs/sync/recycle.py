@@ -49,7 +49,7 @@ SWEEP_SECONDS = 3600.0
 _LOOK_SWEEPS = 24
 #: objects in one round: HEADs in one request to a worker
 BATCH = 64
-_EXPIRED = ('SELECT key, etag, size, ino, revision, sha256, doomed, lifecycle, uploaded_ns FROM object WHERE lifecycle = ? AND '
+_EXPIRED = ('SELECT key, etag, size, ino, revision, sha256, doomed, lifecycle, uploaded_ns, said_ns FROM object WHERE lifecycle = ? AND '
             'lifecycle <> \'\' AND uploaded_ns > 0 AND uploaded_ns <= ? AND (uploaded_ns, key) > (?, ?) ORDER BY uploaded_ns, key LIMIT ?')
 
 

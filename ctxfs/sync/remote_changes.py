@@ -87,7 +87,8 @@ class RemoteChanges:
             await self.finish()
         else:
             with self._db.transaction():
-                self._index.finish()        # what has nothing new in it need not be opened again
+                # what has nothing new in it need not be opened again
+                self._index.finish(self._reconciler.obstructed.keys)
 
     async def _look_at_page(self) -> None:
         page = await self._first_page()
@@ -265,7 +266,7 @@ class RemoteChanges:
         freed = self._reconciler.remove_empty_directories()
         crash_point('listing-before-finish')
         with self._db.transaction():
-            self._index.finish()
+            self._index.finish(self._reconciler.obstructed.keys)
         self._digest, self._next_digest = self._next_digest or self._digest, b''
         try:
             await self.examine(freed)

@@ -121,9 +121,10 @@ class RemoteIndex:
             self._journal.drop_hints_of(record.path for record in records)
             self._store_names()
 
-    def finish(self) -> None:
-        """All hints were applied; call it in a transaction. Names that vanished from the bucket are forgotten with the next reading."""
-        self._journal.drop_hints()
+    def finish(self, unsettled: Iterable[str] = ()) -> None:
+        """All hints were applied but those of the keys `unsettled`; call it in a transaction. Names that vanished from the bucket are
+        forgotten with the next reading."""
+        self._journal.drop_hints(but=unsettled)
         found, self._found = self._found, set()
         if found and found != self._names:
             self._names = found

@@ -80,8 +80,9 @@ class Removals:
             self._gating.settle(inode)
 
     def _remove_one_name(self, inode: Inode, key: str) -> None:
-        """One of several hard links went remotely: that name goes, the others carry the content."""
-        if inode.has_staging or self._journal.pending_row(inode.ino) is not None:
+        """One of several hard links went remotely: that name goes, the others carry the content. Where no object does, the next upload makes
+        the name anew with the rest."""
+        if inode.content == Content.STAGED or self._journal.source_of(inode) is None:
             return
         for parent, name in self._db.names_of(inode.ino):
             if self._gating.key_of(parent, name) == key and inode.nlink > 1:

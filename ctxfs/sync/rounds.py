@@ -22,7 +22,7 @@ from functools import partial
 import trio
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import CtxfsError, NotFound
+from ctxfs.errors import CtxfsError, NotFound, RemoteChanged
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
@@ -199,7 +199,9 @@ class Rounds:
         except Moved:
             return self._note_move(work)
         except TargetConflict as conflict:
-            return await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key))
+            is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
+            self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
+            return is_settled
         except SourceLost as lost:
             return await self._settle(work, partial(self._conflicts.source_lost, inode, lost.known))
         except (CtxfsError, OSError) as error:
@@ -232,6 +234,10 @@ class Rounds:
             self._fail(work, error)
             return False
         return self._note_move(work)
+
+    def _revision_of(self, work: Work) -> int | None:
+        """What was refused; None where the file does not hold still: then whatever it is by now."""
+        return work.revision if self._moves.get(work.inode.ino, 0) < MAX_MOVES else None
 
     def _note_move(self, work: Work) -> bool:
         """It changed under us: plan it again in this flush, but not for ever."""
@@ -266,9 +272,9 @@ class Rounds:
             try:
                 done = await self._pool.call(Copy(source=self._prefix + key, key=self._prefix + aside, source_etag=known.etag,
                                                   size=known.size))
-            except NotFound:
-                self._journal.drop_object(key)
-                return 1
+            except (NotFound, RemoteChanged):
+                owner = self._db.inodes_of([known.ino]).get(known.ino)
+                return int(owner is not None and await self._settle(work, partial(self._conflicts.source_lost, owner, known)))
             except CtxfsError as error:
                 self._fail(work, error)
                 return 0

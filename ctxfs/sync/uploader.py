@@ -28,7 +28,8 @@ from ctxfs.storage.snapshot import copy_file, copy_of
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
-from ctxfs.sync.doubt import BY_ETAG, Doubt
+from ctxfs.sync.doubt import Doubt
+from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.planner import Planner, Work
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import NO_SLOT, Copy, Head, PutBytes, PutDone, PutFile
@@ -80,7 +81,7 @@ def _state_of(inode: Inode, path: str) -> _State:
 class Uploader:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool, *, planner: Planner, doubt: Doubt,
+    def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool | GuardedPool, *, planner: Planner, doubt: Doubt,
                  recycler: Recycler, prefix: str) -> None:
         self._db = db
         self._journal = journal
@@ -139,7 +140,7 @@ class Uploader:
         if lifecycle == source.lifecycle:
             lifecycle = ''      # it goes along by itself
         try:
-            self._doubt.begin(key, inode, source.sha256 or BY_ETAG + source.etag)
+            self._doubt.begin_copy(key, inode, source)
             done = await self._pool.call(Copy(source=self._prefix + source.key, key=self._prefix + key, source_etag=source.etag,
                                               size=source.size, condition=condition, sha256=source.sha256, lifecycle=lifecycle))
         except NotFound:
@@ -173,22 +174,22 @@ class Uploader:
 
     async def _send(self, inode: Inode, key: str, state: _State, *, condition: Condition, known: Known | None, lifecycle: str,
                     progress: Callable[[int], None], slot: int = NO_SLOT) -> PutDone:
-        self._doubt.begin(key, inode, revision=state.revision)
+        attempt = self._doubt.begin(key, inode, revision=state.revision)
         crash_point('upload-before-send')
         size = os.stat(state.path).st_size
         return await self._pool.call(PutFile(
             key=self._prefix + key, path=state.path, size=size, attrs=state.attrs, revision=state.revision, link=state.link,
-            condition=condition, abort_slot=slot, base_sha256=known.sha256 if known is not None else '', lifecycle=lifecycle),
+            condition=condition, abort_slot=slot, base_sha256=known.sha256 if known is not None else '', lifecycle=lifecycle, attempt=attempt),
             progress=progress if size > 1 << 20 else None)
 
     async def _put_bytes(self, inode: Inode, key: str, condition: Condition, known: Known | None) -> PutDone:
         is_marker = inode.is_dir
         lifecycle = '' if is_marker else await self._recycler.lifecycle_for(key, known)
-        self._doubt.begin(key, inode)
+        attempt = self._doubt.begin(key, inode)
         return await self._pool.call(PutBytes(
             key=self._prefix + key, body=b'' if is_marker else inode.target or b'', attrs=get_attrs(inode), revision=inode.revision,
             link=inode.link_group or '', content_type=DIRECTORY_TYPE if is_marker else None,
-            condition=Condition() if is_marker else condition, lifecycle=lifecycle))
+            condition=Condition() if is_marker else condition, lifecycle=lifecycle, attempt=attempt))
 
     def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
         """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""

@@ -24,7 +24,7 @@ from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.frames import FrameReader
 from ctxfs.sync.process_guard import hide_process
-from ctxfs.sync.protocol import Cancel, Credit, Failed, Limit, Part, Progress, Ready, Reply, Request, Start
+from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, Part, Progress, Ready, Reply, Request, Start
 
 log = logging.getLogger('ctxfs.sync.worker')
 
@@ -139,6 +139,8 @@ class Worker:
             self._queue.put(channel)
         elif isinstance(message, Limit):
             self._context.set_cache_limit(message.cache_bytes)
+        elif isinstance(message, Learn):
+            self._context.learn(message.capabilities)
         elif isinstance(message, (Credit, Cancel)):
             known = self._channels.get(message.id)
             if known is None:  # answered meanwhile

@@ -12,8 +12,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.block_sums import RecentSums
+from ctxfs.storage.object_store import Capabilities
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.flights import Flights
@@ -76,7 +79,7 @@ class WorkerContext:
         self.recent_sums = RecentSums()
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
         self.cache = BlockCache(options.cache_dir, options.cache_limit)
-        self.store = open_store(options.store_url, capabilities=options.capabilities, **options.store_options)
+        self.store = open_store(options.store_url, capabilities=options.capabilities, turn_left=flags.turn_left, **options.store_options)
 
     def run_all(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of each item, in the helpers' threads. Returns or raises only when all have ended, so that what they use (a file
@@ -93,6 +96,9 @@ class WorkerContext:
     def attend(self, operation: Operation[Any]) -> AbstractContextManager[None]:
         """Around an operation: those that nobody waits for make way for the others."""
         return nullcontext() if isinstance(operation, Warm) else self.attended
+
+    def learn(self, capabilities: dict[str, Any]) -> None:
+        self.store.learn(msgspec.convert(capabilities, Capabilities))
 
     def set_cache_limit(self, cache_bytes: int) -> None:
         """In a helper's thread: evicting may take long, and the caller reads the pipe."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
@@ -21,13 +21,14 @@ from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.piece_sums import LEAST, Summer
 from ctxfs.sync import protocol
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
+from ctxfs.sync.worker_ops_read import VERIFY_BYTES, content_hash
 
 log = logging.getLogger(__name__)
 
 #: files up to this are read once into memory; larger ones are read twice, to hash and to send
 WHOLE_BYTES = 8 << 20
-#: objects up to this are read to find out whether a write in doubt had arrived
-VERIFY_BYTES = 32 << 20
+#: errors after which there is nothing to find out
+NOTHING_SENT = (OutOfTurn, Contradicted)
 
 
 def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationChannel) -> protocol.PutDone:
@@ -49,8 +50,7 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
                 digest == op.base_sha256 or (body is not None and context.store.etag_of(body) == op.condition.etag)):
             return protocol.PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
         crash_point('worker-put-before-send')
-        stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, etag=measured.etag(), sums=measured.sums())
-        done = _send(context, op, stamp, body, file, unchanged, channel)
+        done = _send(context, op, _stamp(context, op, measured), body, file, unchanged, channel)
     crash_point('worker-put-after-commit')
     return done
 
@@ -123,8 +123,10 @@ def _send(context: WorkerContext, op: protocol.PutFile, stamp: Stamp, body: byte
                                             progress=channel.moved)
     except Aborted:
         return protocol.PutDone(etag='', size=op.size, sha256=stamp.sha256, is_aborted=True)
+    except NOTHING_SENT:
+        raise
     except (RemoteChanged, RemoteUnavailable) as error:
-        info = _recover(context, op.key, stamp.sha256, error)
+        info = _recover(context, op.key, stamp.sha256, error, size=op.size, path=op.path, body=body)
         return protocol.PutDone(etag=info.etag, size=op.size, sha256=stamp.sha256, lifecycle=_lifecycle_of(info), is_recovered=True)
     return protocol.PutDone(etag=result.etag, size=op.size, sha256=stamp.sha256, lifecycle=_written(op.lifecycle))
 
@@ -146,40 +148,63 @@ def _lifecycle_of(info: ObjectInfo) -> str:
     return (info.metadata or {}).get(LIFECYCLE_NAME, '')
 
 
-def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError) -> ObjectInfo:
+def _stamp(context: WorkerContext, op: protocol.PutFile | protocol.PutBytes, measured: _Measured) -> Stamp:
+    return Stamp(sha256=measured.sha256(), host=context.host, revision=op.revision, link=op.link, attempt=op.attempt,
+                 base=_base(op.key, op.condition.etag), etag=measured.etag(), sums=measured.sums())
+
+
+def _base(key: str, etag: str | None) -> str:
+    """What tells a version, and of which key: a copy takes its source's stamp along."""
+    return '' if etag is None else hashlib.sha256(f'{key}\0{etag}'.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
+
+
+def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *, size: int | None = None, path: str = '',
+             body: bytes | None = None) -> ObjectInfo:
     """The outcome of a write whose answer was lost, or that a condition refused: done after all if the object holds the very content
-    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same). Otherwise, and when the
-    store cannot be asked, raises `error`."""
+    (the first try arrived and a second one met it, also across a crash; or somebody else wrote the same), or if it says that it replaced
+    this content. Otherwise raises `error`, or what kept us from finding out, where that may be found out later: a conflict is declared only
+    when it is known."""
     try:
         info = context.store.head(key)
-        if not _holds(context, info, digest):
-            raise error
-    except CtxfsError:
-        raise error from None
-    log.info('the write of %s had arrived although its answer did not', key)
-    return info
+        if size in (None, info.size) and _holds(context, info, digest, path):
+            log.info('the write of %s had arrived although its answer did not', key)
+            return info
+        etag = None if body is None else context.store.etag_of(body)
+        stamp = posix_meta.decode_stamp(info.metadata or {})
+        if body is not None and etag is not None and stamp is not None and stamp.base == _base(key, etag):
+            log.info('the write of %s had arrived, and was replaced before anybody here heard of it', key)
+            return ObjectInfo(key=key, size=len(body), etag=etag, mtime_ns=info.mtime_ns)
+        raise error
+    except CtxfsError as problem:
+        # Unanswered stays what it is: what was sent may yet arrive
+        raise (problem if problem.transient and not error.transient else error) from None
 
 
-def _holds(context: WorkerContext, info: ObjectInfo, digest: str) -> bool:
-    """Whether the object's content has this SHA-256. Read where that is cheap: a tool that rewrites objects but keeps their metadata
-    would leave our stamp on its content. For large ones our own stamp must do."""
-    if info.size <= VERIFY_BYTES:
-        return hashlib.sha256(context.store.get(info.key, if_match=info.etag)).hexdigest() == digest
-    stamp = posix_meta.decode_stamp(info.metadata or {})
-    return stamp is not None and stamp.sha256 == digest and stamp.host == context.host
+def _holds(context: WorkerContext, info: ObjectInfo, digest: str, path: str) -> bool:
+    """Whether the object's content has this SHA-256. Read, because a tool that rewrites objects but keeps their metadata would leave our stamp on
+    its content; but for large objects with our own stamp, which was written a moment ago, and large ones of which nothing says that it pays."""
+    if info.size > VERIFY_BYTES:
+        stamp = posix_meta.decode_stamp(info.metadata or {})
+        is_promised = stamp is not None and stamp.sha256 == digest
+        if stamp is not None and is_promised and stamp.host == context.host:
+            return True
+        if not (is_promised or path):
+            return False
+    return content_hash(context, info, path) == digest
 
 
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
     measured = _Measured(context, len(op.body))
     measured.update(op.body)
     digest = measured.sha256()
-    stamp = Stamp(sha256=digest, host=context.host, revision=op.revision, link=op.link, etag=measured.etag())
-    metadata, tags = _metadata(op.attrs, stamp, op.lifecycle)
+    metadata, tags = _metadata(op.attrs, _stamp(context, op, measured), op.lifecycle)
     is_recovered, lifecycle = False, _written(op.lifecycle)
     try:
         etag = context.store.put(op.key, op.body, metadata=metadata, content_type=op.content_type, condition=op.condition, tags=tags).etag
+    except NOTHING_SENT:
+        raise
     except (RemoteChanged, RemoteUnavailable) as error:
-        info = _recover(context, op.key, digest, error)
+        info = _recover(context, op.key, digest, error, size=len(op.body), body=op.body)
         etag, lifecycle, is_recovered = info.etag, _lifecycle_of(info), True
     crash_point('worker-put-after-commit')
     return protocol.PutDone(etag=etag, size=len(op.body), sha256=digest, lifecycle=lifecycle, is_recovered=is_recovered)
@@ -192,8 +217,10 @@ def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -
         result = context.store.copy(op.source, op.key, source_etag=op.source_etag, size=op.size, condition=op.condition, metadata=metadata,
                                     tags=tags)
         etag, size = result.etag, result.size
+    except NOTHING_SENT:
+        raise
     except (RemoteChanged, RemoteUnavailable) as error:
-        info = _recover(context, op.key, op.sha256 or _source_hash(context, op, error), error)
+        info = _recover(context, op.key, op.sha256 or _source_hash(context, op, error), error, size=op.size)
         etag, size, lifecycle = info.etag, info.size, _lifecycle_of(info)
     crash_point('worker-copy-after-commit')
     return protocol.CopyDone(etag=etag, size=size, lifecycle=lifecycle)
@@ -214,7 +241,7 @@ def _source_hash(context: WorkerContext, op: protocol.Copy, error: CtxfsError) -
         info = context.store.head(op.source)
         stamp = posix_meta.decode_stamp(info.metadata or {})
         if info.size <= VERIFY_BYTES and op.source_etag in (None, info.etag):
-            return hashlib.sha256(context.store.get(op.source, if_match=info.etag)).hexdigest()
+            return content_hash(context, info)
     except CtxfsError:
         raise error from None
     if stamp is None or op.source_etag not in (None, info.etag):

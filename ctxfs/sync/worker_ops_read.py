@@ -5,6 +5,7 @@ It must not know who waits, nor read ahead on its own.
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -26,24 +27,41 @@ from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 #: the longest ranged GET; bounds the memory of a transfer
 RUN_BLOCKS = 4
 _MAX_TARGET = 4096
+#: objects up to this are read to find out whether a write in doubt had arrived
+VERIFY_BYTES = 32 << 20
+_PIECE = 8 << 20
 
 
 def head(context: WorkerContext, op: protocol.Head, channel: OperationChannel) -> list[protocol.HeadItem]:
-    return context.run_all(lambda key: _head_one(context, key, op.wants_tags), op.keys)
+    return context.run_all(lambda key: _head_one(context, key, op), op.keys)
 
 
-def _head_one(context: WorkerContext, key: str, wants_tags: bool) -> protocol.HeadItem:
+def _head_one(context: WorkerContext, key: str, op: protocol.Head) -> protocol.HeadItem:
     try:
         info = context.store.head(key)
         metadata = info.metadata or {}
         stamp = posix_meta.decode_stamp(metadata)
+        is_hashed = op.wants_hash and stamp is not None and info.size <= VERIFY_BYTES
         if stamp is not None and stamp.sums:        # long, and of use only with the bytes
             stamp = msgspec.structs.replace(stamp, sums='')
-        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=stamp,
-                                 lifecycle=_lifecycle(context, info, wants_tags))
+        return protocol.HeadItem(key=key, info=info, attrs=_attrs(context, info), stamp=stamp, lifecycle=_lifecycle(context, info, op.wants_tags),
+                                 sha256=content_hash(context, info) if is_hashed else '')
     except CtxfsError as error:
         name, message = protocol.describe(error)
         return protocol.HeadItem(key=key, failure=protocol.ItemFailure(key=key, name=name, message=message))
+
+
+def content_hash(context: WorkerContext, info: ObjectInfo, path: str = '') -> str:
+    """The SHA-256 of this version, read in pieces; '' as soon as one differs from the file at `path`, where there is one to compare with. Raises
+    RemoteChanged when the object is another version by now."""
+    found = hashlib.sha256()
+    with open(path or os.devnull, 'rb') as file:
+        for start in range(0, info.size, _PIECE):
+            piece = context.store.get(info.key, start, min(start + _PIECE, info.size), if_match=info.etag)
+            if path and file.read(_PIECE) != piece:
+                return ''
+            found.update(piece)
+    return found.hexdigest()
 
 
 def _lifecycle(context: WorkerContext, info: ObjectInfo, wants_tags: bool) -> str:
@@ -226,6 +244,7 @@ def tidy_cache(context: WorkerContext, op: protocol.TidyCache, channel: Operatio
 # --- the store itself ------------------------------------------------------------------------------------------------------------
 
 def probe(context: WorkerContext, op: protocol.Probe, channel: OperationChannel) -> protocol.ProbeDone:
+    context.store.learn(None)
     return protocol.ProbeDone(capabilities=msgspec.structs.asdict(context.store.capabilities()))
 
 

@@ -16,7 +16,9 @@ from tests.contract.conftest import all_keys
 
 ABSENT = Condition(absent=True)
 Writer = Callable[[ObjectStore, str, bytes, Condition], PutResult]
-BIG = b'0123456789abcdef' * (20 << 16)
+#: goes in parts where SMALL_PARTS are (one part may be small): what more of them would do is test_put_file.py's
+BIG = b'0123456789abcdef' * (2 << 16)
+SMALL_PARTS = 1 << 20
 
 
 def _copy(store: ObjectStore, key: str, body: bytes, condition: Condition) -> PutResult:
@@ -37,7 +39,8 @@ WRITERS: dict[str, Writer] = {
 
 
 @pytest.fixture(params=WRITERS)
-def write(request: pytest.FixtureRequest) -> Writer:
+def write(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    monkeypatch.setattr('ctxfs.storage.s3_store.PARTS_ABOVE', SMALL_PARTS)
     return WRITERS[request.param]
 
 
@@ -125,6 +128,8 @@ def _race(url: str, key: str, etag: str) -> int:
 @pytest.mark.parametrize('key', ['new directory/key', 'odd//key'])
 def test_one_of_sixteen_creates(store: ObjectStore, store_url: str, key: str) -> None:
     """Two processes, sixteen threads, one winner, and one whole object with that winner's metadata."""
+    if not store.capabilities().can_create:
+        pytest.skip('this store creates nothing atomically: hosts take turns there')
     assert _race(store_url, key, '-') == 1
     body = store.get(key)
     assert len(set(body.decode())) == 1
@@ -133,6 +138,8 @@ def test_one_of_sixteen_creates(store: ObjectStore, store_url: str, key: str) ->
 
 def test_one_of_sixteen_overwrites(store: ObjectStore, store_url: str) -> None:
     """Compare and swap: fifteen meet a version that is not theirs any more."""
+    if not store.capabilities().conditional_overwrite:
+        pytest.skip('this store cannot compare and swap: hosts take turns there')
     assert _race(store_url, 'key', store.put('key', b'old').etag) == 1
     body = store.get('key')
     assert store.head('key').metadata == {'racer': body[:1].decode()}

@@ -52,7 +52,7 @@ def test_a_usable_store_passes(store: ObjectStore) -> None:
 def test_nobody_listens(credentials: S3Server) -> None:
     """Connection refused is known at once."""
     error, seconds = failure(f's3://b?endpoint=http://127.0.0.1:{free_port()}')
-    assert type(error) is RemoteUnavailable
+    assert isinstance(error, RemoteUnavailable)
     assert 'refused' in str(error)
     assert seconds < 10
 
@@ -60,14 +60,14 @@ def test_nobody_listens(credentials: S3Server) -> None:
 def test_a_server_that_never_answers(credentials: S3Server, silent_port: int) -> None:
     """The user does not wait longer than 10 seconds."""
     error, seconds = failure(f's3://b?endpoint=http://127.0.0.1:{silent_port}')
-    assert type(error) is RemoteUnavailable
+    assert isinstance(error, RemoteUnavailable)
     assert seconds < 10
 
 
 def test_a_host_that_does_not_exist(credentials: S3Server) -> None:
     """The name is in the message."""
     error, seconds = failure('s3://b?endpoint=http://no-such-host.invalid')
-    assert type(error) is RemoteUnavailable
+    assert isinstance(error, RemoteUnavailable)
     assert 'no-such-host.invalid' in str(error)
     assert seconds < 10
 
@@ -90,7 +90,7 @@ def test_a_server_that_refuses(credentials: S3Server, fault: Fault, kind: type[C
     with FakeS3() as fake:
         fake.fail_next('GET', fault)
         error, _ = failure(fake.url)
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert word in str(error)
 
 

@@ -108,6 +108,9 @@ class Control:
     async def conflicts(self) -> list[dict[str, Any]]:
         return self.behaviour.get('conflicts', [])
 
+    async def resolve(self, path: str, keep: str) -> dict[str, Any]:
+        return {'original': path, 'copy': path, 'keep': keep, 'asked': [path, keep]}
+
     async def statistics(self) -> dict[str, Any]:
         return {}
 

@@ -7,6 +7,9 @@ contract suite beside the real servers, which is what makes its quirks worth tes
         fake.fail_next('PUT', Fault.LOSE_ANSWER)
         … open_store(fake.url) …
         fake.requests       # what arrived
+
+Its clock can be set (`fake.clock`), its rights narrowed to a prefix (`fake.only_prefix`), and a request held back (`fake.hold_next`).
+Addressed by a host name that begins with the bucket's, as through an HTTP proxy, it is virtual-hosted. profiles.py has whole providers.
 """
 from __future__ import annotations
 
@@ -38,7 +41,16 @@ class Quirk(enum.Enum):
     IGNORES_CONDITIONS = 'rclone serve s3, old proxies: every conditional request is carried out'
     REFUSES_CONDITIONS = 'Swift: 501 to a conditional write'
     FORBID_OVERWRITE = 'OSS: 501 to a conditional write, x-oss-forbid-overwrite honoured, Content-MD5 demanded'
+    VERSIONED = 'OSS: x-oss-forbid-overwrite is ignored in a bucket with versions'
+    VIRTUAL_ONLY = 'OSS: 403 SecondLevelDomainForbidden where the bucket is in the path'
+    REFUSES_CHUNKED = 'OSS: aws-chunked bodies are refused'
     UNQUOTED_ETAGS = 'Ceph: If-Match is compared without quotes'
+    MISSING_IS_412 = 'Ceph: If-Match where there is no object is 412'
+    UNCONDITIONAL_COPY = 'Ceph: copies ignore conditions, of the source too'
+    UNCONDITIONAL_PARTS = 'Ceph: the end of an upload in parts ignores conditions'
+    UNCONDITIONAL_DELETE = 'Ceph: deletes ignore If-Match'
+    NO_ETAG_OF_PARTS = 'Ceph: the end of an upload in parts does not say the etag'
+    COPY_KEEPS_TAGS = 'Ceph: x-amz-tagging-directive is ignored'
     IGNORES_RANGE = 'rclone serve s3: 200 and everything'
     NO_BATCH = 'no DeleteObjects'
     BARE_LISTED_ETAGS = 'etags without quotes in listings'
@@ -83,7 +95,7 @@ class StoredObject:
     body: bytes
     headers: dict[str, str]
     etag: str
-    modified: float = field(default_factory=time.time)
+    modified: float
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,6 +107,25 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
+
+
+class Hold:
+    """Requests that wait: `arrived` is set by the first one, `release` lets them all go."""
+
+    def __init__(self, method: str, when: Callable[[Request], bool], times: int) -> None:
+        self.arrived, self.release = threading.Event(), threading.Event()
+        self.requests: list[Request] = []
+        self._method, self._when, self._left = method, when, times
+        self._lock = threading.Lock()
+
+    def takes(self, request: Request) -> bool:
+        with self._lock:
+            if self._left == 0 or request.method != self._method or not self._when(request):
+                return False
+            self._left -= 1
+            self.requests.append(request)
+        self.arrived.set()
+        return True
 
 
 class Refused(Exception):
@@ -116,8 +147,13 @@ class FakeS3:
         self.lifecycle = b''
         #: headers that come with the rules
         self.lifecycle_headers: dict[str, str] = {}
+        #: Unix seconds: what Date and Last-Modified say
+        self.clock: Callable[[], float] = time.time
+        #: a prefix that all keys and listings must have; other requests are refused with 403
+        self.only_prefix: str | None = None
         self.stopped = threading.Event()
         self.lock = threading.RLock()
+        self._holds: list[Hold] = []
         self._faults: dict[str, collections.deque[tuple[Callable[[Request], bool], Fault]]] = collections.defaultdict(collections.deque)
         self._count = itertools.count(1)
         self._server = _Server(('127.0.0.1', 0), _Handler)
@@ -154,6 +190,36 @@ class FakeS3:
         """Let the next `times` requests of a method (for which `when` holds) go wrong."""
         self._faults[method].extend([(when, fault)] * times)
 
+    def hold_next(self, method: str, *, when: Callable[[Request], bool] = lambda request: True, times: int = 1) -> Hold:
+        """Keep the next `times` requests of a method (for which `when` holds) from being carried out until they are let go."""
+        hold = Hold(method, when, times)
+        self._holds.append(hold)
+        return hold
+
+    def wait_for_hold(self, request: Request) -> None:
+        for hold in self._holds:
+            if hold.takes(request):
+                while not (self.stopped.is_set() or hold.release.wait(0.02)):
+                    pass
+
+    def check_rights(self, request: Request) -> None:
+        if self.only_prefix is None:
+            return
+        named = request.key or request.query.get('prefix', '')
+        if not named.startswith(self.only_prefix) and 'delete' not in request.query:
+            raise Refused(403, 'AccessDenied')
+        # whoever may not list the whole bucket is not told what is missing
+        source = unquote(request.headers.get('x-amz-copy-source', '')).lstrip('/').partition('/')[2]
+        missing = [key for key in (request.key if request.method in ('GET', 'HEAD') or 'if-match' in request.headers else '', source)
+                   if key and key not in self.objects]
+        if missing and request.method != 'DELETE':
+            raise Refused(403, 'AccessDenied')
+
+    def forget_faults(self) -> None:
+        """Nothing goes wrong any more."""
+        with self.lock:
+            self._faults.clear()
+
     def fault_for(self, request: Request) -> Fault | None:
         with self.lock:
             faults = self._faults[request.method]
@@ -169,7 +235,8 @@ class FakeS3:
     def check_write(self, request: Request) -> None:
         """Raises Refused when a write of the request's key may not be done."""
         current = self.objects.get(request.key)
-        if Quirk.FORBID_OVERWRITE in self.quirks and request.headers.get('x-oss-forbid-overwrite') == 'true' and current:
+        forbids = request.headers.get('x-oss-forbid-overwrite') == 'true' and Quirk.VERSIONED not in self.quirks
+        if Quirk.FORBID_OVERWRITE in self.quirks and forbids and current:
             raise Refused(409, 'FileAlreadyExists')
         conditions = {name: request.headers[name] for name in ('if-match', 'if-none-match') if name in request.headers}
         if not conditions or Quirk.IGNORES_CONDITIONS in self.quirks:
@@ -180,14 +247,15 @@ class FakeS3:
             raise Refused(412, 'PreconditionFailed')
         if 'if-match' in conditions:
             if current is None:
-                raise Refused(404, 'NoSuchKey')
+                raise Refused(412, 'PreconditionFailed') if Quirk.MISSING_IS_412 in self.quirks else Refused(404, 'NoSuchKey')
             self.check_match(conditions['if-match'], current)
 
     def check_match(self, wanted: str, current: StoredObject) -> None:
         if Quirk.IGNORES_CONDITIONS in self.quirks:
             return
-        etag = current.etag.strip('"') if Quirk.UNQUOTED_ETAGS in self.quirks else current.etag
-        if wanted not in ('*', etag):
+        if Quirk.UNQUOTED_ETAGS not in self.quirks:     # with and without are one and the same to AWS
+            wanted = wanted.strip('"')
+        if wanted not in ('*', current.etag.strip('"')):
             raise Refused(412, 'PreconditionFailed')
 
     def check_digest(self, request: Request) -> None:
@@ -257,9 +325,13 @@ class _Handler(BaseHTTPRequestHandler):
                           {name.lower(): value for name, value in self.headers.items()},
                           self.rfile.read(int(self.headers.get('Content-Length', 0))))
         fake = self.server.fake
+        is_virtual = (parts.hostname or self.headers.get('Host', '')).startswith(f'{fake.bucket}.')
+        if is_virtual:
+            request.key = unquote(parts.path.removeprefix('/'))
         with fake.lock:
             fake.requests.append(request)
         fault = fake.fault_for(request)
+        fake.wait_for_hold(request)
         if fault is Fault.HANG:
             fake.stopped.wait()
         if fault in (Fault.DROP, Fault.HANG):
@@ -268,6 +340,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault in _FAULT_ANSWERS:
                 raise Refused(*_FAULT_ANSWERS[fault])
+            if Quirk.VIRTUAL_ONLY in fake.quirks and not is_virtual:
+                raise Refused(403, 'SecondLevelDomainForbidden')
+            if Quirk.REFUSES_CHUNKED in fake.quirks and 'aws-chunked' in request.headers.get('content-encoding', ''):
+                raise Refused(400, 'InvalidArgument')
+            fake.check_rights(request)
             with fake.lock:
                 status, headers, body = _answer(fake, request)
         except Refused as exc:
@@ -276,6 +353,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._send(status, headers, b'<html>' if fault is Fault.GARBAGE else body, cut=fault is Fault.CUT_BODY)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate(self.server.fake.clock() if timestamp is None else timestamp, usegmt=True)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_any
 
@@ -341,7 +421,8 @@ def _given_tags(fake: FakeS3, headers: Mapping[str, str]) -> dict[str, str]:
 
 def _put(fake: FakeS3, request: Request) -> Answer:
     fake.check_write(request)
-    stored = StoredObject(request.body, _kept_headers(request.headers), fake.new_etag(request.body), tags=_given_tags(fake, request.headers))
+    stored = StoredObject(request.body, _kept_headers(request.headers), fake.new_etag(request.body), fake.clock(),
+                          tags=_given_tags(fake, request.headers))
     fake.objects[request.key] = stored
     return 200, {'ETag': stored.etag}, b''
 
@@ -380,14 +461,16 @@ def _get(fake: FakeS3, request: Request) -> Answer:
 def _copy(fake: FakeS3, request: Request) -> Answer:
     source = _existing(fake, unquote(request.headers['x-amz-copy-source']).lstrip('/').partition('/')[2])
     wanted = request.headers.get('x-amz-copy-source-if-match')
-    if wanted is not None:
-        fake.check_match(wanted, source)
-    fake.check_write(request)
+    if Quirk.UNCONDITIONAL_COPY not in fake.quirks:
+        if wanted is not None:
+            fake.check_match(wanted, source)
+        fake.check_write(request)
     if Quirk.ERROR_IN_COPY in fake.quirks:
         return 200, {}, b'<Error><Code>InternalError</Code><Message>try again</Message></Error>'
     is_replaced = request.headers.get('x-amz-metadata-directive') == 'REPLACE'
-    stored = StoredObject(source.body, _kept_headers(request.headers) if is_replaced else dict(source.headers), fake.new_etag(source.body))
-    has_new_tags = request.headers.get('x-amz-tagging-directive') == 'REPLACE'
+    stored = StoredObject(source.body, _kept_headers(request.headers) if is_replaced else dict(source.headers), fake.new_etag(source.body),
+                          fake.clock())
+    has_new_tags = request.headers.get('x-amz-tagging-directive') == 'REPLACE' and Quirk.COPY_KEEPS_TAGS not in fake.quirks
     stored.tags = _given_tags(fake, request.headers) if has_new_tags else dict(source.tags)
     fake.objects[request.key] = stored
     return 200, {}, f'<CopyObjectResult><ETag>{escape(stored.etag)}</ETag></CopyObjectResult>'.encode()
@@ -403,9 +486,12 @@ def _copy_part(fake: FakeS3, request: Request, parts: dict[int, bytes]) -> Answe
     return 200, {}, f'<CopyPartResult><ETag>{escape(fake.new_etag(part))}</ETag></CopyPartResult>'.encode()
 
 
+_UNCONDITIONAL_DELETE = {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE, Quirk.UNCONDITIONAL_DELETE}
+
+
 def _delete(fake: FakeS3, request: Request) -> Answer:
     current = fake.objects.get(request.key)
-    if 'if-match' in request.headers and current and not fake.quirks & {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE}:
+    if 'if-match' in request.headers and current and not fake.quirks & _UNCONDITIONAL_DELETE:
         fake.check_match(request.headers['if-match'], current)
     fake.objects.pop(request.key, None)
     return 204, {}, b''
@@ -420,7 +506,9 @@ def _delete_objects(fake: FakeS3, request: Request) -> Answer:
         fields = {child.tag.rpartition('}')[2]: child.text or '' for child in node}
         current = fake.objects.get(fields['Key'])
         try:
-            if 'ETag' in fields and current and not fake.quirks & {Quirk.REFUSES_CONDITIONS, Quirk.FORBID_OVERWRITE}:
+            if fake.only_prefix is not None and not fields['Key'].startswith(fake.only_prefix):
+                raise Refused(403, 'AccessDenied')
+            if 'ETag' in fields and current and not fake.quirks & _UNCONDITIONAL_DELETE:
                 fake.check_match(fields['ETag'], current)
             fake.objects.pop(fields['Key'], None)
         except Refused as exc:
@@ -474,11 +562,16 @@ def _multipart(fake: FakeS3, request: Request) -> Answer:
         return _copy_part(fake, request, parts)
     if request.method == 'PUT':
         parts[int(request.query['partNumber'])] = request.body
-        return 200, {'ETag': fake.new_etag(request.body)}, b''
-    fake.check_write(request)
+        return 200, {'ETag': f'"{hashlib.md5(request.body, usedforsecurity=False).hexdigest()}"'}, b''
+    if Quirk.UNCONDITIONAL_PARTS not in fake.quirks:
+        fake.check_write(request)
     body = b''.join(parts[number] for number in sorted(parts))
+    digests = b''.join(hashlib.md5(parts[number], usedforsecurity=False).digest() for number in sorted(parts))
     tags = _given_tags(fake, headers)
     headers.pop('x-amz-tagging', None)
-    stored = fake.objects[request.key] = StoredObject(body, headers, fake.new_etag(body), tags=tags)
+    is_exact = Quirk.NO_ETAG_OF_PARTS in fake.quirks
+    etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"' if is_exact else fake.new_etag(body)
+    fake.objects[request.key] = StoredObject(body, headers, etag, fake.clock(), tags=tags)
     del fake.uploads[upload_id]
-    return 200, {}, f'<CompleteMultipartUploadResult><ETag>{escape(stored.etag)}</ETag></CompleteMultipartUploadResult>'.encode()
+    said = '' if is_exact else escape(etag)
+    return 200, {}, f'<CompleteMultipartUploadResult><ETag>{said}</ETag></CompleteMultipartUploadResult>'.encode()

@@ -44,15 +44,30 @@ def test_pause_and_resume(ctxfs):
 
 
 def test_conflicts(ctxfs):
-    """Listed with age; a verb that there is not, or two contexts, are wrong usage."""
-    ctxfs.mount(conflicts=[{'path': '/a (conflict)', 'original': '/a', 'since': time.time() - 300}])
-    line = f'{ctxfs.at}/a (conflict): beside /a, 5 min ago\n'
+    """Listed with age and whose version it is; resolve asks the mount for either file, named in any way; what is wrong usage says so."""
+    ctxfs.mount(conflicts=[{'path': '/a.conflict-x', 'original': '/a', 'since': time.time() - 300, 'holds': 'local', 'held': True}])
+    line = f'{ctxfs.at}/a.conflict-x: this host\'s version of /a, not uploaded, 5 min ago\n'
     for args in ((), ('list',), ('proj', 'list'), (ctxfs.at, 'list')):
         assert ctxfs.run('conflicts', *args) == line
     found, = ctxfs.json('conflicts', 'list')['conflicts']
-    assert (found['path'], found['original'], found['mountpoint']) == ('/a (conflict)', '/a', str(ctxfs.at))
-    for args in (('resolve',), ('proj', 'resolve', 'x'), ('proj', 'other', 'list')):
+    assert (found['path'], found['original'], found['mountpoint'], found['held']) == ('/a.conflict-x', '/a', str(ctxfs.at), True)
+    for args in (('resolve', ctxfs.at / 'd/a'), ('proj', 'resolve', 'd/a'), ('resolve', 'd/a'), ('proj', 'resolve', ctxfs.at / 'd/a')):
+        answer = ctxfs.json('conflicts', *args, '--keep', 'local')
+        assert (answer['asked'][0].removeprefix(f'{ctxfs.at}/'), answer['asked'][1], answer['mountpoint']) == ('d/a', 'local', str(ctxfs.at))
+    assert ctxfs.run('conflicts', 'resolve', 'a', '--keep', 'both') == ''
+    for args in (('proj', 'other', 'list'), ('resolve', '--keep', 'both'), ('proj', 'resolve', '--keep', 'both')):
         ctxfs.fails('conflicts', *args, said='write ctxfs conflicts [CTX] list', status=2)
+    ctxfs.fails('conflicts', 'resolve', 'a', said='needs --keep local, --keep remote or --keep both', status=2)
+    ctxfs.fails('conflicts', 'list', '--keep', 'both', said='list takes no --keep', status=2)
+    ctxfs.fails('conflicts', 'resolve', 'a', '--keep', 'ours', said='--keep', status=2)
+    ctxfs.fails('conflicts', 'porj', 'resolve', 'a', '--keep', 'both', said='did you mean proj?')
+
+
+def test_conflicts_without_a_mount(ctxfs):
+    """A conflict is settled on a mount; what there is to list may be nothing."""
+    ctxfs.fails('conflicts', 'resolve', 'a', '--keep', 'both', said='nothing is mounted: a conflict is settled on a running mount')
+    ctxfs.fails('conflicts', 'proj', 'list', said='proj was not mounted here')
+    assert ctxfs.run('conflicts', 'list') == ''
 
 
 def test_watch_ends_with_the_mount(ctxfs):

@@ -101,11 +101,13 @@ def test_the_document_has_every_method_and_kind() -> None:
     assert {kind for kind in KINDS if f'`{kind}`' in table} == set(KINDS)
 
 
-def test_each_example_is_so(mount: tuple[harness.Host, Path]) -> None:
+def test_each_example_is_so(mount: tuple[harness.Host, Path], site: Any) -> None:
     """The document's requests, sent to a mount, are answered with the document's keys and types."""
     host, at = mount
     (at / 'src').mkdir()
     (at / 'src/other.py').write_text('x')
+    (at / 'report.txt').write_text('ours')
+    site.bucket().put(f'contexts/{site.context_id("c")}/report.txt', b'theirs')
     host.cli('sync', 'c')
     (at / 'src/main.py').write_text('print("hi")\n')
     for name, request, answers in sorted(examples(), key=lambda example: example[0] == 'shutdown'):
@@ -208,12 +210,14 @@ def test_a_conflict_is_an_event_and_is_explained(site: Site) -> None:
         asker.call('sync', timeout=SECONDS)
         event = next(events)
         found, = asker.call('conflicts')
-        assert found == {'path': event['path'], 'original': '/a.txt', 'since': found['since']} and event['original'] == '/a.txt'
+        assert found == {'path': event['path'], 'original': '/a.txt', 'since': found['since'], 'holds': 'local', 'held': False}
+        assert (event['original'], event['holds']) == ('/a.txt', 'local')
         explained = asker.call('explain', path=event['path'].lstrip('/'))
-        assert explained['conflict'] == {'original': '/a.txt', 'since': found['since']} and explained['state'] in ('clean', 'sealed')
+        assert explained['conflict'] == {'original': '/a.txt', 'since': found['since'], 'holds': 'local', 'held': False}
+        assert explained['state'] in ('clean', 'sealed')
         assert asker.call('explain', path='a.txt')['conflict'] is None
         assert asker.call('status')['conflicts'] == 1
-    assert f'{there}{event["path"]}: beside /a.txt, ' in two.cli('conflicts', 'c', 'list').stdout
+    assert f'{there}{event["path"]}: this host\'s version of /a.txt, ' in two.cli('conflicts', 'c', 'list').stdout
     for host, at in ((one, here), (two, there)):
         host.unmount(at)
 

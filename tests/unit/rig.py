@@ -72,20 +72,21 @@ class _Parts(Channel):
 class Disk(Host):
     """A host with a file system and a schedule. Make it inside trio. `asked`: the operations that went to the store."""
 
-    def __init__(self, directory: Path, *, policy: SyncPolicy | None = None, sync_every: float | None = None) -> None:
+    def __init__(self, directory: Path, *, policy: SyncPolicy | None = None, sync_every: float | None = None, bucket: Path | None = None,
+                 host: str = 'here') -> None:
         self.rules = Rules(policy or SyncPolicy())
         self.asked: list[Operation[Any]] = []
         #: raised instead of an operation; and awaited before it
         self.failure: CtxfsError | None = None
         self.before: Callable[[Operation[Any]], Awaitable[object]] | None = None
-        super().__init__(directory)
+        super().__init__(directory, bucket=bucket, host=host)
         self._wire(sync_every)
 
     def _wire(self, sync_every: float | None) -> None:
         db, journal, staging = self.db, self.journal, self.staging
         pool: Any = self
         self.slots = self.workers.slots
-        doubt = Doubt(db, journal, pool, prefix=PREFIX, host='here')
+        doubt = Doubt(db, journal, pool, prefix=PREFIX, host=self.host_id)
         self.remote._pool = self.remote.index._pool = self.remote.changes._pool = pool      # asks us, not the workers
         self.finisher._pool = self.conflicts._pool = pool
         planner = Planner(db, journal, gating=self.gating, prefix=PREFIX)

@@ -23,9 +23,11 @@ from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync import remote_changes
 from ctxfs.sync.abort_slots import AbortFlags, AbortSlots
+from ctxfs.sync.asides import Asides
+from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.protocol import Head, Operation, WorkerOptions
-from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.remote_changes import RemoteChanges
 from ctxfs.sync.remote_index import RemoteIndex
@@ -117,7 +119,8 @@ class Bench:
         gating = Gating(self.db, self.journal, staging, rules=Rules(SyncPolicy()))
         kernel: Any = Kernel()
         pool: Any = self.workers
-        self.reconciler = Reconciler(self.db, self.journal, kernel, gating=gating, defaults=Defaults(0, 0, 0o022))
+        asides = Asides(self.db, self.journal, kernel, gating=gating, prefix=PREFIX, host='here')
+        self.reconciler = Reconciler(self.db, self.journal, kernel, gating=gating, asides=asides, defaults=Defaults(0, 0, 0o022))
         self.index = RemoteIndex(self.db, self.journal, pool, prefix=PREFIX)
         self.changes = RemoteChanges(self.db, self.journal, self.reconciler, pool, index=self.index, prefix=PREFIX)
         self.other = IndexLog(self.store, PREFIX, host='other')

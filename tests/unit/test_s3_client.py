@@ -115,7 +115,7 @@ def tls_fake() -> Iterator[FakeS3]:
 def test_over_https_bodies_are_unsigned_and_plain(tls_fake: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """No aws-chunked encoding and no checksum headers, whatever the request: OSS refuses both."""
     monkeypatch.setenv('AWS_CA_BUNDLE', str(CERTIFICATE))
-    data = os.urandom(s3_multipart.SINGLE_MAX + 1)
+    data = os.urandom(PARTS_ABOVE + 1)
     with contextlib.closing(S3Store(tls_fake.bucket, endpoint=tls_fake.endpoint)) as store:
         store.put('k', b'body')
         store.put_file('m', io.BytesIO(data), len(data), metadata={'mode': '33188'}, content_type='text/plain')

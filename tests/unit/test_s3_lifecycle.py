@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from ctxfs.errors import Denied, Exists, RemoteUnavailable, Unsupported
-from ctxfs.storage import s3_lifecycle, s3_multipart
-from ctxfs.storage.object_store import Condition
+from ctxfs.storage import s3_lifecycle
+from ctxfs.storage.object_store import PARTS_ABOVE, Condition
 from ctxfs.storage.s3_store import S3Store
 from tests.fakes.s3_server import FakeS3, Quirk
 from tests.servers import S3Server
@@ -155,7 +155,7 @@ def test_no_tag_is_sent_to_a_store_without_tags(quirk: Quirk) -> None:
 
 def test_tags_of_a_large_file_come_with_its_beginning() -> None:
     """CreateMultipartUpload carries them."""
-    size = s3_multipart.SINGLE_MAX + 1
+    size = PARTS_ABOVE + 1
     with opened() as (fake, store):
         store.put_file('large', io.BytesIO(bytes(size)), size, tags={'k': 'v w'})
         assert store.tags('large') == {'k': 'v w'}

@@ -19,7 +19,8 @@ from ctxfs.storage import piece_sums
 from ctxfs.storage.piece_sums import PIECES, UNIT, Summer
 from ctxfs.storage.posix_meta import encode_stamp
 from ctxfs.storage.s3_http import Response
-from ctxfs.storage.s3_multipart import SINGLE_MAX, part_size
+from ctxfs.storage.object_store import PARTS_ABOVE
+from ctxfs.storage.s3_multipart import part_size
 from ctxfs.storage.s3_read import ATTEMPTS, Reader
 from ctxfs.storage.s3_store import S3Store
 from ctxfs.storage.s3_verify import EtagMaker, Part, Verdict, judge, part_of
@@ -189,7 +190,7 @@ def test_another_version_is_no_damage() -> None:
 
 # --- what a real server says ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('size', [0, 5, SINGLE_MAX, SINGLE_MAX + 1, 2 * part_size(SINGLE_MAX + 1)])
+@pytest.mark.parametrize('size', [0, 5, PARTS_ABOVE, PARTS_ABOVE + 1, 2 * part_size(PARTS_ABOVE + 1)])
 def test_the_etag_of_an_upload_is_foretold(size: int, s3_server: S3Server, s3_endpoint: str) -> None:
     """In one piece and in parts, so that the stamp is bound to its version."""
     store = S3Store(s3_server.make_bucket(), endpoint=s3_endpoint)

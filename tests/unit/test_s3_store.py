@@ -12,28 +12,27 @@ import pytest
 
 from ctxfs.errors import Denied, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage import s3_multipart
-from ctxfs.storage.object_store import Aborted, Capabilities, Condition
+from ctxfs.storage.object_store import PARTS_ABOVE, UNKNOWN, Aborted, Capabilities, Condition
 from ctxfs.storage.s3_retry import ATTEMPTS
 from ctxfs.storage.s3_store import S3Store
 from tests.fakes.s3_server import FakeS3, Fault, Quirk, Request
 
 ABSENT = Condition(absent=True)
-BIG = s3_multipart.SINGLE_MAX + 1
+BIG = PARTS_ABOVE + 1
 EVERYTHING = Capabilities(conditional_create=True, conditional_overwrite=True, conditional_delete=True, conditional_copy=True, batch_delete=True,
-                          conditional_batch_delete=True, conditional_copy_source=True, tagging=True, lifecycle=True)
-NOTHING = Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False, conditional_copy=False,
-                       batch_delete=False)
+                          conditional_batch_delete=True, conditional_copy_source=True, conditional_parts=True, tagging=True, lifecycle=True)
 #: without conditions, with all the rest
-UNCONDITIONAL = msgspec.structs.replace(NOTHING, batch_delete=True, tagging=True, lifecycle=True)
+UNCONDITIONAL = msgspec.structs.replace(UNKNOWN, batch_delete=True, tagging=True, lifecycle=True, is_limited=False)
 BY_QUIRK = {
     None: EVERYTHING,
     Quirk.IGNORES_CONDITIONS: UNCONDITIONAL,
     Quirk.REFUSES_CONDITIONS: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True),
-    Quirk.FORBID_OVERWRITE: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True, forbid_overwrite=True),
+    Quirk.FORBID_OVERWRITE: msgspec.structs.replace(UNCONDITIONAL, conditional_copy_source=True, forbid_overwrite=True,
+                                                  forbid_overwrite_everywhere=True),
     Quirk.NO_TAGS: msgspec.structs.replace(EVERYTHING, tagging=False),
     Quirk.REFUSES_TAGS: msgspec.structs.replace(EVERYTHING, tagging=False),
     Quirk.NO_LIFECYCLE: msgspec.structs.replace(EVERYTHING, lifecycle=False),
-    Quirk.NO_LIFECYCLE_RIGHTS: msgspec.structs.replace(EVERYTHING, lifecycle=False),
+    Quirk.NO_LIFECYCLE_RIGHTS: msgspec.structs.replace(EVERYTHING, lifecycle=False, is_limited=True),
     Quirk.UNQUOTED_ETAGS: msgspec.structs.replace(EVERYTHING, unquoted_etags=True),
     Quirk.NO_BATCH: msgspec.structs.replace(EVERYTHING, batch_delete=False, conditional_batch_delete=False),
 }
@@ -162,7 +161,7 @@ def test_a_copy_keeps_the_headers_that_it_cannot_see() -> None:
 
 def test_large_objects_are_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above what one request may copy: ranges of the version that was seen, with metadata and type."""
-    monkeypatch.setattr('ctxfs.storage.s3_store.COPY_MAX', 10)
+    monkeypatch.setattr('ctxfs.storage.s3_copy.COPY_MAX', 10)
     monkeypatch.setattr(s3_multipart, '_COPY_PART', 1)
     body = bytes(range(256)) * (80 << 10)
     with opened(known=msgspec.to_builtins(EVERYTHING)) as (fake, store):
@@ -227,7 +226,7 @@ def test_without_the_right_to_write_nothing_is_known() -> None:
     """A reader's credentials: no condition is claimed, and the answer is not remembered."""
     with opened() as (fake, store):
         fake.fail_next('PUT', Fault.DENY)
-        assert store.capabilities() == NOTHING
+        assert store.capabilities() == UNKNOWN
         assert store.capabilities() == EVERYTHING
 
 

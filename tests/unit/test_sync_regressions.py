@@ -24,12 +24,14 @@ from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.abort_slots import AbortFlags, AbortSlots
+from ctxfs.sync.asides import Asides
 from ctxfs.sync.conflicts import ConflictKeeper
+from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.protocol import Operation, WorkerOptions
-from ctxfs.sync.reconcile import Defaults, Reconciler
+from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.worker_context import WorkerContext
@@ -73,12 +75,13 @@ class Channel:
 class Workers:
     """The pool's `call`, on this thread. `meanwhile` happens once, while the first operation is on its way."""
 
-    def __init__(self, directory: Path) -> None:
-        (directory / 'bucket').mkdir(exist_ok=True)
+    def __init__(self, directory: Path, *, bucket: Path | None = None, host: str = 'here') -> None:
+        bucket = bucket or directory / 'bucket'
+        bucket.mkdir(exist_ok=True)
         self.slots = AbortSlots()
         self._flags = AbortFlags(self.slots.fd)
-        self.context = WorkerContext(WorkerOptions(store_url=f'file://{directory}/bucket?fsync=no', cache_dir=str(directory / 'cache'),
-                                                   cache_limit=1 << 30, host='here'), self._flags)
+        self.context = WorkerContext(WorkerOptions(store_url=f'file://{bucket}?fsync=no', cache_dir=str(directory / 'cache'),
+                                                   cache_limit=1 << 30, host=host), self._flags)
         self.meanwhile: Callable[[], object] | None = None
 
     async def call(self, operation: Operation[Any], **_: Any) -> Any:
@@ -95,11 +98,12 @@ class Workers:
 
 
 class Host:
-    """The tree of one host with what reconciles it, over one bucket."""
+    """The tree of one host with what reconciles it, over one bucket (its own, unless it is told one that others use, too)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, bucket: Path | None = None, host: str = 'here') -> None:
         self.directory = directory
-        self.workers = Workers(directory)
+        self.host_id = host
+        self.workers = Workers(directory, bucket=bucket, host=host)
         self.kernel = Kernel()
         self.start()
 
@@ -110,11 +114,12 @@ class Host:
         self.staging = Staging(self.directory / 'staging')
         self.gating = Gating(self.db, self.journal, self.staging, rules=Rules(SyncPolicy()))
         recover(self.db, self.journal, self.staging, uid=0, gid=0)
-        self.reconciler = Reconciler(self.db, self.journal, self.kernel, gating=self.gating, defaults=Defaults(0, 0, 0o022))
+        self.asides = Asides(self.db, self.journal, self.kernel, gating=self.gating, prefix=PREFIX, host=self.host_id)
+        self.reconciler = Reconciler(self.db, self.journal, self.kernel, gating=self.gating, asides=self.asides, defaults=Defaults(0, 0, 0o022))
         pool: Any = self.workers
-        doubt = Doubt(self.db, self.journal, pool, prefix=PREFIX, host='here')
+        doubt = Doubt(self.db, self.journal, pool, prefix=PREFIX, host=self.host_id)
         self.remote = RemoteTreeLoader(self.db, self.journal, self.reconciler, pool, doubt=doubt, prefix=PREFIX)
-        self.conflicts = ConflictKeeper(self.db, self.journal, self.reconciler, pool, self.kernel, gating=self.gating, prefix=PREFIX, host='here')
+        self.conflicts = ConflictKeeper(self.db, self.journal, self.reconciler, pool, asides=self.asides, prefix=PREFIX)
         self.finisher = Finisher(self.db, self.journal, self.staging, pool, gating=self.gating, remote=self.remote, prefix=PREFIX)
 
     def close(self) -> None:

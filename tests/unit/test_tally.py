@@ -81,7 +81,7 @@ def test_failures_have_path_cause_and_next_attempt(db, journal):
 def test_conflicts_and_odd_keys(db, journal):
     """A conflict counts while its copy has a name; odd keys come with the reason."""
     inode = make(db, journal, b'copy')
-    db.execute('INSERT INTO conflict VALUES (?, ?, 1), (12345, ?, 1)', (inode.ino, 'a', 'b'))
+    db.execute('INSERT INTO conflict VALUES (?, ?, 1, 0), (12345, ?, 1, 0)', (inode.ino, 'a', 'b'))
     journal.note_unmountable('a//b', 'an empty name')
     found = counted(db)
     assert (found.conflicts, found.unmountable) == (1, (('a//b', 'an empty name'),))

@@ -1,0 +1,53 @@
+"""What a mount knows of its store when it begins, and how it writes there: capabilities remembered from an earlier mount, and this host's turns.
+
+Owns the wiring of these parts for the daemon. It must not decide anything that they decide.
+"""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from ctxfs.config import MountOptions
+from ctxfs.records import RESERVED_DIR
+from ctxfs.storage.registry import context_prefix
+from ctxfs.storage.remembered import Remembered
+from ctxfs.storage.stores import directory_of
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.abilities import Abilities
+from ctxfs.sync.guarded import GuardedPool
+from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.ports import Spawn
+from ctxfs.sync.protocol import WorkerOptions
+from ctxfs.sync.turns import Turns
+
+
+def memory_of(state_root: Path, store_url: str, context_id: str) -> Remembered:
+    """What is remembered of a store for one context: its credentials may be good for nothing else."""
+    return Remembered(state_root, store_url, context_prefix(context_id) + RESERVED_DIR)
+
+
+class StoreAccess:
+    """For one mount. Reads what is remembered."""
+
+    def __init__(self, options: MountOptions) -> None:
+        self._options = options
+        # a directory is asked at once, and always says the same
+        self._memory = None if directory_of(options.store_url) else memory_of(Path(options.state_dir).parent, options.store_url, options.context_id)
+        answer = self._memory.find() if self._memory is not None else None
+        self._known = answer.capabilities if answer is not None else None
+
+    def worker_options(self, *, cache_limit: int) -> WorkerOptions:
+        options = self._options
+        return WorkerOptions(
+            store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR,
+                                                          'silence': options.silence},
+            cache_dir=options.cache_dir, cache_limit=cache_limit, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
+            log_level=logging.getLogger().level, capabilities=None if self._known is None else msgspec.structs.asdict(self._known))
+
+    def writers(self, pool: TransferPool, db: TreeDB, spawn: Spawn) -> tuple[GuardedPool, Turns]:
+        """What writes to the bucket goes through, and what is to be told when all has been written."""
+        turns = Turns(pool, prefix=context_prefix(self._options.context_id), host=self._options.host_id, tell=pool.slots.set_turn, spawn=spawn,
+                      notes=db)
+        return GuardedPool(pool, abilities=Abilities(pool, memory=self._memory, known=self._known), turns=turns), turns
