@@ -99,6 +99,13 @@ class _Pending:
         assert self.reply is not None
         return protocol.decode_result(self.operation, self.reply)
 
+    def outcome(self) -> Any:
+        """The result or the error, also of a reply that is no result."""
+        try:
+            return self.unwrap()
+        except errors.CtxfsError as error:
+            return error
+
 
 class Stream(Generic[R]):
     """The parts of a streaming operation, in order; the worker never runs more than STREAM_WINDOW parts ahead."""
@@ -244,7 +251,7 @@ class TransferPool:
         if error is not None:
             self.meter.failed(pending.operation)
         if self.listener is not None and self.listener.wants(pending.operation):
-            self.listener.ended(pending.operation, error if error is not None else pending.unwrap())
+            self.listener.ended(pending.operation, pending.outcome())
         slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
         if slot >= 0:
             self.slots.drop(slot)

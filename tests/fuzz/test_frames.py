@@ -1,7 +1,7 @@
 """The pipe between daemon and workers, with anything on it: a worker that is out of step is replaced, and who waits gets an error."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,9 +12,23 @@ from hypothesis import strategies as st
 
 from ctxfs.errors import Corrupted, CtxfsError
 from ctxfs.sync import protocol
+from ctxfs.sync.audit import Auditor
 from ctxfs.sync.frames import LENGTH, MAX_FRAME, FrameReader
-from ctxfs.sync.pool import TransferPool
-from ctxfs.sync.protocol import Check, CheckDone, Failed, Head, ListPages, Part, Progress, Ready, Reply, WorkerOptions
+from ctxfs.sync.pool import Listener, TransferPool
+from ctxfs.sync.protocol import (
+    Check,
+    CheckDone,
+    DeleteDone,
+    DeleteMany,
+    Failed,
+    Head,
+    ListPages,
+    Part,
+    Progress,
+    Ready,
+    Reply,
+    WorkerOptions,
+)
 from tests.fuzz.tools import MIB, bounded, fuzz, mutated, texts, values
 
 
@@ -86,7 +100,8 @@ def body_of(message: Any) -> bytes:
     return protocol.frame(message)[LENGTH.size:]
 
 
-def serve(script: Callable[[list[int]], list[bytes]]) -> list[Any]:
+def serve(script: Callable[[list[int]], list[bytes]], operations: Sequence[Any] = (Check(), Head(keys=['a']), ListPages(prefix='p/')),
+          listener: Listener | None = None) -> list[Any]:
     """What three callers got from a pool whose one worker follows the script and then ends."""
     results: list[Any] = []
 
@@ -102,11 +117,12 @@ def serve(script: Callable[[list[int]], list[bytes]]) -> list[Any]:
 
     async def main() -> None:
         pool = TransferPool(WorkerOptions(store_url='', cache_dir='', cache_limit=0, host='h'), workers=1, keep_fds=())
+        pool.listener = listener
         worker: Any = Worker(script)
         try:
             with trio.fail_after(20):
                 async with trio.open_nursery() as nursery:
-                    for operation in (Check(), Head(keys=['a']), ListPages(prefix='p/')):
+                    for operation in operations:
                         nursery.start_soon(caller, pool, operation)
                     await pool._serve(worker)
                     pool._forget(worker, 0)
@@ -149,6 +165,17 @@ def test_whatever_a_worker_says_everybody_gets_an_answer(bodies: list[bytes]) ->
     results = serve(lambda asked: bodies)
     assert len(results) == 3
     assert all(isinstance(result, (CtxfsError, CheckDone, list)) for result in results)
+
+
+def test_a_change_with_a_senseless_answer_is_told_as_unknown() -> None:
+    """The audit log has a line for each change, and a worker that is out of step leaves none of its callers waiting."""
+    told: list[tuple[Any, ...]] = []
+    auditor = Auditor(lambda operation, *, result='ok', error='', **data: told.append((operation, data.get('key'), result)), prefix='')
+    changes = [DeleteMany(items=[('a', None)]), DeleteMany(items=[('b', None)]), DeleteMany(items=[('c', None)])]
+    results = serve(lambda asked: [body_of(Reply(id=asked[0], value=msgspec.Raw(b'\x80'))),
+                                   body_of(Reply(id=asked[1], value=protocol.raw(DeleteDone(failures=[]))))], changes, auditor)
+    assert sorted(type(result).__name__ for result in results) == ['Corrupted', 'DeleteDone', 'RemoteUnavailable']
+    assert sorted(result for _, _, result in told) == ['ok', 'unknown', 'unknown'] and {key for _, key, _ in told} == {'a', 'b', 'c'}
 
 
 def test_parts_beyond_what_was_asked_for_are_refused() -> None:
