@@ -1,7 +1,7 @@
 """What the daemon and its transfer workers say to each other: typed operations, their results, and the frames around them.
 
-Owns every message that crosses the pipe, as msgpack in the frames of frames.py. It must not know sockets, processes,
-stores or schedules: pool.py sends, worker.py answers; error_travel.py says how an error crosses.
+Owns every message that crosses the pipe, as msgpack in the frames of frames.py. It must not know sockets, processes, stores or schedules:
+pool.py sends, worker.py answers; error_travel.py says how an error crosses.
 
 One `Request` is answered by zero or more `Part`s (streaming operations only, at most `Request.credit` ahead of the reader, who sends
 `Credit` for each one it consumed), any number of `Progress`, and then exactly one `Reply` or `Failed`, in any order among requests.
@@ -9,7 +9,7 @@ File contents never cross the pipe: paths and keys do. Both ends are one install
 """
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -43,8 +43,6 @@ class WorkerOptions(_Message, frozen=True, kw_only=True, array_like=True):
     capabilities: dict[str, Any] | None = None
     log_level: int = 20
 
-
-# --- results ---------------------------------------------------------------------------------------------------------------------
 
 class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
     """What became of an upload. At most one flag is set.
@@ -436,16 +434,16 @@ def raw(value: Any) -> msgspec.Raw:
 
 def decode_result(operation: Operation[R], value: msgspec.Raw) -> R:
     """Raises Corrupted."""
-    try:
-        result: R = _value_decoders[type(operation)](value)
-    except UNREADABLE as error:
-        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no result of it: {error}') from error
-    return result
+    return cast(R, _decode(_value_decoders, operation, value, 'result'))
 
 
 def decode_part(operation: Operation[Any], value: msgspec.Raw) -> Any:
     """Raises Corrupted."""
+    return _decode(_part_decoders, operation, value, 'part')
+
+
+def _decode(decoders: dict[Any, Any], operation: Operation[Any], value: msgspec.Raw, what: str) -> Any:
     try:
-        return _part_decoders[type(operation)](value)
+        return decoders[type(operation)](value)
     except UNREADABLE as error:
-        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no part of it: {error}') from error
+        raise errors.Corrupted(f'a worker answered {type(operation).__name__} with what is no {what} of it: {error}') from error

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, UsageError
-from ctxfs.storage import s3_client, s3_multipart
+from ctxfs.storage import s3_client
+from ctxfs.storage.object_store import PARTS_ABOVE
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_http import HttpPool
 from ctxfs.storage.s3_retry import ATTEMPTS

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from ctxfs.errors import Denied, RemoteChanged, WrongBytes
 from ctxfs.records import Stamp
 from ctxfs.storage import piece_sums
+from ctxfs.storage.object_store import PARTS_ABOVE
 from ctxfs.storage.piece_sums import PIECES, UNIT, Summer
 from ctxfs.storage.posix_meta import encode_stamp
 from ctxfs.storage.s3_http import Response
-from ctxfs.storage.object_store import PARTS_ABOVE
 from ctxfs.storage.s3_multipart import part_size
 from ctxfs.storage.s3_read import ATTEMPTS, Reader
 from ctxfs.storage.s3_store import S3Store
