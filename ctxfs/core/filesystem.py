@@ -94,6 +94,14 @@ class FileSystem:
         if gone:
             self._purge(gone)
 
+    def detached(self) -> None:
+        """There is no mount any more, and so nothing is open or known: an unmount does not wait until the kernel has told all of it."""
+        for fh in self.files.numbers():
+            self._release(fh)
+        for fh in self.dirs.numbers():
+            self.releasedir(fh)
+        self.forget([(ino, known[1]) for ino, known in self._known.items()])
+
     def note_absence(self, parent: int, name: bytes) -> bool:
         """The kernel is told that there is no such name. False: it must ask again next time, because too many are noted already."""
         if len(self._absences) >= MAX_ABSENCES:
@@ -302,6 +310,9 @@ class FileSystem:
             self._writes += 1
 
     async def release(self, fh: int) -> None:
+        self._release(fh)
+
+    def _release(self, fh: int) -> None:
         handle = self.files.remove(fh)
         inode = handle.inode
         try:

@@ -114,6 +114,9 @@ class HandleTable(Generic[H]):
         del self._open[fh]
         return handle
 
+    def numbers(self) -> list[int]:
+        return list(self._open)
+
     def __len__(self) -> int:
         return len(self._open)
 

@@ -228,6 +228,14 @@ class FuseAdapter(pyfuse3.Operations):
         except Exception:
             log.exception('forget failed')
 
+    def detached(self) -> None:
+        """There is no mount any more. What this cannot settle is settled by the next recovery."""
+        Inode.counted_elsewhere = staticmethod(lambda ino: 0)
+        try:
+            self._fs.detached()
+        except Exception:
+            log.exception('not all that was open could be closed')
+
     # --- attributes ---------------------------------------------------------------------------------------------------------------
 
     @boundary
@@ -370,6 +378,7 @@ async def serve_requests(adapter: FuseAdapter) -> None:
     """Answer the kernel until the file system is unmounted."""
     fuse_loop.install(pyfuse3, before_request=adapter.note_changes)
     await pyfuse3.main(min_tasks=4)
+    adapter.detached()
 
 
 def detach(*, unmount: bool) -> None:

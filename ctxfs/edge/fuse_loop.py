@@ -12,13 +12,18 @@ measured 60 % of the time of an unpack, because nearly every handler here ends w
 - `wait_readable` first looks whether the next request is there already, or comes within LINGER_SECONDS, which is how long a program
   takes from one request's answer to its next request; only then the scheduler is asked to wait. At least every YIELD_SECONDS it
   gives way, so that uploads and the control socket go on beside a flood of requests.
+
+An unmount that comes while requests wait (closing a file is one that no program waits for) may be told as ECONNABORTED, where pyfuse3 expects
+ENODEV: `_Nursery` makes an end of both.
 """
 from __future__ import annotations
 
+import errno
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -93,13 +98,38 @@ class _Waiter:
         self._last_yield = time.perf_counter()
 
 
+class _Nursery:
+    """Starts the tasks of pyfuse3's loop. Each of them finds out by itself that the mount is gone, and only then ends: what another one is in
+    the middle of is not cut off."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def start_soon(self, loop: Callable[..., Awaitable[None]], _: Any, *args: Any, name: str) -> None:
+        self._nursery.start_soon(self._run, loop, *args, name=name)
+
+    async def _run(self, loop: Callable[..., Awaitable[None]], *args: Any) -> None:
+        try:
+            await loop(self, *args)
+        except OSError as error:
+            if error.errno != errno.ECONNABORTED:
+                raise
+
+
+@asynccontextmanager
+async def _open_nursery() -> AsyncIterator[_Nursery]:
+    async with trio.open_nursery() as nursery:
+        yield _Nursery(nursery)
+
+
 def install(pyfuse3: ModuleType, *, before_request: Callable[[], None]) -> None:
     """Make pyfuse3's loop wait as described; call it before `pyfuse3.main`. `before_request` is called in the same step in which a request
     is then handled, or begins to be."""
     waiter = _Waiter(before_request)
     lowlevel = SimpleNamespace(**{name: getattr(trio.lowlevel, name) for name in dir(trio.lowlevel) if not name.startswith('_')})
     lowlevel.wait_readable = waiter.wait_readable
-    stand_in = SimpleNamespace(**{name: getattr(trio, name) for name in ('open_nursery', 'ClosedResourceError', 'from_thread', 'to_thread')})
+    stand_in = SimpleNamespace(**{name: getattr(trio, name) for name in ('ClosedResourceError', 'from_thread', 'to_thread')})
+    stand_in.open_nursery = _open_nursery
     stand_in.lowlevel = lowlevel
     stand_in.Lock = ReaderLock
     pyfuse3.trio = stand_in  # type: ignore[attr-defined]

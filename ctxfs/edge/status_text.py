@@ -146,11 +146,11 @@ def eta(done: float, elapsed: float) -> float | None:
 # --- failures ----------------------------------------------------------------------------------------------------------------------
 
 def failures_of(mount: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of files; where no file failed, of the last task."""
+    """Of files; where no file failed, of the last task that has ended, or whose last try failed."""
     if mount.get('failed'):
         return list(mount['failed'])
-    ended = [task for task in mount.get('tasks', ()) if task.get('status') in ('Success', 'Failed')]
-    return [{**ended[-1], 'error': ended[-1]['errorMessage']}] if ended and ended[-1].get('errorMessage') else []
+    told = [task for task in mount.get('tasks', ()) if task.get('status') in ('Success', 'Failed') or task.get('errorMessage')]
+    return [{**told[-1], 'error': told[-1]['errorMessage']}] if told and told[-1].get('errorMessage') else []
 
 
 def failure_of(entry: dict[str, Any]) -> str:

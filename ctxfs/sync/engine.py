@@ -236,6 +236,7 @@ class UploadEngine:
             except CtxfsError as error:
                 log.warning('flush: %s', error)
                 failures.append(error)
+                task.error_message = str(error)
                 self._selection.note_step_failure(error)
         return failures
 

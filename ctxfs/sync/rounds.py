@@ -114,7 +114,7 @@ class Rounds:
                 waiting += [work for work in works if work.blocked_by]
                 done += await self._run_all(ready, task)
             if waiting and not done and not self._selection.is_over:
-                done += await self._break_cycle(waiting[0])
+                done += await self._break_cycle(waiting[0], task)
             if not done:
                 return
 
@@ -190,22 +190,26 @@ class Rounds:
         """Upload one inode and handle how it ends. True if the journal moved on."""
         inode = work.inode
         if work.error is not None:
-            self._fail(work, work.error)
+            self._fail(work, task, work.error)
             return False
         meter = _Meter(task, self._selection.note_progress)
         self.uploading.add(inode.ino)
         try:
             await self._carry_out(work, meter)
         except Moved:
-            return self._note_move(work)
+            return self._note_move(work, task)
         except TargetConflict as conflict:
+<<<<<<< HEAD
             is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
             self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
             return is_settled
+=======
+            return await self._settle(work, task, partial(self._conflicts.target_changed, inode, conflict.key))
+>>>>>>> integrate2
         except SourceLost as lost:
-            return await self._settle(work, partial(self._conflicts.source_lost, inode, lost.known))
+            return await self._settle(work, task, partial(self._conflicts.source_lost, inode, lost.known))
         except (CtxfsError, OSError) as error:
-            self._fail(work, error)
+            self._fail(work, task, error)
             return False
         finally:
             self.uploading.discard(inode.ino)
@@ -227,19 +231,23 @@ class Rounds:
         else:
             await self._uploader.run(work, meter.note)
 
-    async def _settle(self, work: Work, settle: Callable[[], Awaitable[None]]) -> bool:
+    async def _settle(self, work: Work, task: SyncTask, settle: Callable[[], Awaitable[None]]) -> bool:
         try:
             await settle()
         except (CtxfsError, OSError) as error:
-            self._fail(work, error)
+            self._fail(work, task, error)
             return False
-        return self._note_move(work)
+        return self._note_move(work, task)
 
+<<<<<<< HEAD
     def _revision_of(self, work: Work) -> int | None:
         """What was refused; None where the file does not hold still: then whatever it is by now."""
         return work.revision if self._moves.get(work.inode.ino, 0) < MAX_MOVES else None
 
     def _note_move(self, work: Work) -> bool:
+=======
+    def _note_move(self, work: Work, task: SyncTask) -> bool:
+>>>>>>> integrate2
         """It changed under us: plan it again in this flush, but not for ever."""
         ino = work.inode.ino
         self._moves[ino] = self._moves.get(ino, 0) + 1
@@ -247,10 +255,10 @@ class Rounds:
             self._as_it_is.add(ino)
         if self._moves[ino] <= 2 * MAX_MOVES:
             return True
-        self._fail(work, CtxfsError('the file keeps being changed while it is uploaded'))
+        self._fail(work, task, CtxfsError('the file keeps being changed while it is uploaded'))
         return False
 
-    def _fail(self, work: Work, error: Exception) -> None:
+    def _fail(self, work: Work, task: SyncTask, error: Exception) -> None:
         is_transient = error.transient if isinstance(error, CtxfsError) else isinstance(error, OSError) and error.errno in PASSING
         # A permanent failure waits for somebody to change something: the next sync, flush or mount tries it again.
         retry_ns = time.time_ns() + int(delay(work.row.attempt, retry_after_of(error)) * 1e9) if is_transient else NEVER_NS
@@ -260,9 +268,10 @@ class Rounds:
             self._selection.note_failure(error)
         except CtxfsError as full:      # then nobody remembers when to try again: the schedule waits instead
             self._selection.note_step_failure(full)
+        task.error_message = message
         log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
 
-    async def _break_cycle(self, work: Work) -> int:
+    async def _break_cycle(self, work: Work, task: SyncTask) -> int:
         """Two or more clean files took each other's names: copy one target aside, so that its owner has another source."""
         for key in work.missing:
             known = self._journal.known(key)
@@ -276,7 +285,7 @@ class Rounds:
                 owner = self._db.inodes_of([known.ino]).get(known.ino)
                 return int(owner is not None and await self._settle(work, partial(self._conflicts.source_lost, owner, known)))
             except CtxfsError as error:
-                self._fail(work, error)
+                self._fail(work, task, error)
                 return 0
             crash_point('cycle-before-record')
             self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1, known.lifecycle))

@@ -25,6 +25,7 @@ class SyncTask:
         self.status = 'Pending'
         self.start_time = 0.0
         self.finish_time = 0.0
+        #: why it failed; while it runs: why its last try did, or what failed so far in this one
         self.error_message = ''
         self.bytes_done = 0
         self.bytes_total = 0

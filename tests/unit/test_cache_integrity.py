@@ -374,7 +374,7 @@ def with_reader(cache: BlockCache, scenario: Callable[[BlockReader, Remote], Any
         async with trio.open_nursery() as nursery:
             reader = BlockReader(ContextCache(cache, prefix='p/'), remote, block_size=BLOCK_SIZE, spawn=nursery.start_soon, refresh=unchanged)
             await scenario(reader, remote)
-            reader.close()
+            reader.let_go()
             nursery.cancel_scope.cancel()
     trio.run(main)
 

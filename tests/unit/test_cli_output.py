@@ -118,7 +118,8 @@ TASK = {'path': '/m', 'taskType': 'upload', 'status': 'Running', 'startTime': 0,
     ({'remote': {'isComplete': True, 'objects': 3, 'error': 'timed out'}}, '  bucket    cannot be read: timed out'),
     ({'failedFiles': 3, 'failed': [{'path': '/a', 'error': 'denied', 'attempt': 1, 'nextRetry': 0}]}, '  failed    /a: denied (attempt 1)'),
     ({'failedFiles': 3, 'failed': [{'path': '/a', 'error': 'denied', 'attempt': 1, 'nextRetry': 0}]}, '            and 2 more'),
-    ({'tasks': [TASK | {'status': 'Failed', 'errorMessage': 'timed out', 'attempt': 0}]}, '  failed    /m: timed out')])
+    ({'tasks': [TASK | {'status': 'Failed', 'errorMessage': 'timed out', 'attempt': 0}]}, '  failed    /m: timed out'),
+    ({'tasks': [TASK | {'errorMessage': 'timed out', 'attempt': 2}]}, '  failed    /m: timed out (attempt 2)')])
 def test_status_lines(monkeypatch, more, line):
     """What is as usual is not mentioned, what is not has a line."""
     monkeypatch.setattr(time, 'time', lambda: NOW)

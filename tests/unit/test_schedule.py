@@ -729,3 +729,31 @@ def test_the_store_says_when_it_wants_to_be_asked(play: Play) -> None:
         disk.failure = None
         await until(lambda: disk.journal.summary()[0] == 0, within=120)
     play(scenario)
+
+
+def test_a_try_that_failed_is_told_while_the_flush_goes_on(play: Play) -> None:
+    """Of a file, and of what is no file's; a success takes it back."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'a', b'x')
+        disk.failure = RemoteUnavailable('away')
+        disk.spawn(disk.engine.flush)
+        await until(lambda: any(task.error_message == 'away' for task in disk.tasks.running), within=5)
+        disk.failure = None
+        await until(lambda: not disk.tasks.running, within=60)
+        assert disk.tasks.to_list()[-1]['status'] == 'Success' and not disk.tasks.to_list()[-1]['errorMessage']
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_what_is_open_when_the_mount_goes_is_closed(play: Play) -> None:
+    """The kernel does not tell the last closes of an unmounted file system: what had no name is gone, what is written is uploaded."""
+    async def scenario(disk: Disk) -> None:
+        for name in (b'kept', b'gone'):
+            fh, inode = await disk.open_new(name)
+            await disk.fs.write(fh, 0, name)
+        await disk.fs.unlink(ROOT_INO, b'gone')
+        await disk.fs.opendir(ROOT_INO)
+        assert disk.db.orphans() == [inode.ino]
+        disk.fs.detached()
+        assert disk.db.orphans() == [] and not len(disk.fs.files) and not len(disk.fs.dirs) and not disk.fs.known_inodes()
+        assert (await disk.engine.flush()).ok and disk.keys() == ['kept'] and disk.body('kept') == b'kept'
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
