@@ -32,6 +32,7 @@ NAMES: tuple[str, ...] = (
     'adopt-before-unlink',
     'index-after-segment',
     'localise-after-stage',          # bytes of a file that left the white lists are here, its objects are still wanted
+    'turn-after-make',               # this host's turn is in the bucket, and nothing was written in it
 )
 _HITS: dict[str, int] = {}
 _name, _, _number = os.environ.get(VARIABLE, '').partition(':')
