@@ -199,13 +199,9 @@ class Rounds:
         except Moved:
             return self._note_move(work, task)
         except TargetConflict as conflict:
-<<<<<<< HEAD
-            is_settled = await self._settle(work, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
+            is_settled = await self._settle(work, task, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
             self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
             return is_settled
-=======
-            return await self._settle(work, task, partial(self._conflicts.target_changed, inode, conflict.key))
->>>>>>> integrate2
         except SourceLost as lost:
             return await self._settle(work, task, partial(self._conflicts.source_lost, inode, lost.known))
         except (CtxfsError, OSError) as error:
@@ -239,15 +235,11 @@ class Rounds:
             return False
         return self._note_move(work, task)
 
-<<<<<<< HEAD
     def _revision_of(self, work: Work) -> int | None:
         """What was refused; None where the file does not hold still: then whatever it is by now."""
         return work.revision if self._moves.get(work.inode.ino, 0) < MAX_MOVES else None
 
-    def _note_move(self, work: Work) -> bool:
-=======
     def _note_move(self, work: Work, task: SyncTask) -> bool:
->>>>>>> integrate2
         """It changed under us: plan it again in this flush, but not for ever."""
         ino = work.inode.ino
         self._moves[ino] = self._moves.get(ino, 0) + 1

@@ -59,6 +59,10 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('write', 1, 'a.txt', 10), ('mkdir', 1, 'a'), ('flush', 1, {}), ('chmod', 1, 'a.txt', 0o755), ('flush', 1, {}), ('write', 0, 'd', 10),
          ('write', 0, 'a', 400), ('poll', 0, {}), ('exchange', 0, 'a', 'a.txt'), ('symlink', 1, 'b')],
         {'preferences': ('prefer-local', 'prefer-local'), 'store': 'by version'}),
+    'regression_another_host_publishes_the_same_between_the_looks_at_a_conflict': (
+        [('write', 0, 'a', 10), ('write', 1, 'a', 150), ('flush', 0, {}), ('clock', 1, {}), ('poll', 0, {}), ('write', 0, 'a', 10),
+         ('write', 1, 'a', 0), ('clock', 0, {}), ('same', 0, 'a'), ('flush', 1, {3: ('flush', 0, {})})],
+        {'preferences': ('keep-both', 'prefer-local'), 'in_flight': 4, 'store': 'by version'}),
     'regression_file_where_another_host_made_a_directory': ([('put', 'd/x', 10), ('write', 1, 'd', 10)], {}),
     'regression_directory_where_another_host_made_a_file': ([('append', 1, 'd'), ('flush', 1, {}), ('mkdir', 0, 'd'), ('flush', 0, {})], {}),
     'regression_published_file_has_the_name_of_a_held_one': (

@@ -49,7 +49,7 @@ class FakeBucket:
     def put(self, key: str, body: bytes, metadata: dict[str, str] | None = None, content_type: str | None = None) -> None:
         with self._fake.lock:
             self._fake.objects[key] = StoredObject(body, {f'x-amz-meta-{name}': value for name, value in (metadata or {}).items()},
-                                                   self._fake.new_etag(body))
+                                                   self._fake.new_etag(body), self._fake.clock())
 
     def body(self, key: str) -> bytes:
         return self._fake.objects[key].body

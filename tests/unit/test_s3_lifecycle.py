@@ -165,7 +165,7 @@ def test_tags_of_a_large_file_come_with_its_beginning() -> None:
 
 def test_a_copy_in_parts_carries_the_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts know no source tags: they are read and given anew, or replaced."""
-    monkeypatch.setattr('ctxfs.storage.s3_store.COPY_MAX', 3)
+    monkeypatch.setattr('ctxfs.storage.s3_copy.COPY_MAX', 3)
     with opened() as (fake, store):
         etag = store.put('a', b'body', tags={'k': 'v'}).etag
         store.copy('a', 'kept', source_etag=etag, size=4)
