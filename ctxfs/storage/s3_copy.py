@@ -117,7 +117,7 @@ class Copier:
         now = quoted_etag(response.headers.get('ETag', ''))
         if etag not in (None, now):
             raise RemoteChanged(f'{source} is no longer the version {etag}')
-        return Source(source, now, len(response.body) if is_read else int(response.headers.get('Content-Length', 0)), response)
+        return Source(source, now, len(response.body) if is_read else size_of(response, source), response)
 
     def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
         headers = {'x-amz-copy-source': self._client.source_header(self._guard.full(source)),
@@ -183,6 +183,13 @@ def write_headers(metadata: Mapping[str, str] | None, content_type: str | None) 
 
 def metadata_of(response: Response) -> dict[str, str]:
     return {name.lower()[len(_META[0]):]: value for name, value in response.headers.items() if name.lower().startswith(_META)}
+
+
+def size_of(response: Response, key: str) -> int:
+    text = response.headers.get('Content-Length', '0').strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise RemoteUnavailable(f'{key}: {text[:40]!r} is no size')
+    return int(text)
 
 
 def _kept(found: Source, change: Change) -> dict[str, str]:

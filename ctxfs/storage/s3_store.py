@@ -23,7 +23,7 @@ from ctxfs.records import UNREADABLE, ListPage, ObjectInfo, PutResult
 from ctxfs.storage.attr_bounds import clamp_ns
 from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Memory, Write
 from ctxfs.storage.s3_client import S3Client, content_md5
-from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, write_headers
+from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, size_of, write_headers
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_guard import Guard
 from ctxfs.storage.s3_http import Response, Timeouts
@@ -273,16 +273,9 @@ def _remembered(known: Mapping[str, Any] | None) -> Capabilities | None:
 
 
 
-def _size_of(response: Response, key: str) -> int:
-    text = response.headers.get('Content-Length', '0').strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise RemoteUnavailable(f'{key}: {text[:40]!r} is no size')
-    return int(text)
-
-
 def _info(key: str, response: Response) -> ObjectInfo:
     headers = response.headers
-    return ObjectInfo(key=key, size=int(headers.get('Content-Length', 0)), etag=quoted_etag(headers.get('ETag', '')),
+    return ObjectInfo(key=key, size=size_of(response, key), etag=quoted_etag(headers.get('ETag', '')),
                       mtime_ns=_time_ns(response, 'Last-Modified'), metadata=metadata_of(response), content_type=headers.get('Content-Type'))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ctxfs.errors import Corrupted, RemoteUnavailable
+from ctxfs.errors import Contradicted, Corrupted, OutOfTurn, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.audit_log import Tell
 from ctxfs.storage.journal import Known
@@ -64,6 +64,8 @@ class Auditor:
 def _result(error: Exception | None) -> str:
     if error is None:
         return 'ok'
+    if isinstance(error, OutOfTurn | Contradicted):     # nothing was sent
+        return 'failed'
     return 'unknown' if isinstance(error, RemoteUnavailable | Corrupted) else 'failed'
 
 

@@ -244,11 +244,15 @@ class UploadEngine:
         changes = self._db.changes
         try:
             await self._rounds.run(task)
-        finally:
-            if self._db.changes != changes:
-                await self._make_durable()
+        except CtxfsError:
+            await self._make_durable(changes)
+            raise
+        await self._make_durable(changes)
 
-    async def _make_durable(self) -> None:
+    async def _make_durable(self, changes: int) -> None:
+        """What was recorded since the count was `changes`."""
+        if self._db.changes == changes:
+            return
         try:
             await trio.to_thread.run_sync(self._db.make_durable)
         except OSError as error:

@@ -174,7 +174,7 @@ def test_a_change_with_a_senseless_answer_is_told_as_unknown() -> None:
     changes = [DeleteMany(items=[('a', None)]), DeleteMany(items=[('b', None)]), DeleteMany(items=[('c', None)])]
     results = serve(lambda asked: [body_of(Reply(id=asked[0], value=msgspec.Raw(b'\x80'))),
                                    body_of(Reply(id=asked[1], value=protocol.raw(DeleteDone(failures=[]))))], changes, auditor)
-    assert sorted(type(result).__name__ for result in results) == ['Corrupted', 'DeleteDone', 'RemoteUnavailable']
+    assert sorted(type(result).__name__ for result in results) == ['Corrupted', 'DeleteDone', 'Unanswered']
     assert sorted(result for _, _, result in told) == ['ok', 'unknown', 'unknown'] and {key for _, key, _ in told} == {'a', 'b', 'c'}
 
 

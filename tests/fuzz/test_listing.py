@@ -319,4 +319,4 @@ def test_what_is_remembered_of_a_server_is_believed_or_found_out_again(known: An
     """Whatever the file said."""
     found = known if isinstance(known, dict) else {'conditional_create': known, 'batch_delete': True}
     with contextlib.closing(S3Store('bucket', endpoint='http://127.0.0.1:9', known=found)) as store:
-        assert store._known is None or isinstance(store._known, Capabilities)
+        assert store._guard._known is None or isinstance(store._guard._known, Capabilities)

@@ -55,7 +55,7 @@ async def disagree(site: Site, path: str = 'f.txt', ours: bytes = b'ours', their
 
 async def tree(site: Site) -> dict[str, bytes]:
     names = [(site.db.dir_key(parent) + os.fsdecode(name), site.db.inode(ino)) for parent, name, ino in site.db.rows('SELECT * FROM dentry')]
-    return {path: await site.read(path) for path, inode in names if inode.is_regular}
+    return {path: bytes(await site.read(path)) for path, inode in names if inode.is_regular}
 
 
 def rows(site: Site) -> list[tuple[Any, ...]]:

@@ -110,7 +110,7 @@ WRONG_ROWS = {
     'of which some are none': [f'UPDATE pending SET reason = 65 WHERE ino = {INO("dirty")}'],
     'the journal does not say so': [f'DELETE FROM pending WHERE ino = {INO("dirty")}'],
     'passes for its content already': [
-        f"INSERT INTO object SELECT 'dirty', 'e', size, ino, revision, '', 0, '', 0 FROM inode WHERE ino = {INO('dirty')}"],
+        f"INSERT INTO object SELECT 'dirty', 'e', size, ino, revision, '', 0, '', 0, 0 FROM inode WHERE ino = {INO('dirty')}"],
     'which is at 2': ["UPDATE object SET revision = 5 WHERE key = 'clean'"],
     'in no object that is known': ["DELETE FROM object WHERE key = 'clean'"],
     'its content, has 7': ["UPDATE object SET size = 7 WHERE key = 'clean'"],

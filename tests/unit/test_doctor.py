@@ -80,7 +80,7 @@ def test_each_contradiction_has_its_level_and_what_to_do(state: Path, capsys: py
     """What an unclean end left is a warning; what nothing explains fails; what the bucket has otherwise is told."""
     db = TreeDB(state / 'tree.db')
     db.execute("INSERT INTO pending VALUES (99, 1, 1, 1, 0, 0, '')")
-    db.execute("INSERT INTO object VALUES ('gone', 'e', 1, 99, 1, '', 2, '', 0)")
+    db.execute("INSERT INTO object VALUES ('gone', 'e', 1, 99, 1, '', 2, '', 0, 0)")
     db.close()
     with contextlib.closing(open_store(f'file://{state.parents[3]}/store')) as store:
         store.put('contexts/SdkCtx-0/new', b'')
