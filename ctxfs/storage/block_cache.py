@@ -32,6 +32,7 @@ from ctxfs.storage.cache_files import AdoptFile as AdoptFile
 from ctxfs.storage.cache_files import CachedRange as CachedRange
 from ctxfs.storage.cache_files import FoundBlock as FoundBlock
 from ctxfs.storage.cache_files import Placed
+from ctxfs.storage.disk_space import spare_bytes
 from ctxfs.storage.keys import printable
 
 log = logging.getLogger(__name__)
@@ -251,6 +252,10 @@ class BlockCache:
         self._rows.make_room()
 
     # --- bounds ------------------------------------------------------------------------------------------------------------------
+
+    def spare_bytes(self) -> int:
+        """What its disk has beyond what is to stay free there."""
+        return spare_bytes(self._directory)
 
     def set_limit(self, limit: int, *, cull: bool = True) -> None:
         """Bound the cache to `limit` bytes from now on, in all processes (never below MIN_LIMIT); `cull`: evict down to it at once."""

@@ -1,13 +1,15 @@
 """Space on the disk of the state directory: whether there is any, and a reserve for what must be possible without.
 
-Owns the reserve: a file whose blocks are allocated. A file system that is full to the last block refuses also what would free space, because
-the tree database logs before it removes. Then the reserve is given up, and made again when there is room. It must not know what is written.
+Owns how much is left free by what nobody asked for, and the reserve: a file whose blocks are allocated. A file system that is full to the last
+block refuses also what would free space, because the tree database logs before it removes. Then the reserve is given up, and made again when
+there is room. It must not know what is written.
 """
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,9 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 RESERVE_BYTES = 4 << 20
 #: what a write must find free
 _TRIAL_BYTES = 256 << 10
+#: what nobody has asked for leaves a part of the file system free, within these bounds: who writes needs it
+KEPT_FREE = 1 / 16
+_LEAST_FREE, _MOST_FREE = 64 << 20, 4 << 30
 
 
 def why_full(directory: Path) -> int:
@@ -31,6 +36,18 @@ def why_full(directory: Path) -> int:
     except OSError as error:
         return error.errno if error.errno in FULL else 0
     return 0
+
+
+def spare_bytes(directory: str | Path) -> int:
+    """How much of the free space may be taken for what nobody has asked for; less than 0 when there is too little already."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:     # it is being replaced
+        return 0
+    if not found.f_blocks:      # a tmpfs without a bound
+        return sys.maxsize
+    kept = min(max(int(KEPT_FREE * found.f_blocks * found.f_frsize), _LEAST_FREE), _MOST_FREE)
+    return found.f_bavail * found.f_frsize - kept
 
 
 class Reserve:
@@ -66,6 +83,7 @@ class Reserve:
                 if found.f_bavail * found.f_frsize < 2 * RESERVE_BYTES:
                     return
                 self._allocate()
+            self._path.chmod(0o600)     # whatever somebody made of it meanwhile
             if self.is_given_up:
                 log.warning('the disk of the state directory has room again')
             self.is_there, self.is_given_up = True, False

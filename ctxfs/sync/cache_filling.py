@@ -78,7 +78,8 @@ class Room(ABC):
 
 
 class SpareRoom(Room):
-    """What is free in the cache up to SHARE of its limit: nothing is evicted for what nobody has asked for."""
+    """What is free in the cache up to SHARE of its limit, and on its disk: nothing is evicted, or kept from being written, for what nobody has
+    asked for."""
 
     def __init__(self, pool: TransferPool, cache: BlockCache) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class SpareRoom(Room):
 
     def free(self) -> int:
         """See Room."""
-        return int(SHARE * self._pool.cache_limit) - self._cache.volume() - self._reserved
+        return min(int(SHARE * self._pool.cache_limit) - self._cache.volume(), self._cache.spare_bytes()) - self._reserved
 
 
 class OwnRoom(Room):

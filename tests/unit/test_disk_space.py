@@ -4,9 +4,11 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import trio
 from ctxfs.edge.space import DiskSpace
 from ctxfs.errors import Corrupted, DiskFull
 from ctxfs.storage import disk_space
-from ctxfs.storage.disk_space import RESERVE_BYTES, Reserve, why_full
+from ctxfs.storage.disk_space import RESERVE_BYTES, Reserve, spare_bytes, why_full
 from ctxfs.storage.tree_db import INO_BATCH, TreeDB
 
 
@@ -90,6 +92,20 @@ def test_the_reserve_is_given_up_once_and_made_again(tmp_path: Path, monkeypatch
         assert reserve.is_given_up and not (tmp_path / 'reserve').exists() and why_full(tmp_path) == errno.ENOSPC
     reserve.restore()
     assert not reserve.is_given_up and Reserve(tmp_path).is_there and why_full(tmp_path) == 0
+
+
+@pytest.mark.parametrize(('blocks', 'free', 'spare'), [
+    (64 << 8, 60 << 8, -(4 << 20)), (16 << 18, 2 << 18, 1 << 30), (1 << 38, 5 << 18, 1 << 30), (0, 0, sys.maxsize)])
+def test_a_part_of_the_disk_is_left_free(blocks: int, free: int, spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixteenth, but 64 MiB at least and 4 GiB at most; and a file system without a bound has no such part."""
+    monkeypatch.setattr(os, 'statvfs', lambda path: SimpleNamespace(f_blocks=blocks, f_bavail=free, f_frsize=4096))
+    assert spare_bytes(tmp_path) == spare
+
+
+def test_a_reserve_that_others_may_read_becomes_private(tmp_path: Path) -> None:
+    Reserve(tmp_path)
+    (tmp_path / 'reserve').chmod(0o644)
+    assert Reserve(tmp_path).is_there and (tmp_path / 'reserve').stat().st_mode & 0o777 == 0o600
 
 
 def test_of_several_that_are_refused_at_once_one_frees_something(db: TreeDB, tmp_path: Path) -> None:
