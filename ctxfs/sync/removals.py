@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Inode
+from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.changed_directories import ChangedDirectories
@@ -33,12 +33,15 @@ class Removals:
         self._look_again_at = look_again_at
 
     def may_follow(self, inode: Inode) -> bool:
-        """Nothing of it is only here. (SEALED: uploaded, the staging file is but a copy.)"""
+        """Nothing of it is only here. (SEALED: uploaded, the staging file is but a copy; its index record says nothing without its object.)"""
         if inode.writers:
             return False
         if inode.content == Content.CLEAN:
             return True
-        return (inode.content == Content.SEALED or inode.is_symlink) and self._journal.pending_row(inode.ino) is None
+        if inode.content != Content.SEALED and not inode.is_symlink:
+            return False
+        row = self._journal.pending_row(inode.ino)
+        return row is None or row.reason == Reason.INDEX
 
     def object_gone(self, row: Known) -> None:
         """The bucket has no such object any more."""

@@ -59,6 +59,12 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('write', 1, 'a.txt', 10), ('mkdir', 1, 'a'), ('flush', 1, {}), ('chmod', 1, 'a.txt', 0o755), ('flush', 1, {}), ('write', 0, 'd', 10),
          ('write', 0, 'a', 400), ('poll', 0, {}), ('exchange', 0, 'a', 'a.txt'), ('symlink', 1, 'b')],
         {'preferences': ('prefer-local', 'prefer-local'), 'store': 'by version'}),
+    'regression_symlink_removed_there_while_its_index_record_waits_here': (
+        [('symlink', 1, 'a'), ('put', 'a', 10), ('write', 0, 'b', 0), ('rename', 1, 'a', 'b'), ('flush', 1, {2: ('drop',)}), ('delete', 'b'),
+         ('poll', 1, {})], {'in_flight': 4}),
+    'regression_file_removed_there_while_its_index_record_waits_here': (
+        [('write', 1, 'a', 9), ('put', 'a', 10), ('write', 0, 'b', 0), ('rename', 1, 'a', 'b'), ('flush', 1, {2: ('drop',)}), ('delete', 'b'),
+         ('poll', 1, {})], {'in_flight': 4}),
     'regression_another_host_publishes_the_same_between_the_looks_at_a_conflict': (
         [('write', 0, 'a', 10), ('write', 1, 'a', 150), ('flush', 0, {}), ('clock', 1, {}), ('poll', 0, {}), ('write', 0, 'a', 10),
          ('write', 1, 'a', 0), ('clock', 0, {}), ('same', 0, 'a'), ('flush', 1, {3: ('flush', 0, {})})],
