@@ -275,7 +275,7 @@ class Rounds:
                                                   size=known.size))
             except (NotFound, RemoteChanged):
                 owner = self._db.inodes_of([known.ino]).get(known.ino)
-                return int(owner is not None and await self._settle(work, partial(self._conflicts.source_lost, owner, known)))
+                return int(owner is not None and await self._settle(work, task, partial(self._conflicts.source_lost, owner, known)))
             except CtxfsError as error:
                 self._fail(work, task, error)
                 return 0
