@@ -81,6 +81,14 @@ NAMES: tuple[str, ...] = (
     'repair-after-ready',            # from here on whoever comes next completes it
     'repair-before-swap',            # the log of the damaged file is aside, the file itself is in its place
     'repair-after-swap',
+    # In whatever renames, clears or deletes a context.
+    'context-rename-after-intent',   # the record says what it is about to be called, nobody has claimed the name
+    'context-rename-after-claim',    # both names are claimed
+    'context-rename-after-record',   # it has the new name, the old one is still claimed
+    'context-clear-after-mark',      # it says that it is being cleared, and all is there
+    'context-clear-after-batch',     # objects are gone, other hosts were not told
+    'context-clear-before-state',    # nothing is left, and it still says that it is being cleared
+    'context-delete-after-claim',    # no name leads to it any more, its record is there
 )
 _HITS: dict[str, int] = {}
 _setting = os.environ.get(VARIABLE, '')

@@ -10,6 +10,7 @@ command line prints the message, the sync engine asks `transient`.
      ├─ IsADirectory EISDIR       ├─ RemoteChanged ESTALE      ├─ InvalidArgument EINVAL
      ├─ NotADirectory ENOTDIR     ├─ Unsupported ENOTSUP       ├─ NoAttribute ENODATA
      ├─ NameTooLong ENAMETOOLONG  ├─ Denied EACCES             ├─ NoSuchDevice ENXIO
+     ├─ InUse EBUSY
      ├─ RemoteUnavailable EIO (transient)  ├─ Corrupted EIO (permanent; Damaged: the tree database)
      │   ├─ WrongBytes   ├─ Unanswered   ├─ OutOfTurn   └─ Contradicted
      ├─ CredentialsExpired, ClockSkewed EACCES (each a Denied that is transient)      ├─ DiskFull ENOSPC (a NoSpace that is transient)
@@ -63,6 +64,11 @@ class CredentialsExpired(Denied):
 class ClockSkewed(Denied):
     """The store refuses requests that are dated so wrongly. Clocks are set right, mostly by themselves."""
     transient = True
+
+
+class InUse(CtxfsError):
+    """Somebody has it mounted, or is doing something with it that does not go together with what was asked."""
+    errno = _errno.EBUSY
 
 
 class NotPermitted(CtxfsError):

@@ -202,7 +202,12 @@ class Mount:
             if not self._options.read_only:
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
+            heartbeat = access.heartbeat(pool)
+            if not options.read_only:
+                nursery.start_soon(kept_running, heartbeat.run)
             result = await self._serve(ready)
+            if not options.read_only:
+                await heartbeat.end()
             await self._answers.end(server)
             nursery.cancel_scope.cancel()
         return 0 if result.ok else 1

@@ -1,22 +1,25 @@
-"""What a mount knows of its store when it begins, and how it writes there: capabilities remembered from an earlier mount, and this host's turns.
+"""What a mount knows of its store when it begins, and how it writes there: capabilities remembered from an earlier mount, this host's turns, and its heartbeat.
 
 Owns the wiring of these parts for the daemon. It must not decide anything that they decide.
 """
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import msgspec
 
 from ctxfs.config import MountOptions
 from ctxfs.records import RESERVED_DIR
-from ctxfs.storage.registry import context_prefix
+from ctxfs.storage.heartbeats import Beat, beat_name, encode
+from ctxfs.storage.registry import context_prefix, iso_now
 from ctxfs.storage.remembered import Remembered
 from ctxfs.storage.stores import directory_of
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.abilities import Abilities
 from ctxfs.sync.guarded import GuardedPool
+from ctxfs.sync.heartbeat import Heartbeat
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.ports import Spawn
 from ctxfs.sync.protocol import WorkerOptions
@@ -51,3 +54,10 @@ class StoreAccess:
         turns = Turns(pool, prefix=context_prefix(self._options.context_id), host=self._options.host_id, tell=pool.slots.set_turn, spawn=spawn,
                       notes=db)
         return GuardedPool(pool, abilities=Abilities(pool, memory=self._memory, known=self._known), turns=turns), turns
+
+    def heartbeat(self, pool: TransferPool) -> Heartbeat:
+        """By which others see that the context is in use."""
+        options = self._options
+        beat = Beat(host_id=options.host_id, host=options.host_name or options.host_id[:8], mountpoint=options.mountpoint, pid=os.getpid(),
+                    since=iso_now())
+        return Heartbeat(pool, key=context_prefix(options.context_id) + beat_name(options.host_id, options.state_dir), body=encode(beat))

@@ -104,6 +104,10 @@ class FileStore:
         with _translate(key), self._finder.found(at.encode_key(key)) as found:
             return dict(existing(found, key).version.tags)
 
+    def presigned(self, method: str, key: str, seconds: int) -> str:
+        raise Unsupported(f'{self.url} is a directory without a server that could answer a URL; presigned URLs need an s3:// store '
+                          '(AWS S3, Alibaba OSS, MinIO, R2, Ceph …)')
+
     def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
         raise Unsupported('a directory removes nothing by itself')
 

@@ -130,16 +130,43 @@ def mapped_prefix(path: str) -> str:
 
     Raises InvalidArgument for a path that no key can have.
     """
-    is_windows = re.match(r'[A-Za-z]:\\|\\\\', path) is not None
-    names = [name for name in (path.replace('\\', '/') if is_windows else path).split('/') if name]
-    for name in names:
-        reason = _why_not(name)
-        if reason or name == RESERVED_DIR.rstrip('/'):
-            raise InvalidArgument(f'{path!r} cannot be a path in a context: {reason or "the name is reserved for ctxfs itself"}')
-    prefix = ''.join(f'{name_to_component(os.fsencode(name))}/' for name in names)
+    components = _components_of(path)
+    prefix = ''.join(f'{component}/' for component in components)
     if len(prefix.encode()) > PREFIX_MAX:
         raise InvalidArgument(f'{path[:80]!r}… is too long: of the {KEY_MAX} bytes of a key, the path in the context may take {PREFIX_MAX}')
     return prefix
+
+
+def key_of_path(path: str) -> str:
+    """The key, relative to the context, of a path in it as people and other tools write it: `/data/x`, `data/x`, `C:\\Users\\x`; '' is the root.
+    A slash at its end says nothing here.
+
+    Raises InvalidArgument for a path that no key can have.
+    """
+    key = '/'.join(_components_of(path))
+    if len(key.encode()) > KEY_MAX:
+        raise InvalidArgument(f'{path[:80]!r}… is too long: a key has at most {KEY_MAX} bytes')
+    return key
+
+
+def path_of_key(key: str) -> str:
+    """The inverse, for the key of something that can be mounted: `/data/x`, with a slash at its end for a directory."""
+    return '/' + '/'.join(os.fsdecode(component_to_name(component)) for component in key.split('/'))
+
+
+def _components_of(path: str) -> list[str]:
+    is_windows = re.match(r'[A-Za-z]:\\|\\\\', path) is not None
+    names = [name for name in (path.replace('\\', '/') if is_windows else path).split('/') if name]
+    for number, name in enumerate(names):
+        reason = _why_not(name)
+        if reason is None and number == 0 and name == RESERVED_DIR.rstrip('/'):
+            reason = 'the name is reserved for ctxfs itself'
+        if reason:
+            raise InvalidArgument(f'{path!r} cannot be a path in a context: {reason}')
+    try:
+        return [name_to_component(os.fsencode(name)) for name in names]
+    except UnicodeEncodeError:
+        raise InvalidArgument(f'{path!r} cannot be a path in a context: it is no valid Unicode text') from None
 
 
 def path_to_key(path: Sequence[bytes], *, is_dir: bool = False, prefix: str = '') -> str:

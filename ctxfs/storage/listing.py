@@ -47,11 +47,13 @@ class ListingCheck:
         return key
 
 
-def pages(store: ObjectStore, prefix: str) -> Iterator[ListPage]:
-    """Every page of the keys that start with `prefix`. Raises what the store raises, and RemoteUnavailable as ListingCheck."""
-    check, token = ListingCheck(prefix), None
+def pages(store: ObjectStore, prefix: str, *, start_after: str = '', limit: int = 1000) -> Iterator[ListPage]:
+    """Every page of the keys that start with `prefix`, from behind `start_after`, of up to `limit` keys. Raises what the store raises, and
+    RemoteUnavailable as ListingCheck."""
+    check, token = ListingCheck(prefix, start_after=start_after), None
+    more = {'start_after': start_after} if start_after else {}
     while True:
-        page = check.take(store.list(prefix, token=token))
+        page = check.take(store.list(prefix, token=token, limit=limit, **more))
         yield page
         token = page.next_token
         if token is None:

@@ -19,6 +19,8 @@ from ctxfs.records import ListPage, ObjectInfo, PutResult
 
 #: files above this are stored in parts
 PARTS_ABOVE = 16 << 20
+#: seconds for which a presigned URL can be good (AWS: seven days)
+PRESIGN_MAX = 7 * 86400
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +186,10 @@ class ObjectStore(Protocol):
 
     def tags(self, key: str) -> dict[str, str]:
         """The object's tags. Unsupported without `capabilities().tagging`."""
+
+    def presigned(self, method: str, key: str, seconds: int) -> str:
+        """A URL by which whoever has it may send `method` (GET, PUT) for that key, with any body, for so many seconds (up to PRESIGN_MAX).
+        Nothing is asked. Raises Unsupported where there is no server, Denied without credentials."""
 
     def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
         """See to it that the store itself removes objects with this tag `days` days after their upload, by one rule of the whole bucket.

@@ -32,7 +32,7 @@ from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
 from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
 from ctxfs.storage.s3_retry import ATTEMPTS, BUSY, LONGEST_SECONDS, pause, retry_after_of
-from ctxfs.storage.s3_sign import Credentials, signed_headers
+from ctxfs.storage.s3_sign import Credentials, presigned_query, signed_headers
 from ctxfs.storage.s3_xml import parse_error
 
 log = logging.getLogger(__name__)
@@ -136,6 +136,13 @@ class S3Client:
         if isinstance(error, RemoteUnavailable):
             error.retry_after = retry_after_of(response.headers.get('Retry-After', ''))
         return error
+
+    def presigned(self, method: str, key: str, seconds: int) -> str:
+        """A URL that lets whoever has it do that one thing for so many seconds. Temporary credentials may end sooner, and it with them."""
+        path = self._base + quote(key, safe='/' + _SAFE)
+        query = presigned_query(method, self._host, path, credentials=self._current_credentials('a presigned URL'), region=self.region,
+                                seconds=seconds)
+        return f'{self.endpoint}{path}?{query}'
 
     def source_header(self, key: str) -> str:
         """The value of x-amz-copy-source for a key of this bucket."""

@@ -164,6 +164,9 @@ class S3Store:
             raise Unsupported(f'{self.url} keeps no tags')
         return self._writer.tags_of(key)
 
+    def presigned(self, method: str, key: str, seconds: int) -> str:
+        return self._client.presigned(method, self._guard.full(key), seconds)
+
     # writing
 
     def put(self, key: str, body: bytes, *, metadata: dict[str, str] | None = None, content_type: str | None = None,

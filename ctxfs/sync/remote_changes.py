@@ -23,6 +23,7 @@ import trio
 from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError
 from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
+from ctxfs.storage.heartbeats import MOUNTS_DIR
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import LAST, Unmountable, key_to_path
 from ctxfs.storage.tree_db import TreeDB
@@ -96,7 +97,7 @@ class RemoteChanges:
             await self._index.read()
             await self.list_all()
             await self.finish()
-        elif (digest := _digest(page.objects)) != self._digest:
+        elif (digest := self._digest_of(page.objects)) != self._digest:
             if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
                 await self._index.read()
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
@@ -123,7 +124,7 @@ class RemoteChanges:
             self.listed_objects = 0
         async with self._pool.stream(ListPages(prefix=self._prefix, start_after=self._prefix + after if after else ''), priority=priority) as pages:
             async for page in pages:
-                self._digest, self._next_digest = b'', _digest(page.objects) if not after and page.next_token is None else b''
+                self._digest, self._next_digest = b'', self._digest_of(page.objects) if not after and page.next_token is None else b''
                 after = await self._apply_page(page, after)
                 self.listed_objects = count = count + len(page.objects)
                 if page.next_token is not None and not may_go_on():
@@ -274,9 +275,10 @@ class RemoteChanges:
             self._reconciler.obstructed.add(*freed)
             raise
 
-
-def _digest(objects: Iterable[ObjectInfo]) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
-    for info in objects:
-        found.update(f'{info.key}\0{info.etag}\0{info.size}\n'.encode('utf-8', 'surrogatepass'))
-    return found.digest()
+    def _digest_of(self, objects: Iterable[ObjectInfo]) -> bytes:
+        """Heartbeats left out: that a mount still lives is no change."""
+        found, beats = hashlib.blake2b(digest_size=16), self._prefix + MOUNTS_DIR
+        for info in objects:
+            if not info.key.startswith(beats):
+                found.update(f'{info.key}\0{info.etag}\0{info.size}\n'.encode('utf-8', 'surrogatepass'))
+        return found.digest()

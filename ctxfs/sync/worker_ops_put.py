@@ -16,10 +16,10 @@ from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, RemoteChanged, Rem
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
 from ctxfs.storage import posix_meta
-from ctxfs.storage.block_sums import BLOCK_SIZE, sums_of
+from ctxfs.storage.block_sums import BLOCK_SIZE
 from ctxfs.storage.object_store import Aborted
-from ctxfs.storage.piece_sums import LEAST, Summer
 from ctxfs.sync import protocol
+from ctxfs.sync.measured import Measured
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 from ctxfs.sync.worker_ops_read import VERIFY_BYTES, content_hash
 
@@ -35,7 +35,7 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
     crash_point('worker-put-before-read')
     with open(op.path, 'rb', buffering=0) as file:
         before = os.fstat(file.fileno())
-        measured = _Measured(context, op.size)
+        measured = Measured(context.store, op.size)
         body = _read_whole(file, op.size) if op.size <= WHOLE_BYTES else None
         if body is not None:
             measured.update(body)
@@ -64,33 +64,7 @@ def _read_whole(file: BinaryIO, size: int) -> bytes | None:
     return b''.join(pieces) if wanted == 1 else None
 
 
-class _Measured:
-    """What a content's stamp says of it: its hash, the etag that it should get, the sums of its pieces; and the sums that the block cache will
-    want. Given in pieces of BLOCK_SIZE, or at once."""
-
-    def __init__(self, context: WorkerContext, size: int) -> None:
-        self._digest = hashlib.sha256()
-        self._etag = context.store.etag_maker(size)
-        self._summer = Summer(size) if size > LEAST else None
-        self.cache_sums = bytearray()
-
-    def update(self, data: bytes) -> None:
-        for part in (self._digest, self._etag, self._summer):
-            if part is not None:
-                part.update(data)
-        self.cache_sums += sums_of(data)
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    def etag(self) -> str:
-        return self._etag.etag() if self._etag is not None else ''
-
-    def sums(self) -> str:
-        return self._summer.sums().encode() if self._summer is not None else ''
-
-
-def _measure(file: BinaryIO, channel: OperationChannel, measured: _Measured) -> None:
+def _measure(file: BinaryIO, channel: OperationChannel, measured: Measured) -> None:
     while (piece := file.read(BLOCK_SIZE)) and not channel.is_cancelled:
         measured.update(piece)
     file.seek(0)
@@ -148,7 +122,7 @@ def _lifecycle_of(info: ObjectInfo) -> str:
     return (info.metadata or {}).get(LIFECYCLE_NAME, '')
 
 
-def _stamp(context: WorkerContext, op: protocol.PutFile | protocol.PutBytes, measured: _Measured) -> Stamp:
+def _stamp(context: WorkerContext, op: protocol.PutFile | protocol.PutBytes, measured: Measured) -> Stamp:
     return Stamp(sha256=measured.sha256(), host=context.host, revision=op.revision, link=op.link, attempt=op.attempt,
                  base=_base(op.key, op.condition.etag), etag=measured.etag(), sums=measured.sums())
 
@@ -194,7 +168,7 @@ def _holds(context: WorkerContext, info: ObjectInfo, digest: str, path: str) -> 
 
 
 def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationChannel) -> protocol.PutDone:
-    measured = _Measured(context, len(op.body))
+    measured = Measured(context.store, len(op.body))
     measured.update(op.body)
     digest = measured.sha256()
     metadata, tags = _metadata(op.attrs, _stamp(context, op, measured), op.lifecycle)

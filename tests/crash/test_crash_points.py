@@ -49,7 +49,7 @@ RECOVERED: list[Operation] = [('write_file', b'late', 3000, 6), ('unlink', b'mov
                               ('truncate', b'moved/f2', 0)]
 
 #: in tests of their own, here or in tests/unit/test_repair.py
-ELSEWHERE = ('conflict-', 'localise-', 'regate-', 'repair-', 'turn-', 'worker-multipart-')
+ELSEWHERE = ('conflict-', 'context-', 'localise-', 'regate-', 'repair-', 'turn-', 'worker-multipart-')
 NAMES = [name for name in crash_points.NAMES if not name.startswith(ELSEWHERE)]
 
 

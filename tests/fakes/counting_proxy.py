@@ -151,7 +151,7 @@ def kind_of(method: str, key: str, query: Mapping[str, str], headers: Mapping[st
     if not key:
         names = {'delete': 'batch-delete', 'lifecycle': 'lifecycle'}
         return next((name for part, name in names.items() if part in query), 'list' if method == 'GET' else 'bucket')
-    for mark, kind in (('.ctxfs/probe-', 'probe'), ('.ctxfs/index/', 'index'), ('.ctxfs/contexts/', 'registry')):
+    for mark, kind in (('.ctxfs/probe-', 'probe'), ('.ctxfs/index/', 'index'), ('.ctxfs/contexts/', 'registry'), ('.ctxfs/mounts/', 'heartbeat')):
         if key.startswith(mark) or f'/{mark}' in key:
             return kind
     if 'uploads' in query or 'uploadId' in query:

@@ -82,6 +82,9 @@ class MemoryStore:
     def tags(self, key: str) -> dict[str, str]:
         return dict(self._existing(key).tags)
 
+    def presigned(self, method: str, key: str, seconds: int) -> str:
+        raise Unsupported('memory has no URL')
+
     def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
         raise Unsupported('nothing is removed by itself')
 

@@ -26,6 +26,9 @@ class Limited:
     def __init__(self, store, may, error=Denied):
         self._store, self._may, self._error = store, may, error
 
+    def capabilities(self):
+        return self._store.capabilities()
+
     def __getattr__(self, verb):
         def checked(key, *args, **kwargs):
             if not self._may(verb, key):

@@ -1,0 +1,117 @@
+"""Clearing and deleting contexts: every file of one goes, in batches, and it says `clearing` from before the first until after the last.
+
+Owns the order of steps, who may do it while somebody has it mounted, and what of ctxfs's own objects stays. It must not know the registry's
+objects (storage/registry_changes.py) nor the heartbeats' (storage/heartbeats.py). Synchronous.
+
+    no mount → record: clearing → no mount, still → batches: objects go, tombstones tell other hosts → a pass that finds nothing
+    → clear:  the index is merged → record: available          delete:  the claim goes → the record goes
+A mount looks at the record before it begins and a clearing at the heartbeats after it has marked the record, so one of them sees the other. After
+a crash whoever calls again goes on; a context that was being deleted can only be deleted on.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from ctxfs.crash_points import crash_point
+from ctxfs.errors import InUse, RemoteUnavailable
+from ctxfs.records import RESERVED_DIR, IndexRecord
+from ctxfs.storage import registry_changes
+from ctxfs.storage.heartbeats import MOUNTS_DIR, Beat, live_mounts
+from ctxfs.storage.listing import pages
+from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.index_log import IndexLog
+from ctxfs.sync.protocol import CompactIndex
+
+#: what a context keeps of ctxfs's own when it is cleared: its policy, the index (with tombstones), and what its mounts agree by
+_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'index/', 'turn/')) + (MOUNTS_DIR,)
+#: a mount that goes on writing into a context that is cleared by force is not waited for
+_PASSES = 5
+
+IsDead = Callable[[Beat], bool]
+Progress = Callable[[int], None]
+
+
+def check_unused(store: ObjectStore, record: ContextRecord, *, is_dead: IsDead, what: str) -> None:
+    """Raises InUse, which names the mounts."""
+    found = live_mounts(store, record.id, is_dead=is_dead)
+    if found:
+        places = ', '.join(beat.text() for beat in found[:3]) + (' …' if len(found) > 3 else '')
+        raise InUse(f'context {record.name} is mounted ({places}); unmount it there, or {what} it with --force')
+
+
+def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bool, is_dead: IsDead) -> ContextRecord:
+    """Mark the context. From here on it is cleared or deleted, if need be by somebody else. Raises InUse unless `force`."""
+    what = 'delete' if deletes else 'clear'
+    if not force:
+        check_unused(store, record, is_dead=is_dead, what=what)
+    if Registry(store).record(record.id) is None:
+        registry_changes.keep_record(store, record)
+    marked = registry_changes.set_state(store, record.id, 'clearing', is_doomed=True if deletes else None)
+    crash_point('context-clear-after-mark')
+    if not force and record.state != 'clearing':
+        try:
+            check_unused(store, record, is_dead=is_dead, what=what)
+        except InUse:
+            registry_changes.set_state(store, record.id, 'available', is_doomed=False)
+            raise
+    return marked
+
+
+def finish(store: ObjectStore, record: ContextRecord, *, host: str, progress: Progress = lambda count: None) -> int:
+    """Do what `begin` has marked, or go on with it; how many objects went. `progress`: so many more. Raises what the store raises; then the
+    context says `clearing` still."""
+    doomed = record.is_doomed is True
+    index = IndexLog(store, record.prefix, host=host)
+    count = 0
+    for _ in range(_PASSES):
+        gone = _one_pass(store, record.prefix, () if doomed else _KEPT, index=None if doomed else index, progress=progress)
+        count += gone
+        if not gone:
+            break
+    if doomed:
+        registry_changes.remove(store, record)
+        return count
+    if count:
+        index.compact(grace_ns=int(CompactIndex(prefix='').grace_seconds * 1e9))
+    crash_point('context-clear-before-state')
+    registry_changes.set_state(store, record.id, 'available')
+    return count
+
+
+def _one_pass(store: ObjectStore, prefix: str, kept: tuple[str, ...], *, index: IndexLog | None, progress: Progress) -> int:
+    kept = tuple(prefix + name for name in kept)
+    count = 0
+    for page in pages(store, prefix):
+        keys = [info.key for info in page.objects if not kept or not info.key.startswith(kept)]
+        if keys:
+            _remove_batch(store, prefix, keys, index)
+            count += len(keys)
+            progress(len(keys))
+    return count
+
+
+def _remove_batch(store: ObjectStore, prefix: str, keys: list[str], index: IndexLog | None) -> None:
+    began_ns = time.time_ns()
+    failures = dict(store.delete_many([(key, None) for key in keys]))
+    crash_point('context-clear-after-batch')
+    gone = [key[len(prefix):] for key in keys if key not in failures]
+    if index is not None and gone:
+        index.append(tombstones(gone, began_ns))
+    for key, error in failures.items():
+        raise error if isinstance(error, RemoteUnavailable) else type(error)(f'{key}: {error}')
+
+
+def tombstones(paths: list[str], at_ns: int) -> list[IndexRecord]:
+    """What tells other hosts that these objects are gone."""
+    return [IndexRecord(path=path, changed_ns=at_ns) for path in paths if path and not path.startswith(RESERVED_DIR)]
+
+
+def renamed(store: ObjectStore, record: ContextRecord, name: str) -> ContextRecord:
+    """The context with its new name; also one that no registry knew so far. Raises as registry_changes.rename."""
+    if Registry(store).record(record.id) is None:
+        registry_changes.keep_record(store, msgspec.structs.replace(record, name=record.id))
+    return registry_changes.rename(store, record, name)

@@ -1,0 +1,50 @@
+"""The heartbeat of this mount: says in the bucket that the context is in use, as long as the mount may write to it.
+
+Owns when it is renewed and that it goes with the mount. It must not know its form (storage/heartbeats.py). Nothing waits for it, and nothing
+fails with it: without the right to write it, or without a store that answers, the context only looks unused sooner.
+"""
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from ctxfs.errors import CtxfsError
+from ctxfs.storage.heartbeats import RENEW_SECONDS
+from ctxfs.sync.pool import Priority, TransferPool
+from ctxfs.sync.protocol import DeleteMany, PutBytes
+
+log = logging.getLogger(__name__)
+
+#: how long the end of a mount waits for its heartbeat to go; what stays expires
+END_SECONDS = 3.0
+
+
+class Heartbeat:
+    """`key`: the full one; `body`: always the same."""
+
+    def __init__(self, pool: TransferPool, *, key: str, body: bytes, every: float = RENEW_SECONDS) -> None:
+        self._pool = pool
+        self._key = key
+        self._body = body
+        self._every = every
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Until `end`, or cancelled."""
+        with self._scope:
+            while True:
+                try:
+                    await self._pool.call(PutBytes(key=self._key, body=self._body), priority=Priority.INTERACTIVE)
+                except CtxfsError as error:
+                    log.debug('the heartbeat was not renewed: %s', error)
+                await trio.sleep(self._every)
+
+    async def end(self) -> None:
+        """Everything is in the bucket, or stays journaled: others may do with the context what they like."""
+        self._scope.cancel()
+        with trio.move_on_after(END_SECONDS):
+            try:
+                await self._pool.call(DeleteMany(items=[(self._key, None)]), priority=Priority.INTERACTIVE)
+            except CtxfsError as error:
+                log.debug('the heartbeat stays until it expires: %s', error)
