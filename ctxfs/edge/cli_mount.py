@@ -194,7 +194,9 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
     try:
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
             invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
-        return store, preflight.find_context(store, reference, create=may_make and create, created=created)
+        context = preflight.find_context(store, reference, create=may_make and create, created=created)
+        preflight.check_not_clearing(context)
+        return store, context
     except NotFound:
         if create and refusal is not None:
             raise refusal from None

@@ -1,4 +1,4 @@
-"""What a mount knows of its store when it begins, and how it writes there: capabilities remembered from an earlier mount, this host's turns, and its heartbeat.
+"""What a mount knows of its store when it begins, and how it writes there: remembered capabilities, this host's turns, and its heartbeat.
 
 Owns the wiring of these parts for the daemon. It must not decide anything that they decide.
 """

@@ -157,16 +157,17 @@ def path_of_key(key: str) -> str:
 def _components_of(path: str) -> list[str]:
     is_windows = re.match(r'[A-Za-z]:\\|\\\\', path) is not None
     names = [name for name in (path.replace('\\', '/') if is_windows else path).split('/') if name]
-    for number, name in enumerate(names):
-        reason = _why_not(name)
-        if reason is None and number == 0 and name == RESERVED_DIR.rstrip('/'):
+    try:
+        components = [name_to_component(os.fsencode(name)) for name in names]
+    except UnicodeEncodeError:
+        raise InvalidArgument(f'{path!r} cannot be a path in a context: it is no valid Unicode text') from None
+    for number, component in enumerate(components):
+        reason = _why_not(component)
+        if reason is None and number == 0 and component == RESERVED_DIR.rstrip('/'):
             reason = 'the name is reserved for ctxfs itself'
         if reason:
             raise InvalidArgument(f'{path!r} cannot be a path in a context: {reason}')
-    try:
-        return [name_to_component(os.fsencode(name)) for name in names]
-    except UnicodeEncodeError:
-        raise InvalidArgument(f'{path!r} cannot be a path in a context: it is no valid Unicode text') from None
+    return components
 
 
 def path_to_key(path: Sequence[bytes], *, is_dir: bool = False, prefix: str = '') -> str:

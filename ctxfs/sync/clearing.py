@@ -19,7 +19,7 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import InUse, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR, IndexRecord
 from ctxfs.storage import registry_changes
-from ctxfs.storage.heartbeats import MOUNTS_DIR, Beat, live_mounts
+from ctxfs.storage.heartbeats import Beat, live_mounts
 from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
@@ -27,7 +27,7 @@ from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.protocol import CompactIndex
 
 #: what a context keeps of ctxfs's own when it is cleared: its policy, the index (with tombstones), and what its mounts agree by
-_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'index/', 'turn/')) + (MOUNTS_DIR,)
+_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'index/', 'turn/', 'mounts/'))
 #: a mount that goes on writing into a context that is cleared by force is not waited for
 _PASSES = 5
 

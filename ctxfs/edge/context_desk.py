@@ -1,0 +1,108 @@
+"""What the command line and the Python API do with contexts and their files without a mount: one open store, and what this host knows of it.
+
+Owns the way from a reference to a context that may be changed, and what counts as in use as seen from here. It must not know how results look: one
+caller prints, the other returns the SDK's objects. Raises ctxfs.errors.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from ctxfs.config import load_host_id
+from ctxfs.edge import preflight
+from ctxfs.edge.cli_common import Invocation
+from ctxfs.errors import Denied, InUse
+from ctxfs.storage.heartbeats import Beat, live_mounts
+from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync import clearing
+from ctxfs.sync.context_files import ContextFiles
+
+_LOOKS = 8
+
+
+class ContextDesk:
+    """Of one invocation's store; thread-safe. `close` it."""
+
+    def __init__(self, invocation: Invocation, store: ObjectStore) -> None:
+        self._invocation = invocation
+        self.store = store
+        self.registry = Registry(store)
+
+    def close(self) -> None:
+        self.store.close()
+
+    @functools.cached_property
+    def host(self) -> str:
+        return load_host_id(self._invocation.paths.state)
+
+    # --- looking --------------------------------------------------------------------------------------------------------------------
+
+    def shown(self, record: ContextRecord) -> ContextRecord:
+        """With its state as it is now: in use where a mount, here or on any host, says so."""
+        if record.state != 'available' or not (self._local(record.id) or self.mounts(record)):
+            return record
+        return msgspec.structs.replace(record, state='in-use')
+
+    def shown_all(self, records: Iterable[ContextRecord]) -> list[ContextRecord]:
+        with ThreadPoolExecutor(max_workers=_LOOKS) as pool:
+            return list(pool.map(self.shown, records))
+
+    def mounts(self, record: ContextRecord) -> list[Beat]:
+        """The mounts that write to the context, on any host; [] where they cannot be read."""
+        try:
+            return live_mounts(self.store, record.id, is_dead=self._is_dead)
+        except Denied:
+            return []
+
+    def _local(self, context_id: str) -> list[Beat]:
+        """This host's own, those that only read among them: they leave no trace in the bucket."""
+        return [Beat(host_id='', host='this host', mountpoint=mount.record.mountpoint, pid=mount.record.pid, since='')
+                for mount in self._invocation.mounts() if mount.record.context_id == context_id and mount.is_alive()]
+
+    def _is_dead(self, beat: Beat) -> bool:
+        """What this host's own daemons left behind when they were killed."""
+        if beat.host_id != self.host:
+            return False
+        return not any(mount.record.pid == beat.pid and mount.is_alive() for mount in self._invocation.mounts())
+
+    # --- changing -------------------------------------------------------------------------------------------------------------------
+
+    def begin_clearing(self, record: ContextRecord, *, deletes: bool, force: bool) -> ContextRecord:
+        """See clearing.begin. Raises InUse also for what this host has mounted."""
+        local = self._local(record.id)
+        if local and not force:
+            raise InUse(f'context {record.name} is mounted here at {local[0].mountpoint}; unmount it, or '
+                        f'{"delete" if deletes else "clear"} it with --force')
+        return clearing.begin(self.store, record, deletes=deletes, force=force, is_dead=self._is_dead)
+
+    def finish_clearing(self, record: ContextRecord, progress: Callable[[int], None] = lambda count: None) -> int:
+        return clearing.finish(self.store, record, host=self.host, progress=progress)
+
+    def rename(self, record: ContextRecord, name: str) -> ContextRecord:
+        return clearing.renamed(self.store, record, name)
+
+    def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
+        """Raises InUse where nothing may be added."""
+        if for_writing:
+            preflight.check_not_clearing(record)
+        return ContextFiles(self.store, record.id, host=self.host)
+
+
+@contextlib.contextmanager
+def open_desk(invocation: Invocation, *, create: bool = False, reference: str | None = None) -> Iterator[ContextDesk]:
+    """`create` makes the directory of a file:// store, as the embedded one's always is. Credentials that reach only the context `reference`
+    are enough for what concerns only it."""
+    with contextlib.closing(new_desk(invocation, create=create, reference=reference)) as desk:
+        yield desk
+
+
+def new_desk(invocation: Invocation, *, create: bool = False, reference: str | None = None) -> ContextDesk:
+    is_default = preflight.is_default_store(invocation.store_url, invocation.paths.data)
+    return ContextDesk(invocation, preflight.open_checked_store(invocation.store_url, create=create or is_default, context=reference,
+                                                                state_root=invocation.paths.state))
+

@@ -1,0 +1,208 @@
+"""The files of one context without a mount: one level of a folder, single files, and what tells the mounts of what was done here.
+
+Owns the reading of paths, what of the bucket shows (ctxfs's own objects and keys that no file system can hold do not), and that every change
+is followed by a segment of the index, as a mount's own. It must not know local files (file_transfers.py), people or schedules. Synchronous,
+thread-safe.
+
+A change is seen by mounts like any other host's: the object tells those that list the whole context, the segment those that do not. The
+segment comes after the object, so a crash between the two leaves what another tool's change is: found by the next whole listing.
+"""
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from ctxfs.errors import CtxfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound, UsageError
+from ctxfs.records import IndexRecord, ObjectInfo
+from ctxfs.storage.keys import Unmountable, key_of_path, key_to_path, path_of_key
+from ctxfs.storage.listing import pages
+from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.registry import context_prefix
+from ctxfs.sync.clearing import tombstones
+from ctxfs.sync.index_log import IndexLog
+
+#: records in one segment
+SEGMENT_RECORDS = 5000
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One name in a folder. `path` is the context's (`/data/x`), `key` relative to it; a folder's has no size, etag and time."""
+    path: str
+    key: str
+    is_dir: bool
+    size: int = 0
+    etag: str = ''
+    mtime_ns: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition('/')[2]
+
+
+class EntryPage(msgspec.Struct, frozen=True, kw_only=True):
+    """`next_token` is None on the last one."""
+    entries: list[Entry]
+    next_token: str | None
+
+
+class ContextFiles:
+    """See the module docstring. Paths are as people write them (keys.key_of_path). Raises what the store raises, and InvalidArgument."""
+
+    def __init__(self, store: ObjectStore, context_id: str, *, host: str) -> None:
+        self.store = store
+        self.host = host
+        self.prefix = context_prefix(context_id)
+        self._index = IndexLog(store, self.prefix, host=host)
+
+    # --- looking --------------------------------------------------------------------------------------------------------------------
+
+    def page(self, folder: str, limit: int, token: str | None = None) -> EntryPage:
+        """Up to `limit` entries of a folder, in the order of their keys; short only where the folder ends. Raises UsageError for a token that
+        is none."""
+        below = self._below(folder)
+        found: list[Entry] = []
+        at = None if token is None else _decoded(token)
+        while len(found) < limit:
+            page = self.store.list(self.prefix + below, delimiter='/', token=at, limit=min(1000, limit - len(found)))
+            found += self._entries([*page.objects, *page.prefixes], below)
+            at = page.next_token
+            if at is None:
+                return EntryPage(entries=found, next_token=None)
+        return EntryPage(entries=found, next_token=_encoded(str(at)))
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """All of a folder's."""
+        token = None
+        while True:
+            page = self.page(folder, 1000, token)
+            yield from page.entries
+            token = page.next_token
+            if token is None:
+                return
+
+    def _entries(self, found: Sequence[ObjectInfo | str], below: str) -> list[Entry]:
+        entries = [self._entry(item) for item in found if (item if isinstance(item, str) else item.key) != self.prefix + below]
+        return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.key)
+
+    def _entry(self, found: ObjectInfo | str) -> Entry | None:
+        """None for what is ctxfs's own, or has no place in a file system."""
+        key = (found if isinstance(found, str) else found.key)[len(self.prefix):]
+        if isinstance(key_to_path(key), Unmountable):
+            return None
+        path = path_of_key(key.removesuffix('/'))
+        if isinstance(found, str):
+            return Entry(path=path, key=key, is_dir=True)
+        return Entry(path=path, key=key, is_dir=key.endswith('/'), size=found.size, etag=found.etag, mtime_ns=found.mtime_ns)
+
+    def _below(self, folder: str) -> str:
+        key = key_of_path(folder)
+        return f'{key}/' if key else ''
+
+    def below(self, folder: str) -> Iterator[Entry]:
+        """Everything below a folder, in the order of keys; folders as far as they have an object of their own."""
+        below = self._below(folder)
+        for page in pages(self.store, self.prefix + below):
+            for info in page.objects:
+                if info.key != self.prefix + below and (entry := self._entry(info)) is not None:
+                    yield entry
+
+    def find(self, path: str) -> Entry:
+        """The file or folder at `path`. Raises NotFound."""
+        key = key_of_path(path)
+        if not key:
+            return Entry(path='/', key='', is_dir=True)
+        if not path.endswith('/'):
+            with contextlib.suppress(NotFound):
+                info = self.head(key)
+                return Entry(path=path_of_key(key), key=key, is_dir=False, size=info.size, etag=info.etag, mtime_ns=info.mtime_ns)
+        if self.store.list(f'{self.prefix}{key}/', limit=1).objects:
+            return Entry(path=path_of_key(key), key=f'{key}/', is_dir=True)
+        raise NotFound(f'there is no {path_of_key(key)} in the context')
+
+    def file(self, path: str) -> Entry:
+        """Raises NotFound, IsADirectory."""
+        found = self.find(path)
+        if found.is_dir:
+            raise IsADirectory(f'{found.path} is a folder; name a file')
+        return found
+
+    def head(self, key: str) -> ObjectInfo:
+        return self.store.head(self.prefix + key)
+
+    def check_parents(self, key: str) -> None:
+        """Raises NotADirectory where what is put at `key` would lie below a file."""
+        parts = key.rstrip('/').split('/')
+        for depth in range(1, len(parts)):
+            above = '/'.join(parts[:depth])
+            with contextlib.suppress(NotFound):
+                self.head(above)
+                raise NotADirectory(f'{path_of_key(above)} is a file; nothing can lie below it')
+
+    # --- URLs -----------------------------------------------------------------------------------------------------------------------
+
+    def upload_url(self, path: str, seconds: int) -> str:
+        key = key_of_path(path)
+        if not key or path.endswith('/'):
+            raise InvalidArgument(f'{path!r} names no file')
+        return self.store.presigned('PUT', self.prefix + key, seconds)
+
+    def download_url(self, path: str, seconds: int) -> str:
+        """Raises NotFound: a URL that answers 404 helps nobody."""
+        url = self.store.presigned('GET', self.prefix + (key_of_path(path) or '/'), seconds)
+        self.file(path)
+        return url
+
+    # --- changing -------------------------------------------------------------------------------------------------------------------
+
+    def announce(self, records: Sequence[IndexRecord]) -> None:
+        for start in range(0, len(records), SEGMENT_RECORDS):
+            self._index.append(records[start:start + SEGMENT_RECORDS])
+
+    def delete_file(self, path: str) -> Entry:
+        """Raises NotFound, IsADirectory."""
+        found = self.file(path)
+        self._delete([found.key])
+        return found
+
+    def delete_below(self, folder: str) -> Iterator[int]:
+        """The folder and all below it, in batches; yields how many objects each had. Cut short, the rest stays as it is."""
+        below = self._below(folder)
+        if not below:
+            raise UsageError('/ is the whole context; ctxfs context clear empties it')
+        for page in pages(self.store, self.prefix + below):
+            keys = [info.key[len(self.prefix):] for info in page.objects]
+            if keys:
+                self._delete(keys)
+                yield len(keys)
+
+    def _delete(self, keys: list[str]) -> None:
+        began_ns = time.time_ns()
+        failures = self.store.delete_many([(self.prefix + key, None) for key in keys])
+        failed = {key for key, _ in failures}
+        gone = [key for key in keys if self.prefix + key not in failed]
+        if gone:
+            self.announce(tombstones(gone, began_ns))
+        if failures:
+            key, error = failures[0]
+            raise error if isinstance(error, CtxfsError) else CtxfsError(f'{key}: {error}')
+
+
+def _encoded(token: str) -> str:
+    """A store's token as one word of harmless characters."""
+    return base64.urlsafe_b64encode(token.encode()).decode().rstrip('=')
+
+
+def _decoded(token: str) -> str:
+    try:
+        if not re.fullmatch(r'[A-Za-z0-9_-]+', token):
+            raise ValueError
+        return base64.urlsafe_b64decode(token + '=' * (-len(token) % 4)).decode()
+    except (ValueError, binascii.Error):
+        raise UsageError(f'{token[:80]!r} is no token of a list') from None
+
