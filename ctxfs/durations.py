@@ -1,6 +1,6 @@
 """Times as people write them: `30s`, `5m`, `1h`.
 
-Owns their spelling, both ways, and what --sync-every, --poll-every and --store-timeout may say. It must not know what happens at those times.
+Owns their spelling, both ways, and what --sync-every, --poll-every, --store-timeout and --expires may say. It must not know what happens at those times.
 """
 from __future__ import annotations
 
@@ -83,3 +83,14 @@ def store_timeout_of(text: str | float | None) -> float:
     if seconds < MIN_STORE_TIMEOUT:
         raise UsageError(f'--store-timeout {text}: the least is {MIN_STORE_TIMEOUT:g}s, for a store that works may take as long')
     return seconds
+
+
+def expires_of(text: str, *, longest: int) -> int:
+    """Seconds of --expires. Raises UsageError."""
+    try:
+        seconds = parse_duration(text)
+    except UsageError as e:
+        raise UsageError(f'--expires {text}: {e}') from e
+    if not 1 <= seconds <= longest:
+        raise UsageError(f'--expires {text}: a URL can be good for 1s to {longest // 3600}h')
+    return int(seconds)

@@ -26,7 +26,8 @@ COMMANDS = {
     'conflicts': ('ctxfs.edge.cli_conflicts', 'conflicts', 'List or settle files that two hosts changed.'),
     'pause': ('ctxfs.edge.cli_pause', 'pause', 'Hold back what begins by itself.'),
     'resume': ('ctxfs.edge.cli_pause', 'resume', 'End a pause.'),
-    'context': ('ctxfs.edge.cli_context', 'context', 'Create, list and show contexts.'),
+    'context': ('ctxfs.edge.cli_context', 'context', 'Create, list, show, rename, clear and delete contexts.'),
+    'files': ('ctxfs.edge.cli_files', 'files', 'A context\'s files without a mount: list, get, put, remove, URLs.'),
     'doctor': ('ctxfs.edge.cli_doctor', 'doctor', 'Look for what keeps ctxfs from working.'),
     'policy': ('ctxfs.edge.cli_policy', 'policy', 'Check, show and store sync policies.'),
 }

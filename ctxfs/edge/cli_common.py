@@ -112,3 +112,12 @@ def printable(text: str) -> str:
     """For a terminal: no control characters, no broken encoding."""
     text = text.encode('utf-8', 'backslashreplace').decode()
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns of one width; the headers for people only, so that scripts may count and cut lines."""
+    shown = [[printable(cell) for cell in row] for row in rows]
+    lines = [list(headers), *shown] if sys.stdout.isatty() and rows else shown
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,39 +1,21 @@
-"""`ctxfs context create|list|show`: the registry of contexts for people and scripts.
+"""`ctxfs context …`: the contexts of a store for people and scripts.
 
-Owns the shape of their output. It must not know how the registry is kept.
+Owns the shape of their output. It must not know how the registry is kept, nor how a context is cleared.
 """
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
 
 import click
 import msgspec
 
-from ctxfs.edge import preflight
 from ctxfs.edge.cli_audit import audited
-from ctxfs.edge.cli_common import Invocation, common_options, print_json, printable
-from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.edge.cli_common import Invocation, common_options, human_files, print_json, print_table, printable
+from ctxfs.edge.context_desk import open_desk
+from ctxfs.edge.progress import Transfer
 
 
 @click.group()
 def context() -> None:
-    """Create, list and show contexts."""
-
-
-@contextlib.contextmanager
-def open_registry(invocation: Invocation, *, create: bool = False, reference: str | None = None) -> Iterator[Registry]:
-    is_default = preflight.is_default_store(invocation.store_url, invocation.paths.data)
-    store = preflight.open_checked_store(invocation.store_url, create=create or is_default, context=reference,
-                                         state_root=invocation.paths.state)
-    with contextlib.closing(store):
-        yield Registry(store)
-
-
-def shown(invocation: Invocation, record: ContextRecord) -> ContextRecord:
-    """In use where this host has it mounted: another host's mounts leave no trace in the registry."""
-    is_mounted = any(m.record.context_id == record.id and m.is_alive() for m in invocation.mounts())
-    return msgspec.structs.replace(record, state='in-use') if is_mounted and record.state == 'available' else record
+    """Create, list, show, rename, clear and delete contexts."""
 
 
 @context.command()
@@ -41,10 +23,11 @@ def shown(invocation: Invocation, record: ContextRecord) -> ContextRecord:
 @common_options
 def create(invocation: Invocation, name: str) -> int:
     """The context NAME, made if there is none; prints its id."""
-    with audited(invocation, 'context-create', context=name) as line, open_registry(invocation, create=True) as registry:
-        record = registry.create(name)
+    with audited(invocation, 'context-create', context=name) as line, open_desk(invocation, create=True) as desk:
+        record = desk.registry.create(name)
         line.about(record)
-    print_json(shown(invocation, record)) if invocation.as_json else print(record.id)
+        record = desk.shown(record)
+    print_json(record) if invocation.as_json else print(record.id)
     return 0
 
 
@@ -52,14 +35,17 @@ def create(invocation: Invocation, name: str) -> int:
 @click.argument('reference', metavar='CTX')
 @common_options
 def show(invocation: Invocation, reference: str) -> int:
-    """What is known of one context."""
-    with open_registry(invocation, reference=reference) as registry:
-        record = shown(invocation, registry.find(reference))
+    """What is known of one context, and where it is mounted."""
+    with open_desk(invocation, reference=reference) as desk:
+        record = desk.shown(desk.registry.find(reference))
+        mounts = desk.mounts(record) if record.state == 'in-use' else []
     if invocation.as_json:
-        print_json(record)
-    else:
-        for name, value in msgspec.to_builtins(record).items():
-            print(f'{name:10} {printable(value)}')
+        print_json({**msgspec.to_builtins(record), 'mounts': mounts})
+        return 0
+    for name, value in msgspec.to_builtins(record).items():
+        print(f'{name:10} {printable(str(value))}')
+    for beat in mounts:
+        print(f'{"mounted":10} {printable(beat.text())} since {printable(beat.since)}')
     return 0
 
 
@@ -68,15 +54,63 @@ def show(invocation: Invocation, reference: str) -> int:
 @click.option('--next-token', metavar='TOKEN', help='Go on where a list with --limit ended.')
 @common_options
 def list_contexts(invocation: Invocation, limit: int | None, next_token: str | None) -> int:
-    """All contexts of the store."""
-    with open_registry(invocation) as registry:
-        page = registry.list_contexts(limit, next_token)
-    contexts = [shown(invocation, record) for record in page.contexts]
+    """All contexts of the store, or a page of them."""
+    with open_desk(invocation) as desk:
+        page = desk.registry.list_contexts(limit, next_token)
+        contexts = desk.shown_all(page.contexts)
     if invocation.as_json:
         print_json({'contexts': contexts, 'nextToken': page.next_token, 'totalCount': page.total_count})
         return 0
-    for record in sorted(contexts, key=lambda record: record.name):
-        print(f'{record.id}  {record.last_used_at}  {record.state:9}  {printable(record.name)}')
+    print_table(('ID', 'LAST USED', 'STATE', 'NAME'),
+                [(record.id, record.last_used_at, record.state, record.name) for record in sorted(contexts, key=lambda record: record.name)])
     if page.next_token:
         print(f'… {page.total_count} in all; go on with --next-token {page.next_token}')
+    return 0
+
+
+@context.command()
+@click.argument('reference', metavar='CTX')
+@click.argument('name', metavar='NAME')
+@common_options
+def rename(invocation: Invocation, reference: str, name: str) -> int:
+    """Call the context NAME from now on; its id stays, and so do mounts."""
+    with audited(invocation, 'context-rename', newName=name) as line, open_desk(invocation, reference=reference) as desk:
+        record = desk.registry.find(reference)
+        line.about(record)
+        record = desk.rename(record, name)
+    if invocation.as_json:
+        print_json(record)
+    return 0
+
+
+@context.command()
+@click.argument('reference', metavar='CTX')
+@click.option('--force', is_flag=True, help='Also while it is mounted somewhere.')
+@common_options
+def delete(invocation: Invocation, reference: str, force: bool) -> int:
+    """Delete the context with all its files. Cut short, the same command goes on with it."""
+    return _empty(invocation, reference, deletes=True, force=force)
+
+
+@context.command()
+@click.argument('reference', metavar='CTX')
+@click.option('--force', is_flag=True, help='Also while it is mounted somewhere.')
+@common_options
+def clear(invocation: Invocation, reference: str, force: bool) -> int:
+    """Remove all files of the context; its id, name and policy stay. Cut short, the same command goes on with it."""
+    return _empty(invocation, reference, deletes=False, force=force)
+
+
+def _empty(invocation: Invocation, reference: str, *, deletes: bool, force: bool) -> int:
+    verb = 'delete' if deletes else 'clear'
+    with audited(invocation, f'context-{verb}', force=force) as line, open_desk(invocation, reference=reference) as desk:
+        record = desk.registry.find(reference)
+        line.about(record)
+        record = desk.begin_clearing(record, deletes=deletes, force=force)
+        with Transfer(f'{verb} {record.name}', quiet=invocation.as_json) as progress:
+            count = desk.finish_clearing(record, progress)
+    if invocation.as_json:
+        print_json({'id': record.id, 'name': record.name, 'objects': count, 'deleted': record.is_doomed is True})
+    else:
+        print(f'{printable(record.name)}: {human_files(count)} removed' + (', and the context' if record.is_doomed is True else ''))
     return 0

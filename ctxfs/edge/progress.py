@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -101,6 +102,51 @@ class Progress:
         if place not in self._tasks:
             self._tasks[place] = self._bar.add_task(mount.record.context_name, total=1.0, left='')
         self._bar.update(self._tasks[place], completed=course.done, left=course.text())
+
+
+class Transfer:
+    """One piece of work of this process: called with so many more files and bytes, by any thread. `left`: what there is to do, where that is
+    known."""
+
+    def __init__(self, name: str, left: Pending | None = None, *, quiet: bool = False) -> None:
+        self._name = name
+        self._course = Course(left) if left is not None else None
+        self._left = left or Pending(files=0, bytes=0)
+        self._quiet = quiet
+        self._is_terminal = sys.stderr.isatty()
+        self._last_line_at = time.monotonic()
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, files: int, size: int = 0) -> None:
+        with self._lock:
+            self._left = Pending(files=self._left.files - files, bytes=self._left.bytes - size)
+            if self._course is not None:
+                self._course.note(Pending(files=max(0, self._left.files), bytes=max(0, self._left.bytes)))
+            if not self._quiet:
+                self._show()
+
+    def _text(self) -> str:
+        return self._course.text() if self._course is not None else human_files(-self._left.files)
+
+    def _show(self) -> None:
+        if self._is_terminal:
+            if self._bar is None:
+                self._bar = _new_bar()
+                self._bar.start()
+                self._task = self._bar.add_task(self._name, total=1.0 if self._course is not None else None, left='')
+            self._bar.update(self._task, completed=self._course.done if self._course is not None else None, left=self._text())
+        elif time.monotonic() - self._last_line_at >= LINE_SECONDS:
+            self._last_line_at = time.monotonic()
+            print(f'{self._name}: {self._text()}', file=sys.stderr)
 
 
 def _new_bar() -> Any:

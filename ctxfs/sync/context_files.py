@@ -144,6 +144,10 @@ class ContextFiles:
                 self.head(above)
                 raise NotADirectory(f'{path_of_key(above)} is a file; nothing can lie below it')
 
+    def records(self) -> Iterator[IndexRecord]:
+        """What the index says, in the order of paths; a record counts only for the version that it names."""
+        return (record for record in self._index.read() if record.attrs is not None)
+
     # --- URLs -----------------------------------------------------------------------------------------------------------------------
 
     def upload_url(self, path: str, seconds: int) -> str:
