@@ -1,6 +1,7 @@
 """Times as people write them: `30s`, `5m`, `1h`.
 
-Owns their spelling, both ways, and what --sync-every, --poll-every, --store-timeout and --expires may say. It must not know what happens at those times.
+Owns their spelling, both ways, and what --sync-every, --poll-every, --store-timeout and --expires may say. It must not know what happens
+at those times.
 """
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _json_of(entry: Entry) -> dict[str, object]:
 def put(invocation: Invocation, reference: str, local: str, path: str | None) -> int:
     """Store the file or directory LOCAL as PATH; in PATH, if that is a folder or ends with a slash (default: in /)."""
     source = os.fsencode(local.rstrip('/') or '/')
-    with audited(invocation, 'files-put', path=path or '/') as line, open_desk(invocation, reference=reference) as desk:
+    with audited(invocation, 'files-put', to=path or '/') as line, open_desk(invocation, reference=reference) as desk:
         record = desk.registry.find(reference)
         line.about(record)
         into = desk.files(record, for_writing=True)
