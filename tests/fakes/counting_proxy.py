@@ -10,7 +10,7 @@ real one. It must not know ctxfs: the kinds follow from S3's own URLs, and from 
         proxy.requests(kind='object')                   # [Seen(method, kind, key, query, status)], oldest first
 
 Kinds: object, copy, list, batch-delete, multipart, tagging, lifecycle (of the bucket), and by the key: index (`.ctxfs/index/`), registry
-(`.ctxfs/contexts/`), probe (`.ctxfs/probe-`). A listing is `list` whatever its prefix (`Seen.query['prefix']` has it).
+(`.ctxfs/contexts/`), probe (`.ctxfs/probe-`). Heartbeats (`.ctxfs/mounts/`) are left out. A listing is `list` whatever its prefix (`Seen.query['prefix']` has it).
 """
 from __future__ import annotations
 
@@ -141,6 +141,8 @@ class CountingProxy:
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         key = unquote(parts.path).lstrip('/').partition('/')[2]
         kind = kind_of(method, key, query, headers)
+        if kind == 'heartbeat':     # once a minute, whatever else happens
+            return
         with self._lock:
             self._counts[method, kind] += 1
             self._seen.append(Seen(method, kind, key, query, status))
