@@ -11,8 +11,8 @@ import trio
 
 from ctxfs.errors import CtxfsError
 from ctxfs.storage.heartbeats import RENEW_SECONDS
+from ctxfs.sync import protocol
 from ctxfs.sync.pool import Priority, TransferPool
-from ctxfs.sync.protocol import DeleteMany, PutBytes
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Heartbeat:
         with self._scope:
             while True:
                 try:
-                    await self._pool.call(PutBytes(key=self._key, body=self._body), priority=Priority.INTERACTIVE)
+                    await self._pool.call(protocol.Heartbeat(key=self._key, body=self._body), priority=Priority.INTERACTIVE)
                 except CtxfsError as error:
                     log.debug('the heartbeat was not renewed: %s', error)
                 await trio.sleep(self._every)
@@ -45,6 +45,6 @@ class Heartbeat:
         self._scope.cancel()
         with trio.move_on_after(END_SECONDS):
             try:
-                await self._pool.call(DeleteMany(items=[(self._key, None)]), priority=Priority.INTERACTIVE)
+                await self._pool.call(protocol.Heartbeat(key=self._key, body=None), priority=Priority.INTERACTIVE)
             except CtxfsError as error:
                 log.debug('the heartbeat stays until it expires: %s', error)

@@ -327,18 +327,24 @@ class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, ta
     """The store answers and the bucket may be listed; raises what ObjectStore.check raises."""
 
 
+class Heartbeat(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Write the object that says that the mount lives; without a body, remove it."""
+    key: str
+    body: bytes | None
+
+
 class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """The store removes what carries `lifecycle` after `days` by itself; raises what ObjectStore.ensure_expiry raises."""
     lifecycle: str
     days: int
 
 
-AnyOperation = (PutFile | PutBytes | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
+AnyOperation = (PutFile | PutBytes | Heartbeat | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
                 | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry)
 #: what a streaming operation yields before its result
 STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
 RESULTS: dict[type[Any], Any] = {
-    PutFile: PutDone, PutBytes: PutDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
+    PutFile: PutDone, PutBytes: PutDone, Heartbeat: CheckDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
     Fetch: FetchDone, Warm: WarmDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
     CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone}
 

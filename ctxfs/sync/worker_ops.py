@@ -13,6 +13,7 @@ from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]] = {
     protocol.PutFile: worker_ops_put.put_file,
     protocol.PutBytes: worker_ops_put.put_bytes,
+    protocol.Heartbeat: worker_ops_put.heartbeat,
     protocol.Copy: worker_ops_put.copy,
     protocol.DeleteMany: worker_ops_put.delete_many,
     protocol.Head: worker_ops_read.head,

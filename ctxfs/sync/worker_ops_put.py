@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import BinaryIO
 
-from ctxfs.crash_points import crash_point
+from ctxfs.crash_points import crash_point, exempted
 from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
@@ -235,4 +235,13 @@ def delete_many(context: WorkerContext, op: protocol.DeleteMany, channel: Operat
 def ensure_expiry(context: WorkerContext, op: protocol.EnsureExpiry, channel: OperationChannel) -> protocol.CheckDone:
     """One rule of the bucket per lifecycle value, whatever the number of contexts."""
     context.store.ensure_expiry(f'ctxfs-{op.lifecycle}', tag=(LIFECYCLE_NAME, op.lifecycle), days=op.days)
+    return protocol.CheckDone()
+
+
+def heartbeat(context: WorkerContext, op: protocol.Heartbeat, channel: OperationChannel) -> protocol.CheckDone:
+    with exempted():
+        if op.body is None:
+            context.store.delete(op.key)
+        else:
+            context.store.put(op.key, op.body, content_type='application/json')
     return protocol.CheckDone()

@@ -10,7 +10,8 @@ real one. It must not know ctxfs: the kinds follow from S3's own URLs, and from 
         proxy.requests(kind='object')                   # [Seen(method, kind, key, query, status)], oldest first
 
 Kinds: object, copy, list, batch-delete, multipart, tagging, lifecycle (of the bucket), and by the key: index (`.ctxfs/index/`), registry
-(`.ctxfs/contexts/`), probe (`.ctxfs/probe-`). Heartbeats (`.ctxfs/mounts/`) are left out. A listing is `list` whatever its prefix (`Seen.query['prefix']` has it).
+(`.ctxfs/contexts/`), probe (`.ctxfs/probe-`). Heartbeats (`.ctxfs/mounts/`) are left out.
+A listing is `list` whatever its prefix (`Seen.query['prefix']` has it).
 """
 from __future__ import annotations
 

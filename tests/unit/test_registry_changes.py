@@ -137,7 +137,8 @@ class HeedsNothing(MemoryStore):
     """A server that carries out every conditional write."""
 
     def capabilities(self):
-        return Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False, conditional_copy=False, batch_delete=True)
+        return Capabilities(conditional_create=False, conditional_overwrite=False, conditional_delete=False, conditional_copy=False,
+                            batch_delete=True)
 
     def put(self, key, body, *, condition=None, **how):
         return super().put(key, body, **how)
