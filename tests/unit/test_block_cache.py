@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -253,6 +254,7 @@ def test_the_bound_holds_at_every_instant_for_all_processes(tmp_path: Path) -> N
         'from ctxfs.storage.block_cache import AdoptFile, BlockCache, BLOCK_SIZE\n'
         'directory, staging, limit, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])\n'
         'rng, cache = random.Random(seed), BlockCache(directory, limit)\n'
+        'print("open", flush=True)\n'
         'for number in range(40):\n'
         '    if rng.random() < 0.6:\n'
         '        cache.store(f"k{seed}-{number}", "e", 0, bytes(rng.randrange(1, 4 * BLOCK_SIZE)))\n'
@@ -265,8 +267,11 @@ def test_the_bound_holds_at_every_instant_for_all_processes(tmp_path: Path) -> N
         '    cache.adopt(items)\n'
         '    for item in items: os.unlink(item.path)\n')
     (tmp_path / 'staging').mkdir()
-    workers = [subprocess.Popen([sys.executable, '-c', script, str(directory), str(tmp_path / 'staging'), str(limit), str(seed)])
-               for seed in range(3)]
+    workers = [subprocess.Popen([sys.executable, '-c', script, str(directory), str(tmp_path / 'staging'), str(limit), str(seed)],
+                                stdout=subprocess.PIPE) for seed in range(3)]
+    for worker in workers:      # who opens the cache sets its bound
+        assert worker.stdout is not None and worker.stdout.readline() == b'open\n'
+        worker.stdout.close()
     looks = 0
     while any(worker.poll() is None for worker in workers):
         assert cache.volume() <= limit
@@ -284,3 +289,22 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:       # evicted since it was listed
         return 0
+
+
+def test_on_a_disk_that_takes_not_even_a_transaction_files_go_first(cache: BlockCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest ones, no more than the database needs to go on; what is left is as it was, and nothing that is gone is served."""
+    for block in range(30):
+        cache.store('k', 'e', block, bytes([block]) * BLOCK_SIZE)
+    database = cache._rows._cache
+    evict = database.cull
+
+    def cull() -> int:
+        if len(files_of(tmp_path / 'cache')) == 30:
+            raise sqlite3.OperationalError('database or disk is full')
+        return int(evict())
+
+    monkeypatch.setattr(database, 'cull', cull)
+    cache.give_back()
+    assert cache.volume() <= 15 * BLOCK_SIZE and len(files_of(tmp_path / 'cache')) == 10    # rows go by tens
+    assert cache.missing('k', 'e', range(30)) == list(range(20))
+    assert content(cache, 'k', 'e', 29) == bytes([29]) * BLOCK_SIZE
