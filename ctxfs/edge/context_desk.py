@@ -62,7 +62,7 @@ class ContextDesk:
     def _local(self, context_id: str) -> list[Beat]:
         """This host's own, those that only read among them: they leave no trace in the bucket."""
         return [Beat(host_id='', host='this host', mountpoint=mount.record.mountpoint, pid=mount.record.pid, since='')
-                for mount in self._invocation.mounts() if mount.record.context_id == context_id and mount.is_alive()]
+                for mount in self._invocation.mounts() if mount.record.context_id == context_id and mount.is_alive() and mount.result() is None]
 
     def _is_dead(self, beat: Beat) -> bool:
         """What this host's own daemons left behind when they were killed."""

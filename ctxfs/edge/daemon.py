@@ -200,14 +200,10 @@ class Mount:
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
+                nursery.start_soon(kept_running, self._heartbeat.run)
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
             nursery.start_soon(self._handle_signals)
-            heartbeat = access.heartbeat(pool)
-            if not options.read_only:
-                nursery.start_soon(kept_running, heartbeat.run)
             result = await self._serve(ready)
-            if not options.read_only:
-                await heartbeat.end()
             await self._answers.end(server)
             nursery.cancel_scope.cancel()
         return 0 if result.ok else 1
@@ -233,6 +229,8 @@ class Mount:
         self._invalidator.take_absence = lambda parent, name: False
         log.info('unmounted; uploading %d files, %d bytes', *self._left())
         result = await self._final_upload()
+        if not self._options.read_only:
+            await self._heartbeat.end()
         self._audit.write('unmount', result='ok' if result.ok else 'failed', error=result.message, mountpoint=self._options.mountpoint,
                           pending=self._left()[0])
         self._leave_result(result)
@@ -297,6 +295,7 @@ class Mount:
                                 defaults=Defaults(options.uid, options.gid, options.umask))
         pool.listener = self._auditor
         writers, turns = access.writers(pool, db, spawn)
+        self._heartbeat = access.heartbeat(pool)
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id, on_arrived=self._auditor.arrived)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
                                         answer_seconds=0.75 * options.store_timeout)
