@@ -40,7 +40,7 @@ def home(tmp_path, monkeypatch):
 def url(request, home, monkeypatch):
     if request.param == 'file':
         (home / 'store').mkdir()
-        return f'file://{home}/store'
+        return f'file://{home}/store?fsync=no'
     server = request.getfixturevalue('s3_server')
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -50,7 +50,7 @@ def url(request, home, monkeypatch):
 @pytest.fixture
 def file_url(home):
     (home / 'store').mkdir()
-    return f'file://{home}/store'
+    return f'file://{home}/store?fsync=no'
 
 
 @pytest.fixture

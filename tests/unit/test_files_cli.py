@@ -23,7 +23,7 @@ def url(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(variable, str(tmp_path / name))
     (tmp_path / 'store').mkdir()
-    made = f'file://{tmp_path}/store'
+    made = f'file://{tmp_path}/store?fsync=no'
     monkeypatch.setenv('CTXFS_STORE', made)
     assert run(['context', 'create', 'c']) == 0
     return made
