@@ -14,7 +14,8 @@ from typing import Any
 import click
 import msgspec
 
-from ctxfs.config import FileConfig, Paths, load_config, nearest, normalise_store_url, resolve_paths, resolve_store_url, store_identity
+from ctxfs.config import FileConfig, Paths, nearest, normalise_store_url, resolve_paths, store_identity
+from ctxfs.config_file import Configuration, NamedMount, load_configuration, resolve_store_url
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.runtime_dir import Mount, current_mounts
 from ctxfs.errors import NotFound
@@ -24,8 +25,8 @@ class Invocation:
     """The configuration of one command: what was given, then the environment, the config file, the defaults. Raises UsageError."""
 
     def __init__(self, store: str | None, state_dir: str | None, as_json: bool) -> None:
-        self.config_file = resolve_paths(os.environ).config_file
-        self.config: FileConfig = load_config(self.config_file)
+        self.configuration: Configuration = load_configuration(resolve_paths(os.environ).config_file)
+        self.config: FileConfig = self.configuration.values
         self.paths: Paths = resolve_paths(os.environ, state_dir or self.config.state_dir)
         self.as_json = as_json
         self._given_store, self._given_state_dir = store, state_dir
@@ -34,7 +35,11 @@ class Invocation:
 
     @functools.cached_property
     def store_url(self) -> str:
-        return resolve_store_url(self._given_store, os.environ, self.config, self.paths)
+        return resolve_store_url(self._given_store, os.environ, self.config, self.paths.data)
+
+    def for_named(self, mount: NamedMount) -> Invocation:
+        """The same command, with the store and state directory of a named mount where none were given."""
+        return Invocation(self._given_store or mount.store, self._given_state_dir or mount.state_dir, self.as_json)
 
     def mounts(self) -> list[Mount]:
         """This host's mounts, running or finished, one for each state directory; only those of --store and --state-dir if given."""
@@ -58,13 +63,15 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def select(mounts: Sequence[Mount], reference: str | None) -> list[Mount]:
-    """The mounts of that context id, name or mount point; all without one. A finished mount gives up its mount point to a newer one."""
+def select(mounts: Sequence[Mount], reference: str | None, configuration: Configuration | None = None) -> list[Mount]:
+    """The mounts of that context id, name, mount point, or (with `configuration`) name in the config file; all without one. A finished mount gives up its mount point to a newer one."""
     if reference is None:
         return list(mounts)
     found = [m for m in mounts if reference in (m.record.context_id, m.record.context_name)]
     if found:
         return found
+    if configuration is not None:
+        reference = configuration.place(reference)
     at = [m for m in mounts if m.record.mountpoint == real_mountpoint(reference)]
     return [m for m in at if m.is_alive()] or at[-1:]
 
@@ -72,7 +79,7 @@ def select(mounts: Sequence[Mount], reference: str | None) -> list[Mount]:
 def select_running(invocation: Invocation, reference: str | None) -> list[Mount]:
     """The mounts whose daemon runs. Raises NotFound when there is none, with the nearest name."""
     mounts = [m for m in invocation.mounts() if m.is_alive()]
-    found = select(mounts, reference)
+    found = select(mounts, reference, invocation.configuration)
     if not found:
         raise NotFound('nothing is mounted' if reference is None else f'{reference} is not mounted{nearest(reference, names_of(mounts))}')
     return found
