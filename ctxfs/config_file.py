@@ -19,16 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ctxfs.config import (
-    FileConfig,
-    Preference,
-    file_store_url,
-    nearest,
-    normalise_store_url,
-    parse_fuse_options,
-    parse_size,
-    parse_toml,
-)
+from ctxfs.config import FileConfig, Preference, file_store_url, nearest, normalise_store_url, parse_fuse_options, parse_size, parse_toml
 from ctxfs.durations import poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.errors import UsageError
 

@@ -28,6 +28,8 @@ COMMANDS = {
     'resume': ('ctxfs.edge.cli_pause', 'resume', 'End a pause.'),
     'context': ('ctxfs.edge.cli_context', 'context', 'Create, list and show contexts.'),
     'doctor': ('ctxfs.edge.cli_doctor', 'doctor', 'Look for what keeps ctxfs from working.'),
+    'service': ('ctxfs.edge.cli_service', 'service', 'Run named mounts as services of systemd.'),
+    'fstab': ('ctxfs.edge.cli_fstab', 'fstab', 'Let mount -t fuse.ctxfs and /etc/fstab work.'),
     'policy': ('ctxfs.edge.cli_policy', 'policy', 'Check, show and store sync policies.'),
 }
 

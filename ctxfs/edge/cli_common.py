@@ -5,7 +5,6 @@ Owns how CTX is matched against this host's mounts and how values look to people
 from __future__ import annotations
 
 import functools
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,10 @@ import msgspec
 
 from ctxfs.config import FileConfig, Paths, nearest, normalise_store_url, resolve_paths, store_identity
 from ctxfs.config_file import Configuration, NamedMount, load_configuration, resolve_store_url
+from ctxfs.edge.human import human_bytes as human_bytes
+from ctxfs.edge.human import human_files as human_files
+from ctxfs.edge.human import human_seconds as human_seconds
+from ctxfs.edge.human import printable as printable
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.runtime_dir import Mount, current_mounts
 from ctxfs.errors import NotFound
@@ -64,7 +67,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def select(mounts: Sequence[Mount], reference: str | None, configuration: Configuration | None = None) -> list[Mount]:
-    """The mounts of that context id, name, mount point, or (with `configuration`) name in the config file; all without one. A finished mount gives up its mount point to a newer one."""
+    """The mounts of that context id, name, mount point, or (with `configuration`) name in the config file; all without one. A finished mount
+    gives up its mount point to a newer one."""
     if reference is None:
         return list(mounts)
     found = [m for m in mounts if reference in (m.record.context_id, m.record.context_name)]
@@ -92,30 +96,3 @@ def names_of(mounts: Sequence[Mount]) -> list[str]:
 def print_json(value: Any) -> None:
     text = msgspec.json.format(msgspec.json.encode(value), indent=2)
     sys.stdout.write(text.decode() + '\n')
-
-
-def human_bytes(count: float) -> str:
-    """`999 bytes`, `1.5 KiB`, `20 GiB`."""
-    if count < 1024:
-        return f'{count:.0f} byte{"" if count == 1 else "s"}'
-    power = min(5, int(math.log2(count)) // 10)
-    count /= 1 << 10 * power
-    return f'{count:.{0 if count >= 10 else 1}f} {"KMGTP"[power - 1]}iB'
-
-
-def human_seconds(seconds: float) -> str:
-    """`12 s`, `3 min`, `5 h`, `2 d`."""
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s'
-
-
-def human_files(count: int) -> str:
-    return f'{count} file{"" if count == 1 else "s"}'
-
-
-def printable(text: str) -> str:
-    """For a terminal: no control characters, no broken encoding."""
-    text = text.encode('utf-8', 'backslashreplace').decode()
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)

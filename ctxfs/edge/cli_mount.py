@@ -37,6 +37,7 @@ from ctxfs.edge.download_wait import wait_for_download
 from ctxfs.edge.mount_table import mount_at, real_mountpoint
 from ctxfs.edge.progress import Progress
 from ctxfs.edge.runtime_dir import find_mounts, runtime_dir_of
+from ctxfs.edge.service_credentials import use_service_credentials
 from ctxfs.errors import CtxfsError, Exists, InvalidArgument, NotFound, UsageError
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
@@ -86,6 +87,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str | None, **opti
 
 def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
            policy_file: str | None, wait_download: bool, **settings: Any) -> int:
+    use_service_credentials(os.environ)
     fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     if wait_download and foreground:

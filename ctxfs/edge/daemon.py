@@ -196,7 +196,7 @@ class Mount:
             nursery.start_soon(supervised, self._warmup.run)
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(kept_running, self._hardener.run)
-            nursery.start_soon(supervised, self._answers.run)
+            nursery.start_soon(supervised, self._answers.run, ready.notifier)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
@@ -221,7 +221,7 @@ class Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce, ready)
             await fuse_adapter.serve_requests(self._adapter)
-        self._control.unmounted()
+        self._answers.unmounted()
         self._following.poller.end()
         self._warmup.end()
         self._invalidator.is_known = self._invalidator.take_listing = lambda ino: False
@@ -388,6 +388,7 @@ class Mount:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info('%s: unmounting', signal.Signals(number).name)
+                self._answers.unmounting()
                 await self._unmount()
 
     async def _unmount(self) -> None:
