@@ -126,7 +126,8 @@ def test_a_flush_that_fails_is_reported(tmp: Path, s3_server: S3Server) -> None:
     (tmp / 'credentials/aws-credentials').write_text(f'[default]\naws_access_key_id = {known["AWS_ACCESS_KEY_ID"]}\n'
                                                      f'aws_secret_access_key = {known["AWS_SECRET_ACCESS_KEY"]}\n')
     with FaultProxy(s3_server.endpoint) as proxy:
-        service = Service(tmp, f's3://{s3_server.make_bucket()}?endpoint={proxy.endpoint}&region=us-east-1&addressing=path')
+        bucket = s3_server.make_bucket()
+        service = Service(tmp, f's3://{bucket}?endpoint={proxy.endpoint}&region=us-east-1&addressing=path')
         service.env['CREDENTIALS_DIRECTORY'] = str(tmp / 'credentials')
         try:
             service.start()
@@ -141,9 +142,11 @@ def test_a_flush_that_fails_is_reported(tmp: Path, s3_server: S3Server) -> None:
             assert re.fullmatch('STATUS=.*(503|busy|answer).*', said[-1]), said
             proxy.plan = lambda method, path: None
             service.start()
-            assert (service.at / 'a').read_bytes() == b'kept'
             service.process.send_signal(signal.SIGTERM)
             assert service.end() == 0
+            client = s3_server.client()
+            key, = (found['Key'] for found in client.list_objects_v2(Bucket=bucket, Prefix='contexts/')['Contents'] if found['Key'].endswith('/a'))
+            assert client.get_object(Bucket=bucket, Key=key)['Body'].read() == b'kept'
         finally:
             service.close()
 
