@@ -95,6 +95,10 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     #: how long a program waits for a store that does not answer, in seconds; the other bounds follow from it
     store_timeout: float = STORE_TIMEOUT
     log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
+    #: see ctxfs.logs
+    log_style: Literal['text', 'journal', 'json'] = 'text'
+    #: a change that waits for its upload for so many seconds is told; 0: none is; None: by the policy's period (edge.lag_alarm)
+    lag_alarm: float | None = None
     #: where a line for each change goes; None: nowhere
     audit_log: str | None = None
 
@@ -131,6 +135,8 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     sync_every: str | float | None = None
     poll_every: str | float | None = None
     store_timeout: str | float | None = None
+    log_json: bool | None = None
+    lag_alarm: str | float | None = None
     audit_log: str | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None

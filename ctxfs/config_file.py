@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from ctxfs.config import FileConfig, Preference, file_store_url, nearest, normalise_store_url, parse_fuse_options, parse_size, parse_toml
-from ctxfs.durations import poll_every_of, store_timeout_of, sync_every_of
+from ctxfs.durations import lag_alarm_of, poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.errors import UsageError
 
 #: for all users of the host
@@ -48,6 +48,8 @@ class NamedMount(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     poll_every: str | float | None = None
     store_timeout: str | float | None = None
     log_level: Literal['debug', 'info', 'warning', 'error'] | None = None
+    log_json: bool | None = None
+    lag_alarm: str | float | None = None
     audit_log: str | None = None
 
 
@@ -167,7 +169,8 @@ def _absolute(text: str, origin: str) -> str:
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
     'store': normalise_store_url, 'cache_size': parse_size, 'sync_every': sync_every_of, 'poll_every': poll_every_of,
-    'store_timeout': store_timeout_of, 'options': lambda text: parse_fuse_options([text])}
+    'store_timeout': store_timeout_of, 'lag_alarm': lag_alarm_of,
+    'options': lambda text: parse_fuse_options([text])}
 
 
 # --- the store ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Times as people write them: `30s`, `5m`, `1h`.
 
-Owns their spelling, both ways, and what --sync-every, --poll-every and --store-timeout may say. It must not know what happens at those times.
+Owns their spelling, both ways, and what --sync-every, --poll-every, --store-timeout and --lag-alarm may say. It must not know what happens
+at those times.
 """
 from __future__ import annotations
 
@@ -83,3 +84,13 @@ def store_timeout_of(text: str | float | None) -> float:
     if seconds < MIN_STORE_TIMEOUT:
         raise UsageError(f'--store-timeout {text}: the least is {MIN_STORE_TIMEOUT:g}s, for a store that works may take as long')
     return seconds
+
+
+def lag_alarm_of(text: str | float | None) -> float | None:
+    """Seconds of --lag-alarm; 0 for `off`; None: not said. Raises UsageError."""
+    if text is None or text == 'off':
+        return None if text is None else 0.0
+    try:
+        return parse_duration(text, unit='s')
+    except UsageError as e:
+        raise UsageError(f'--lag-alarm {text}: {e}; off turns it off') from e

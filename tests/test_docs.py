@@ -56,7 +56,7 @@ def groups() -> list[str]:
 
 
 def subcommands(text: str) -> list[str]:
-    return re.findall(r'^  (\w+) ', text[text.index('Commands:') :], re.M)
+    return re.findall(r'^  ([\w-]+) ', text[text.index('Commands:') :], re.M)
 
 
 @pytest.mark.parametrize('usage', usages())

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import click
 import msgspec
 
+from ctxfs import logs
 from ctxfs.config import (
     LOG_LEVELS,
     PREFERENCES,
@@ -29,7 +30,7 @@ from ctxfs.config import (
     private_dir,
     state_dir_of,
 )
-from ctxfs.durations import poll_every_of, store_timeout_of, sync_every_of
+from ctxfs.durations import lag_alarm_of, poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.edge import busy, cli_named, flush_wait, launch, policy_choice, preflight
 from ctxfs.edge.cli_audit import audit_path
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
@@ -71,6 +72,8 @@ _T = TypeVar('_T')
 @click.option('--store-timeout', metavar='TIME', help='How long a program waits for a store that does not answer (default: 60s).')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
+@click.option('--log-json', is_flag=True, help='Log lines as JSON (default: text, or what journald reads where it listens).')
+@click.option('--lag-alarm', metavar='TIME', help='Warn of changes that wait longer for their upload (default: 10 periods, at least 10m); or: off.')
 @click.option('--audit-log', metavar='PATH', help='Write a line for each change of the bucket to this file (default: none).')
 @click.option('-o', 'fuse', metavar='OPTS', multiple=True,
               help='ro, allow_other, nonempty, xattrs, uid=N, gid=N, umask=OCTAL, noexec, nosuid, nodev, noatime.')
@@ -139,6 +142,8 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     fsync: Literal['local', 'remote']
     conflict: Preference
     log_level: Any
+    log_style: logs.Style
+    lag_alarm: float | None
     poll_every: float
     is_poll_given: bool
     wait_download: bool
@@ -180,7 +185,10 @@ def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool
         read_only=read_only, wait_download=wait_download, is_poll_given=settings['poll_every'] is not None,
         cache_size=settings['cache_size'] or config.cache_size, fsync=settings['fsync'] or config.fsync or 'local',
         conflict=settings['conflict'] or config.conflict or 'keep-both',
-        log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
+        log_level=settings['log_level'] or config.log_level or 'info',
+        log_style=logs.style_of(os.environ, as_json=settings['log_json'] or config.log_json or False),
+        lag_alarm=lag_alarm_of(settings['lag_alarm']) if settings['lag_alarm'] is not None else _of_config(invocation, lag_alarm_of, 'lag_alarm'),
+        sync_every=sync_every_of(settings['sync_every']),
         default_sync_every=_of_config(invocation, sync_every_of, 'sync_every'),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
         else _of_config(invocation, poll_every_of, 'poll_every'),
@@ -230,7 +238,7 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
-        log_level=wishes.log_level, audit_log=audit_log)
+        log_level=wishes.log_level, log_style=wishes.log_style, lag_alarm=wishes.lag_alarm, audit_log=audit_log)
 
 
 def _below(policy: SyncPolicy) -> str:

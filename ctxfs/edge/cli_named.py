@@ -11,7 +11,7 @@ from ctxfs.edge.cli_common import Invocation
 from ctxfs.errors import UsageError
 
 #: options that both have, where the command line's wins
-_SETTINGS = ('cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level', 'audit_log')
+_SETTINGS = ('cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level', 'lag_alarm', 'audit_log')
 
 
 class Arguments(NamedTuple):
@@ -33,5 +33,6 @@ def complete(invocation: Invocation, name: str, options: dict[str, Any]) -> Argu
 
 def _merged(given: dict[str, Any], named: NamedMount) -> dict[str, Any]:
     settings = {key: getattr(named, key) if given[key] is None else given[key] for key in _SETTINGS}
-    return {**given, **settings, 'create': given['create'] or named.create, 'read_only': given['read_only'] or named.read_only,
+    return {**given, **settings, 'create': given['create'] or named.create, 'log_json': given['log_json'] or named.log_json,
+             'read_only': given['read_only'] or named.read_only,
             'policy_file': given['policy_file'] or named.policy, 'fuse': (*([named.options] if named.options else []), *given['fuse'])}

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ctxfs.edge.control import Server
+from ctxfs.edge.lag_alarm import LagAlarm
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_control import DaemonControl
@@ -32,16 +33,19 @@ class Answers:
         self._tally = LiveTally(parts.db, parts.journal, parts.tasks)
         self._narrator = Narrator(events, self._tally, parts.tasks)
         self._service = ServiceTask(self._tally, parts.options.mountpoint)
+        self._lag = LagAlarm(self._tally, parts.schedule, parts.options.lag_alarm)
         self.control = DaemonControl(
-            StatusReport(parts, self._tally), Explainer(parts), desk, engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
+            StatusReport(parts, self._tally, self._lag), Explainer(parts), desk,
+            engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
             request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, download=parts.downloads.download,
-            wait_download=parts.warmup.wait_idle)
+            wait_download=parts.warmup.wait_idle, tell_workers=parts.pool.set_log_level)
 
     async def run(self, notifier: Notifier | None = None) -> None:
         with log_published(self._events):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tally.run)
                 nursery.start_soon(self._service.run, notifier)
+                nursery.start_soon(self._lag.run)
                 await self._narrator.run()
 
     def unmounting(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from ctxfs import errors
+from ctxfs import errors, logs
 from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
 from ctxfs.storage.object_store import ALWAYS, Condition
 from ctxfs.sync.error_travel import describe as describe
@@ -42,6 +42,7 @@ class WorkerOptions(_Message, frozen=True, kw_only=True, array_like=True):
     umask: int = 0o022
     capabilities: dict[str, Any] | None = None
     log_level: int = 20
+    log_style: logs.Style = 'text'
 
 
 class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
@@ -368,6 +369,11 @@ class Cancel(_Message, frozen=True, kw_only=True, array_like=True):
     id: int
 
 
+class LogLevel(_Message, frozen=True, kw_only=True, array_like=True):
+    """Log so much from now on."""
+    level: int
+
+
 class Limit(_Message, frozen=True, kw_only=True, array_like=True):
     """The block cache's bound in bytes is now this."""
     cache_bytes: int
@@ -409,7 +415,7 @@ class Failed(_Message, frozen=True, kw_only=True, array_like=True):
     retry_after: float = 0.0
 
 
-ToWorker = Start | Request | Credit | Cancel | Limit | Learn
+ToWorker = Start | Request | Credit | Cancel | Limit | Learn | LogLevel
 FromWorker = Ready | Part | Progress | Reply | Failed
 
 _encoder = msgspec.msgpack.Encoder()

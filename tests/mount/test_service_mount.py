@@ -44,10 +44,10 @@ class Service:
         self.notify = {'NOTIFY_SOCKET': str(tmp / 'notify'), 'WATCHDOG_USEC': '600000'}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         with self.journal.open('ab') as journal:
-            self.process = subprocess.Popen([*CTXFS, 'mount', '--foreground', 'work'], env=self.env | self.notify, stdin=subprocess.DEVNULL,
-                                            stderr=journal, stdout=journal)
+            self.process = subprocess.Popen([*CTXFS, 'mount', '--foreground', 'work', *options], env=self.env | self.notify,
+                                            stdin=subprocess.DEVNULL, stderr=journal, stdout=journal)
         self.wait_for(lambda text: text.startswith('READY=1'))
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str:
@@ -174,3 +174,27 @@ def test_mount_and_fstab(service: Service, tmp: Path) -> None:
     finally:
         service.cli('fstab', 'remove')
     assert not HELPER.exists()
+
+
+def test_what_an_operator_sees(service: Service) -> None:
+    """JSON in the log, its level changed while mounted, the alarm for what waits too long, metrics, and the stacks of all tasks."""
+    del service.notify['WATCHDOG_USEC']
+    service.start('--log-json', '--lag-alarm', '0.05s')
+    (service.at / 'a').write_bytes(b'late')
+    eventually('it is late', lambda: json.loads(service.cli('status', '--json'))['mounts'][0]['lag'] == {'limit': 0.05, 'alarm': True}, every=0.1)
+    assert 'late      the oldest change waits longer than 0 s' in service.cli('status')
+    metrics = service.cli('metrics')
+    for name, value in (('up', 1), ('lag_alarm', 1), ('pending_files', 1), ('workers', 1)):
+        assert re.search(rf'^ctxfs_{name}{{context_id="[^"]+",context="work",mountpoint="{service.at}"}} {value}$', metrics, re.M), metrics
+    assert 'logs debug (was info) to ' in service.cli('log-level', 'debug', 'work') and 'logs debug to ' in service.cli('log-level')
+    (service.at / 'b').write_bytes(b'traced')
+    assert service.process is not None
+    service.process.send_signal(signal.SIGUSR1)
+    eventually('the stacks of tasks', lambda: 'Tasks (most recent call last):' in service.journal.read_text())
+    service.process.send_signal(signal.SIGTERM)
+    assert service.end() == 0
+    lines = service.journal.read_text().splitlines()
+    assert any(line.startswith(('Current thread', 'Thread 0x')) for line in lines)
+    assert any(line.strip() == 'ctxfs.edge.service_task.ServiceTask.run' or 'LagAlarm' in line for line in lines)
+    logged = [json.loads(line) for line in lines if line.startswith('{')]
+    assert {'info', 'debug'} <= {entry['level'] for entry in logged}
