@@ -230,7 +230,7 @@ class Mount:
         log.info('unmounted; uploading %d files, %d bytes', *self._left())
         result = await self._final_upload()
         self._audit.write('unmount', result='ok' if result.ok else 'failed', error=result.message, mountpoint=self._options.mountpoint,
-                          pending=self._engine.pending()['files'])
+                          pending=self._left()[0])
         self._leave_result(result)
         return result
 

@@ -35,6 +35,8 @@ MIN_LIMIT = 32 << 20
 _ROW_BYTES = 64 << 10
 _NEVER = 100 * 365 * 86400.0
 _LOCK_SECONDS = 20.0
+#: bytes of files that go before their rows where the disk has no room for a transaction: more than the log takes
+_UNLINKED = 8 << 20
 _POLICY = 'ctxfs-least-recently-touched'
 _BROKEN = (_core.sqlite3.DatabaseError, diskcache.Timeout)
 
@@ -229,8 +231,23 @@ class CacheDatabase:
                 self._cache.cull()
             except _BROKEN as error:  # what is stored is stored; the next insertion evicts
                 log.info('the block cache could not evict: %s', error)
+                if ('full' in str(error) or 'I/O' in str(error)) and self._unlink_oldest():     # SQLite's word for a quota is the latter
+                    with suppress(*_BROKEN):
+                        self._cache.cull()
             finally:
                 self._cache.reset('size_limit', self.limit, update=False)
+
+    def _unlink_oldest(self) -> bool:
+        """Without room for the log of the database no row can go: files go first, then, and their rows are misses until they follow."""
+        freed = 0
+        for (name,) in self._cache._sql('SELECT filename FROM Cache ORDER BY expire_time'):
+            with suppress(OSError, TypeError):      # gone before, or not this cache's
+                found = os.lstat(os.path.join(self._directory, name))
+                freed += found.st_blocks * 512 * (found.st_nlink == 1)
+                cache_files.remove(self._directory, name)
+            if freed >= _UNLINKED:
+                break
+        return freed > 0
 
     def volume(self) -> int:
         """Bytes of all entries and of the database, at most a moment old. 0 when it cannot be told."""

@@ -22,6 +22,7 @@ from tests.crash.load import Load, check_against, files
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE, Site
 from tests.model.operations import Side, content
+from tests.model.seeds import first_seed
 
 ROUNDS = int(os.environ.get('CTXFS_FUZZ_KILLS', '2'))
 
@@ -38,7 +39,7 @@ def extract_all(tar: tarfile.TarFile, target: Path) -> None:
 
 @pytest.fixture
 def rng() -> random.Random:
-    seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
+    seed = first_seed()
     print(f'CTXFS_FUZZ_SEED={seed} CTXFS_FUZZ_KILLS={ROUNDS}')
     return random.Random(seed)
 

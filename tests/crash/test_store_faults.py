@@ -14,6 +14,7 @@ from tests.crash.faulty import Faulty, work
 from tests.crash.watch import eventually
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE
+from tests.model.seeds import first_seed
 from tests.mount.harness import CommandFailed
 from tests.mount.sites import MountingHost
 
@@ -39,7 +40,7 @@ def test_faults_of_one_kind(fault: str, faulty: Faulty) -> None:
     """A fifth of all requests fail, in two generations of one tree: everything arrives once, as it was written, at the latest by the
     next mount where an unmount gives up before its luck turns."""
     kinds = fault.split()
-    seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
+    seed = first_seed()
     print(f'CTXFS_FUZZ_SEED={seed}')
     rng = random.Random(seed)
     host, at = faulty.site.host(), faulty.site.mount_point()

@@ -6,7 +6,6 @@ tests.model.pair_search` searches on and shortens what it finds; that stays belo
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.model.history import History, Violation
 from tests.model.pair import Operation, play
 from tests.model.pair_draw import drawn
 from tests.model.pair_search import options_of
+from tests.model.seeds import first_seed
 
 PROGRAMS = int(os.environ.get('CTXFS_FUZZ_PROGRAMS', '20'))
 LENGTH = 50
@@ -30,7 +30,7 @@ LENGTH = 50
 def test_two_hosts_lose_nothing_of_each_others(tmp_path: Path) -> None:
     """Any program: each acknowledged version is in the bucket, or was overwritten or removed by somebody who had seen it; both hosts and a
     third show the bucket; and nobody is told of a conflict with what he had seen."""
-    first = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
+    first = first_seed()
     for seed in range(first, first + PROGRAMS):
         program, options = drawn(seed, LENGTH), options_of(seed)
         (tmp_path / str(seed)).mkdir()

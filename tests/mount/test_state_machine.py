@@ -7,7 +7,6 @@ below as a `regression_*` list. It must not know the operations.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.model import machine
 from tests.model.hosts import Site, fresh_site
 from tests.model.operations import Operation
+from tests.model.seeds import first_seed
 from tests.model.world import World, replay
 
 EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '10'))
@@ -28,7 +28,7 @@ PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate, *([hypothesis.Ph
 @pytest.mark.timeout(300 + EXAMPLES * 60)
 def test_mount_and_local_disk_cannot_be_told_apart(new_site: Callable[[Path], Site], tmp_path: Path) -> None:
     """Whatever a program does, it sees on the mount what it would see on a local disk, also across remounts, hosts and kills."""
-    seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
+    seed = first_seed()
     print(f'CTXFS_FUZZ_SEED={seed} CTXFS_FUZZ_EXAMPLES={EXAMPLES} CTXFS_FUZZ_STEPS={STEPS}')
     numbers = iter(range(1 << 30))
 

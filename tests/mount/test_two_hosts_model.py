@@ -7,7 +7,6 @@ tests/model/mounted_pair.py's; tests/model/test_pair.py searches deeper, without
 from __future__ import annotations
 
 import os
-import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from tests.fakes.s3_server import FakeS3, Fault, Quirk, StoredObject
 from tests.model.hosts import IS_DOUBLE
 from tests.model.mounted_pair import MountedPair, Operation, replay
+from tests.model.seeds import first_seed
 from tests.mount.sites import MountingSite, site_maker
 
 EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '3'))
@@ -183,7 +183,7 @@ class Machine(RuleBasedStateMachine):
 def test_two_hosts_lose_nothing_of_each_others(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Whatever two hosts and a tool do: each version that was acknowledged is current, was overwritten by somebody who had seen it, or is
     beside; a retry is no conflict; and in the end all show the same."""
-    seed = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
+    seed = first_seed()
     print(f'CTXFS_FUZZ_SEED={seed} CTXFS_FUZZ_EXAMPLES={EXAMPLES} CTXFS_FUZZ_STEPS={STEPS}')
     settings = hypothesis.settings(
         max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None, report_multiple_bugs=False, print_blob=False,

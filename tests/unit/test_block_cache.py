@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -284,3 +285,22 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:       # evicted since it was listed
         return 0
+
+
+def test_on_a_disk_that_takes_not_even_a_transaction_files_go_first(cache: BlockCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest ones, no more than the database needs to go on; what is left is as it was, and nothing that is gone is served."""
+    for block in range(30):
+        cache.store('k', 'e', block, bytes([block]) * BLOCK_SIZE)
+    database = cache._rows._cache
+    evict = database.cull
+
+    def cull() -> int:
+        if len(files_of(tmp_path / 'cache')) == 30:
+            raise sqlite3.OperationalError('database or disk is full')
+        return int(evict())
+
+    monkeypatch.setattr(database, 'cull', cull)
+    cache.give_back()
+    assert cache.volume() <= 15 * BLOCK_SIZE and len(files_of(tmp_path / 'cache')) == 10    # rows go by tens
+    assert cache.missing('k', 'e', range(30)) == list(range(20))
+    assert content(cache, 'k', 'e', 29) == bytes([29]) * BLOCK_SIZE

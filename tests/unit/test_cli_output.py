@@ -85,7 +85,7 @@ def test_what_is_left_to_upload(tasks, left):
 
 def test_a_screen_is_left_as_it_was(monkeypatch, capsys):
     """Cut to its size while it shows, whole and on the ordinary screen afterwards, also after an interrupt."""
-    monkeypatch.setattr(shutil, 'get_terminal_size', lambda: os.terminal_size((10, 4)))
+    monkeypatch.setattr(shutil, 'get_terminal_size', lambda *_, **__: os.terminal_size((10, 4)))
     with pytest.raises(KeyboardInterrupt), Screen() as screen:
         screen.show(['a line that is too long', 'b', 'c', 'd', 'e'])
         raise KeyboardInterrupt
