@@ -55,10 +55,10 @@ class MountControl(Protocol):
     async def status(self) -> dict[str, Any]:
         """One element of `mounts` in `ctxfs status --json`: contextId, contextName, mountpoint, pid, store, stateDir, `state` ("mounted", or
         "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, lag {limit, alarm}, localOnly {files,
-        bytes}, conflicts, nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}], unmountable
-        [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists, conflict}, cache {used,
-        dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null, quarantine
-        {files, bytes, directory} or null. Lists are cut at 100."""
+        bytes}, conflicts, nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}],
+        unmountable [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists, conflict},
+        cache {used, dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null,
+        quarantine {files, bytes, directory} or null. Lists are cut at 100."""
 
     async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
         """{"contextStatusData": […]}: AgentBay's ContextStatusData of the uploads and downloads that run, and of the last that ended."""

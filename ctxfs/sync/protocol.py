@@ -13,12 +13,13 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from ctxfs import errors, logs
+from ctxfs import errors
 from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
 from ctxfs.storage.object_store import ALWAYS, Condition
 from ctxfs.sync.error_travel import describe as describe
 from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
+from ctxfs.sync.worker_options import WorkerOptions as WorkerOptions
 
 R = TypeVar('R')
 
@@ -27,22 +28,6 @@ NO_SLOT = -1     # no upload has it: the operation cannot be aborted
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
     """Base of all that crosses: encoded as an array, because names would cost more than the values."""
-
-
-class WorkerOptions(_Message, frozen=True, kw_only=True, array_like=True):
-    """All a worker must know. `store_options` go to `open_store` as they are. `capabilities`: what Probe answered on an earlier day."""
-    store_url: str
-    store_options: dict[str, Any] = {}
-    cache_dir: str
-    cache_limit: int
-    host: str
-    threads: int = 16
-    uid: int = 0
-    gid: int = 0
-    umask: int = 0o022
-    capabilities: dict[str, Any] | None = None
-    log_level: int = 20
-    log_style: logs.Style = 'text'
 
 
 class PutDone(_Message, frozen=True, kw_only=True, array_like=True):

@@ -131,7 +131,8 @@ class Period:
         self.period = period
 
 
-@pytest.mark.parametrize('given, period, limit', [(None, 60.0, 600), (None, 0.0, 600), (None, 300.0, 3000), (None, None, 0), (5.0, None, 5), (0.0, 60.0, 0)])
+@pytest.mark.parametrize('given, period, limit', [
+    (None, 60.0, 600), (None, 0.0, 600), (None, 300.0, 3000), (None, None, 0), (5.0, None, 5), (0.0, 60.0, 0)])
 def test_when_a_change_waits_too_long(given: float | None, period: float | None, limit: float) -> None:
     """As said; else by the policy's period, and never where nothing is uploaded by a clock."""
     alarm = LagAlarm(Counts(), Period(period), given)   # type: ignore[arg-type]
