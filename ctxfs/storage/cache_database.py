@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import diskcache
@@ -168,9 +168,9 @@ class CacheDatabase:
 
     def put(self, rows: Sequence[NewRow]) -> None:
         """All in one transaction."""
-        # Within an outer transaction diskcache unlinks a replaced file before the commit: a kill in between loses that entry, no
-        # more. One entry needs no outer transaction.
-        with self._guarded(), self._write_lock, self._cache.transact() if len(rows) > 1 else nullcontext():
+        # Within an outer transaction diskcache unlinks a replaced file before the commit: a kill in between loses that entry, no more.
+        # Without one another process could lower the bound between a look at it and the row.
+        with self._guarded(), self._write_lock, self._cache.transact():
             for row in rows:
                 self._make_way(row.placed.size + len(row.placed.sums))
                 self._cache.set(row.entry, row.placed, expire=_NEVER, tag=row.tag)

@@ -254,6 +254,7 @@ def test_the_bound_holds_at_every_instant_for_all_processes(tmp_path: Path) -> N
         'from ctxfs.storage.block_cache import AdoptFile, BlockCache, BLOCK_SIZE\n'
         'directory, staging, limit, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])\n'
         'rng, cache = random.Random(seed), BlockCache(directory, limit)\n'
+        'print("open", flush=True)\n'
         'for number in range(40):\n'
         '    if rng.random() < 0.6:\n'
         '        cache.store(f"k{seed}-{number}", "e", 0, bytes(rng.randrange(1, 4 * BLOCK_SIZE)))\n'
@@ -266,8 +267,11 @@ def test_the_bound_holds_at_every_instant_for_all_processes(tmp_path: Path) -> N
         '    cache.adopt(items)\n'
         '    for item in items: os.unlink(item.path)\n')
     (tmp_path / 'staging').mkdir()
-    workers = [subprocess.Popen([sys.executable, '-c', script, str(directory), str(tmp_path / 'staging'), str(limit), str(seed)])
-               for seed in range(3)]
+    workers = [subprocess.Popen([sys.executable, '-c', script, str(directory), str(tmp_path / 'staging'), str(limit), str(seed)],
+                                stdout=subprocess.PIPE) for seed in range(3)]
+    for worker in workers:      # who opens the cache sets its bound
+        assert worker.stdout is not None and worker.stdout.readline() == b'open\n'
+        worker.stdout.close()
     looks = 0
     while any(worker.poll() is None for worker in workers):
         assert cache.volume() <= limit

@@ -184,7 +184,8 @@ def test_a_long_retry_after_goes_to_the_schedule(pauses: list[float]) -> None:
 
 @pytest.mark.parametrize(('text', 'seconds'), [
     ('7', 7), (' 7 ', 7), ('0', 0), ('999999', RETRY_AFTER_MAX), ('-3', 0), ('soon', 0), ('', 0), ('9' * 5000, 0), ('²', 0),
-    (formatdate(time.time() - 100, usegmt=True), 0), (formatdate(time.time() + 10**8, usegmt=True), RETRY_AFTER_MAX)])
+    pytest.param(formatdate(time.time() - 100, usegmt=True), 0, id='a time ago'),
+    pytest.param(formatdate(time.time() + 10**8, usegmt=True), RETRY_AFTER_MAX, id='in some years')])
 def test_retry_after_is_read_with_care(text: str, seconds: float) -> None:
     """A number or a date; anything else is none, and nothing is longer than it may be."""
     assert s3_retry.retry_after_of(text) == seconds
