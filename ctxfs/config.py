@@ -1,4 +1,4 @@
-"""Where things live and what a mount was asked to do: directories, the config file, sizes, `MountOptions`.
+"""Where things live and what a mount was asked to do: directories, sizes, `MountOptions`.
 
 Owns the resolution order (command line, environment, config file, default), the names of the per-context directories and the host id.
 It must not know stores, FUSE or processes: it computes paths and values, and creates directories only when it is told to.
@@ -6,8 +6,8 @@ It must not know stores, FUSE or processes: it computes paths and values, and cr
     state    --state-dir, config `state_dir`, $XDG_STATE_HOME/ctxfs, ~/.local/state/ctxfs     one directory per (store, context) below it
     cache    beside the state with --state-dir, else $XDG_CACHE_HOME/ctxfs, ~/.cache/ctxfs    the same names below it
     store    --store, $CTXFS_STORE, config `store`, file://$XDG_DATA_HOME/ctxfs/store
-    runtime  $XDG_RUNTIME_DIR/ctxfs, /run/user/UID/ctxfs, /tmp/ctxfs-UID                      see ctxfs.edge.runtime_dir
-    config   $XDG_CONFIG_HOME/ctxfs/config.toml, ~/.config/ctxfs/config.toml
+    runtime  $XDG_RUNTIME_DIR/ctxfs, /run/user/UID/ctxfs, /tmp/ctxfs-UID; root: /run/ctxfs    see ctxfs.edge.runtime_dir
+    config   $XDG_CONFIG_HOME/ctxfs/config.toml, ~/.config/ctxfs/config.toml, then /etc/ctxfs/config.toml    see ctxfs.config_file
 
 Credentials are in none of these: they come from the environment and the files of the AWS tools, and a store URL that carries some is
 refused, because URLs end up in logs, in mount.json and in `ctxfs status`.
@@ -95,6 +95,10 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     #: how long a program waits for a store that does not answer, in seconds; the other bounds follow from it
     store_timeout: float = STORE_TIMEOUT
     log_level: Literal['debug', 'info', 'warning', 'error'] = 'info'
+    #: see ctxfs.logs
+    log_style: Literal['text', 'journal', 'json'] = 'text'
+    #: a change that waits for its upload for so many seconds is told; 0: none is; None: by the policy's period (edge.lag_alarm)
+    lag_alarm: float | None = None
     #: where a line for each change goes; None: nowhere
     audit_log: str | None = None
 
@@ -131,6 +135,8 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     sync_every: str | float | None = None
     poll_every: str | float | None = None
     store_timeout: str | float | None = None
+    log_json: bool | None = None
+    lag_alarm: str | float | None = None
     audit_log: str | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
@@ -183,6 +189,9 @@ def runtime_root(env: Mapping[str, str], uid: int | None = None) -> Path:
     """Where sockets and records of running mounts are; not created here."""
     uid = os.getuid() if uid is None else uid
     value = env.get('XDG_RUNTIME_DIR', '')
+    # root's mounts outlive its logins, which /run/user/0 does not, and its services have no such directory: both shall see the same mounts
+    if uid == 0 and value in ('', '/run/user/0') and os.access('/run', os.W_OK):
+        return Path('/run/ctxfs')
     if value.startswith('/'):
         return Path(value) / 'ctxfs'
     per_user = Path(f'/run/user/{uid}')
@@ -305,35 +314,7 @@ def _number(name: str, text: str) -> int:
     return value
 
 
-# --- the store ---------------------------------------------------------------------------------------------------------------------
-
-def resolve_store_url(given: str | None, env: Mapping[str, str], config: FileConfig, paths: Paths) -> str:
-    """The store to use. Raises UsageError."""
-    return normalise_store_url(given or env.get('CTXFS_STORE') or config.store or file_store_url(paths.data / 'store'))
-
-
-# --- the config file ---------------------------------------------------------------------------------------------------------------
-
-def load_config(file: Path) -> FileConfig:
-    """config.toml, or the defaults where there is none. Raises UsageError that names the file and the key."""
-    try:
-        text = file.read_text('utf-8')
-    except (FileNotFoundError, NotADirectoryError):
-        return FileConfig()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f'cannot read {file}: {e}') from e
-    values = parse_toml(text, origin=str(file))
-    known = FileConfig.__struct_fields__
-    for key in values:
-        if re.search(r'secret|access_key|password|token', key):
-            raise UsageError(f'{file}: {key}: no credentials here; put them into the environment or ~/.aws/credentials')
-        if key not in known:
-            raise UsageError(f'{file}: unknown key {key}{nearest(key, known)}')
-    try:
-        return msgspec.convert(values, FileConfig)
-    except msgspec.ValidationError as e:
-        raise UsageError(f'{file}: {e}') from e
-
+# --- TOML --------------------------------------------------------------------------------------------------------------------------
 
 def parse_toml(text: str, *, origin: str) -> dict[str, Any]:
     """Raises UsageError that begins with `origin`."""

@@ -1,6 +1,6 @@
 """Times as people write them: `30s`, `5m`, `1h`.
 
-Owns their spelling, both ways, and what --sync-every, --poll-every, --store-timeout and --expires may say. It must not know what happens
+Owns their spelling, both ways, and what --sync-every, --poll-every, --store-timeout, --lag-alarm and --expires may say. It must not know what happens
 at those times.
 """
 from __future__ import annotations
@@ -95,3 +95,13 @@ def expires_of(text: str, *, longest: int) -> int:
     if not 1 <= seconds <= longest:
         raise UsageError(f'--expires {text}: a URL can be good for 1s to {longest // 3600}h')
     return int(seconds)
+
+
+def lag_alarm_of(text: str | float | None) -> float | None:
+    """Seconds of --lag-alarm; 0 for `off`; None: not said. Raises UsageError."""
+    if text is None or text == 'off':
+        return None if text is None else 0.0
+    try:
+        return parse_duration(text, unit='s')
+    except UsageError as e:
+        raise UsageError(f'--lag-alarm {text}: {e}; off turns it off') from e

@@ -56,7 +56,7 @@ def groups() -> list[str]:
 
 
 def subcommands(text: str) -> list[str]:
-    return re.findall(r'^  (\w+) ', text[text.index('Commands:') :], re.M)
+    return re.findall(r'^  ([\w-]+) ', text[text.index('Commands:') :], re.M)
 
 
 @pytest.mark.parametrize('usage', usages())
@@ -86,7 +86,7 @@ def test_set_up_is_two_commands() -> None:
 
 def test_scripts_and_paths_exist() -> None:
     """Each script, directory and linked file that the README names is in the checkout, and scripts can be executed."""
-    named = set(re.findall(r'(?<![\w./-])((?:scripts|ctxfs|tests|systemd)/[\w./-]*\w)', README)) | set(
+    named = set(re.findall(r'(?<![\w./-])((?:scripts|ctxfs|tests|systemd)/[\w./@-]*\w)', README)) | set(
         re.findall(r'\]\(([^):#]+)\)', README)
     )
     assert {'scripts/ctxfs', 'scripts/test', 'CHANGELOG.md', 'LICENSE'} <= named

@@ -29,6 +29,10 @@ COMMANDS = {
     'context': ('ctxfs.edge.cli_context', 'context', 'Create, list, show, rename, clear and delete contexts.'),
     'files': ('ctxfs.edge.cli_files', 'files', 'A context\'s files without a mount: list, get, put, remove, URLs.'),
     'doctor': ('ctxfs.edge.cli_doctor', 'doctor', 'Look for what keeps ctxfs from working.'),
+    'metrics': ('ctxfs.edge.cli_metrics', 'metrics', 'Print counters of running mounts for Prometheus.'),
+    'log-level': ('ctxfs.edge.cli_log_level', 'log_level', 'Set how much running mounts log.'),
+    'service': ('ctxfs.edge.cli_service', 'service', 'Run named mounts as services of systemd.'),
+    'fstab': ('ctxfs.edge.cli_fstab', 'fstab', 'Let mount -t fuse.ctxfs and /etc/fstab work.'),
     'policy': ('ctxfs.edge.cli_policy', 'policy', 'Check, show and store sync policies.'),
 }
 

@@ -24,7 +24,7 @@ def audit_path(invocation: Invocation, given: str | None = None, *, mountpoint: 
     elif invocation.config.audit_log is not None:
         path = os.path.expanduser(invocation.config.audit_log)
         if not os.path.isabs(path):
-            raise UsageError(f'{invocation.config_file}: audit_log: {path}: write an absolute path')
+            raise UsageError(f'{invocation.configuration.origin("audit_log")}: audit_log: {path}: write an absolute path')
     else:
         return None
     if mountpoint is not None and f'{os.path.realpath(os.path.dirname(path))}/'.startswith(f'{mountpoint}/'):

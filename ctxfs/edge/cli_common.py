@@ -5,7 +5,6 @@ Owns how CTX is matched against this host's mounts and how values look to people
 from __future__ import annotations
 
 import functools
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,12 @@ from typing import Any
 import click
 import msgspec
 
-from ctxfs.config import FileConfig, Paths, load_config, nearest, normalise_store_url, resolve_paths, resolve_store_url, store_identity
+from ctxfs.config import FileConfig, Paths, nearest, normalise_store_url, resolve_paths, store_identity
+from ctxfs.config_file import Configuration, NamedMount, load_configuration, resolve_store_url
+from ctxfs.edge.human import human_bytes as human_bytes
+from ctxfs.edge.human import human_files as human_files
+from ctxfs.edge.human import human_seconds as human_seconds
+from ctxfs.edge.human import printable as printable
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.runtime_dir import Mount, current_mounts
 from ctxfs.errors import NotFound
@@ -24,8 +28,8 @@ class Invocation:
     """The configuration of one command: what was given, then the environment, the config file, the defaults. Raises UsageError."""
 
     def __init__(self, store: str | None, state_dir: str | None, as_json: bool) -> None:
-        self.config_file = resolve_paths(os.environ).config_file
-        self.config: FileConfig = load_config(self.config_file)
+        self.configuration: Configuration = load_configuration(resolve_paths(os.environ).config_file)
+        self.config: FileConfig = self.configuration.values
         self.paths: Paths = resolve_paths(os.environ, state_dir or self.config.state_dir)
         self.as_json = as_json
         self._given_store, self._given_state_dir = store, state_dir
@@ -34,7 +38,11 @@ class Invocation:
 
     @functools.cached_property
     def store_url(self) -> str:
-        return resolve_store_url(self._given_store, os.environ, self.config, self.paths)
+        return resolve_store_url(self._given_store, os.environ, self.config, self.paths.data)
+
+    def for_named(self, mount: NamedMount) -> Invocation:
+        """The same command, with the store and state directory of a named mount where none were given."""
+        return Invocation(self._given_store or mount.store, self._given_state_dir or mount.state_dir, self.as_json)
 
     def mounts(self) -> list[Mount]:
         """This host's mounts, running or finished, one for each state directory; only those of --store and --state-dir if given."""
@@ -58,13 +66,16 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def select(mounts: Sequence[Mount], reference: str | None) -> list[Mount]:
-    """The mounts of that context id, name or mount point; all without one. A finished mount gives up its mount point to a newer one."""
+def select(mounts: Sequence[Mount], reference: str | None, configuration: Configuration | None = None) -> list[Mount]:
+    """The mounts of that context id, name, mount point, or (with `configuration`) name in the config file; all without one. A finished mount
+    gives up its mount point to a newer one."""
     if reference is None:
         return list(mounts)
     found = [m for m in mounts if reference in (m.record.context_id, m.record.context_name)]
     if found:
         return found
+    if configuration is not None:
+        reference = configuration.place(reference)
     at = [m for m in mounts if m.record.mountpoint == real_mountpoint(reference)]
     return [m for m in at if m.is_alive()] or at[-1:]
 
@@ -72,7 +83,7 @@ def select(mounts: Sequence[Mount], reference: str | None) -> list[Mount]:
 def select_running(invocation: Invocation, reference: str | None) -> list[Mount]:
     """The mounts whose daemon runs. Raises NotFound when there is none, with the nearest name."""
     mounts = [m for m in invocation.mounts() if m.is_alive()]
-    found = select(mounts, reference)
+    found = select(mounts, reference, invocation.configuration)
     if not found:
         raise NotFound('nothing is mounted' if reference is None else f'{reference} is not mounted{nearest(reference, names_of(mounts))}')
     return found
@@ -85,33 +96,6 @@ def names_of(mounts: Sequence[Mount]) -> list[str]:
 def print_json(value: Any) -> None:
     text = msgspec.json.format(msgspec.json.encode(value), indent=2)
     sys.stdout.write(text.decode() + '\n')
-
-
-def human_bytes(count: float) -> str:
-    """`999 bytes`, `1.5 KiB`, `20 GiB`."""
-    if count < 1024:
-        return f'{count:.0f} byte{"" if count == 1 else "s"}'
-    power = min(5, int(math.log2(count)) // 10)
-    count /= 1 << 10 * power
-    return f'{count:.{0 if count >= 10 else 1}f} {"KMGTP"[power - 1]}iB'
-
-
-def human_seconds(seconds: float) -> str:
-    """`12 s`, `3 min`, `5 h`, `2 d`."""
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{seconds:.0f} s'
-
-
-def human_files(count: int) -> str:
-    return f'{count} file{"" if count == 1 else "s"}'
-
-
-def printable(text: str) -> str:
-    """For a terminal: no control characters, no broken encoding."""
-    text = text.encode('utf-8', 'backslashreplace').decode()
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import click
 import msgspec
 
+from ctxfs import logs
 from ctxfs.config import (
     LOG_LEVELS,
     PREFERENCES,
@@ -29,14 +30,15 @@ from ctxfs.config import (
     private_dir,
     state_dir_of,
 )
-from ctxfs.durations import poll_every_of, store_timeout_of, sync_every_of
-from ctxfs.edge import busy, flush_wait, launch, policy_choice, preflight
+from ctxfs.durations import lag_alarm_of, poll_every_of, store_timeout_of, sync_every_of
+from ctxfs.edge import busy, cli_named, flush_wait, launch, policy_choice, preflight
 from ctxfs.edge.cli_audit import audit_path
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
 from ctxfs.edge.download_wait import wait_for_download
 from ctxfs.edge.mount_table import mount_at, real_mountpoint
 from ctxfs.edge.progress import Progress
 from ctxfs.edge.runtime_dir import find_mounts, runtime_dir_of
+from ctxfs.edge.service_credentials import use_service_credentials
 from ctxfs.errors import CtxfsError, Exists, InvalidArgument, NotFound, UsageError
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
@@ -57,7 +59,7 @@ _T = TypeVar('_T')
 
 @click.command()
 @click.argument('reference', metavar='CTX')
-@click.argument('mountpoint', metavar='MOUNTPOINT')
+@click.argument('mountpoint', metavar='[MOUNTPOINT]', required=False)
 @click.option('--create', is_flag=True, help='Make the context if there is none of that name.')
 @click.option('--read-only', is_flag=True, help='Refuse every change.')
 @click.option('--foreground', is_flag=True, help='Stay in this process until it is unmounted and written back.')
@@ -70,13 +72,25 @@ _T = TypeVar('_T')
 @click.option('--store-timeout', metavar='TIME', help='How long a program waits for a store that does not answer (default: 60s).')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
+@click.option('--log-json', is_flag=True, help='Log lines as JSON (default: text, or what journald reads where it listens).')
+@click.option('--lag-alarm', metavar='TIME', help='Warn of changes that wait longer for their upload (default: 10 periods, at least 10m); or: off.')
 @click.option('--audit-log', metavar='PATH', help='Write a line for each change of the bucket to this file (default: none).')
 @click.option('-o', 'fuse', metavar='OPTS', multiple=True,
               help='ro, allow_other, nonempty, xattrs, uid=N, gid=N, umask=OCTAL, noexec, nosuid, nodev, noatime.')
 @common_options
-def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
-          policy_file: str | None, wait_download: bool, **settings: Any) -> int:
-    """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers."""
+def mount(invocation: Invocation, reference: str, mountpoint: str | None, **options: Any) -> int:
+    """Mount context CTX at the directory MOUNTPOINT; returns when the mount answers.
+
+    Without MOUNTPOINT, CTX is the name of a mount in the config file: [mounts.NAME].
+    """
+    if mountpoint is None:
+        invocation, reference, mountpoint, options = cli_named.complete(invocation, reference, options)
+    return _mount(invocation, reference, mountpoint, **options)
+
+
+def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
+           policy_file: str | None, wait_download: bool, **settings: Any) -> int:
+    use_service_credentials(os.environ)
     fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     if wait_download and foreground:
@@ -84,7 +98,8 @@ def mount(invocation: Invocation, reference: str, mountpoint: str, create: bool,
     preflight.check_fuse()
     preflight.check_allow_other(fuse_options)
     path = real_mountpoint(mountpoint)
-    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.config_file, check=wishes.checker({path, os.path.abspath(mountpoint)}))
+    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.configuration.origin('policy'),
+                                    check=wishes.checker({path, os.path.abspath(mountpoint)}))
     audit = audit_path(invocation, settings['audit_log'], mountpoint=path)
     preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
     with contextlib.ExitStack() as stack:
@@ -127,6 +142,8 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     fsync: Literal['local', 'remote']
     conflict: Preference
     log_level: Any
+    log_style: logs.Style
+    lag_alarm: float | None
     poll_every: float
     is_poll_given: bool
     wait_download: bool
@@ -168,19 +185,22 @@ def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool
         read_only=read_only, wait_download=wait_download, is_poll_given=settings['poll_every'] is not None,
         cache_size=settings['cache_size'] or config.cache_size, fsync=settings['fsync'] or config.fsync or 'local',
         conflict=settings['conflict'] or config.conflict or 'keep-both',
-        log_level=settings['log_level'] or config.log_level or 'info', sync_every=sync_every_of(settings['sync_every']),
-        default_sync_every=_of_config(invocation, sync_every_of, config.sync_every),
+        log_level=settings['log_level'] or config.log_level or 'info',
+        log_style=logs.style_of(os.environ, as_json=settings['log_json'] or config.log_json or False),
+        lag_alarm=lag_alarm_of(settings['lag_alarm']) if settings['lag_alarm'] is not None else _of_config(invocation, lag_alarm_of, 'lag_alarm'),
+        sync_every=sync_every_of(settings['sync_every']),
+        default_sync_every=_of_config(invocation, sync_every_of, 'sync_every'),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
-        else _of_config(invocation, poll_every_of, config.poll_every),
+        else _of_config(invocation, poll_every_of, 'poll_every'),
         store_timeout=store_timeout_of(settings['store_timeout']) if settings['store_timeout'] is not None
-        else _of_config(invocation, store_timeout_of, config.store_timeout))
+        else _of_config(invocation, store_timeout_of, 'store_timeout'))
 
 
-def _of_config(invocation: Invocation, read: Callable[[str | float | None], _T], value: str | float | None) -> _T:
+def _of_config(invocation: Invocation, read: Callable[[str | float | None], _T], key: str) -> _T:
     try:
-        return read(value)
+        return read(getattr(invocation.config, key))
     except UsageError as e:
-        raise UsageError(f'{invocation.config_file}: {e}') from e
+        raise UsageError(f'{invocation.configuration.origin(key)}: {e}') from e
 
 
 def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *, create: bool,
@@ -220,7 +240,7 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
-        log_level=wishes.log_level, audit_log=audit_log)
+        log_level=wishes.log_level, log_style=wishes.log_style, lag_alarm=wishes.lag_alarm, audit_log=audit_log)
 
 
 def _below(policy: SyncPolicy) -> str:
@@ -284,11 +304,11 @@ def _say_mounted(invocation: Invocation, options: MountOptions, pid: int) -> Non
 @common_options
 def umount(invocation: Invocation, mountpoint: str, lazy: bool, timeout: float | None) -> int:
     """Unmount MOUNTPOINT and wait until every change is in the bucket."""
-    found = [m for m in select(invocation.mounts(), mountpoint) if m.is_attached()]
+    found = [m for m in select(invocation.mounts(), mountpoint, invocation.configuration) if m.is_attached()]
     if len(found) > 1:
         places = ' and '.join(m.record.mountpoint for m in found)
         raise UsageError(f'{mountpoint} is mounted at {places}; name the mount point')
-    path = found[0].record.mountpoint if found else real_mountpoint(mountpoint)
+    path = found[0].record.mountpoint if found else real_mountpoint(invocation.configuration.place(mountpoint))
     _detach(path, lazy=lazy)
     if not found:
         raise CtxfsError(f'{path} is unmounted, but nothing is known of its mount process; ctxfs status shows what is')

@@ -65,7 +65,7 @@ def check(invocation: Invocation, file: str) -> int:
 def show(invocation: Invocation, reference: str | None) -> int:
     """What a policy does, in sentences: of a file, a mount, a context; without one, of a context that has none of its own."""
     if reference is None:
-        choice = policy_choice.fallback(invocation.config, invocation.config_file)
+        choice = policy_choice.fallback(invocation.config, invocation.configuration.origin('policy'))
         _print(invocation, choice.policy, source=choice.source)
     elif os.path.isfile(reference):
         _print(invocation, read_policy_file(reference), source=os.path.abspath(reference), file=os.path.abspath(reference))
@@ -146,7 +146,7 @@ def _show_mount(invocation: Invocation, mount: Mount) -> None:
 
 def _show_context(invocation: Invocation, reference: str) -> None:
     with _open_context(invocation, reference) as (store, context):
-        choice = policy_choice.stored(store, context) or policy_choice.fallback(invocation.config, invocation.config_file)
+        choice = policy_choice.stored(store, context) or policy_choice.fallback(invocation.config, invocation.configuration.origin('policy'))
     _print(invocation, choice.policy, source=choice.source)
 
 

@@ -68,7 +68,7 @@ def _repeat(invocation: Invocation, reference: str | None, show: Callable[[list[
 def collect(invocation: Invocation, reference: str | None) -> list[dict[str, Any]]:
     """Running mounts first. Raises NotFound for a CTX that was never mounted on this host."""
     mounts = invocation.mounts()
-    chosen = select(mounts, reference)
+    chosen = select(mounts, reference, invocation.configuration)
     if reference is not None and not chosen:
         raise NotFound(f'{reference} is not mounted here{nearest(reference, names_of(mounts))}')
     found = [value for mount in chosen if (value := status_of(mount)) is not None]

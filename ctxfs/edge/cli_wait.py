@@ -35,7 +35,7 @@ def wait(invocation: Invocation, reference: str | None, timeout: float | None) -
     After an unmount it waits for the end of the write-back; while mounted, until what was changed so far has been uploaded.
     """
     mounts = invocation.mounts()
-    found = select(mounts, reference)
+    found = select(mounts, reference, invocation.configuration)
     if not found and reference is not None:
         _check_known(invocation, reference, mounts)
     with Progress(quiet=invocation.as_json) as progress:

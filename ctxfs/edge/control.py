@@ -54,11 +54,11 @@ class MountControl(Protocol):
 
     async def status(self) -> dict[str, Any]:
         """One element of `mounts` in `ctxfs status --json`: contextId, contextName, mountpoint, pid, store, stateDir, `state` ("mounted", or
-        "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, localOnly {files, bytes}, conflicts,
-        nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}], unmountable
-        [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists, conflict}, cache {used,
-        dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null, quarantine
-        {files, bytes, directory} or null. Lists are cut at 100."""
+        "flushing" once the mount point is gone), readOnly, paused, pending {files, bytes, oldestSeconds}, lag {limit, alarm}, localOnly {files,
+        bytes}, conflicts, nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}],
+        unmountable [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists, conflict},
+        cache {used, dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null,
+        quarantine {files, bytes, directory} or null. Lists are cut at 100."""
 
     async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
         """{"contextStatusData": […]}: AgentBay's ContextStatusData of the uploads and downloads that run, and of the last that ended."""
@@ -102,12 +102,15 @@ class MountControl(Protocol):
     def watch(self, kinds: list[str] | None = None) -> AsyncIterator[dict[str, Any]]:
         """A stream of events (ctxfs.sync.events), first one of kind `watching`; until the client goes or the mount ends."""
 
+    async def log_level(self, level: Literal['debug', 'info', 'warning', 'error'] | None = None) -> dict[str, Any]:
+        """How much the daemon and its workers log, from now on: {"level", "was"}. Without `level` nothing changes."""
+
     async def shutdown(self) -> dict[str, Any]:
         """Unmount and end as after `fusermount3 -u`; returns once that has begun."""
 
 
 METHODS = ('status', 'info', 'mount_info', 'sync', 'wait', 'pause', 'resume', 'explain', 'conflicts', 'resolve', 'statistics', 'policy', 'watch',
-           'shutdown')
+           'log_level', 'shutdown')
 
 
 def methods_of(control: MountControl) -> dict[str, Method]:

@@ -26,6 +26,7 @@ import trio
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup  # what trio itself uses there
 
+from ctxfs import logs
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.core.block_reader import BlockReader
 from ctxfs.core.contents import Contents
@@ -40,6 +41,7 @@ from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_status import Parts
 from ctxfs.edge.space import DiskSpace
+from ctxfs.edge.stack_dump import dump_on_signal
 from ctxfs.edge.state_lock import locked
 from ctxfs.edge.store_access import StoreAccess
 from ctxfs.edge.supervision import kept_running, supervised
@@ -134,12 +136,11 @@ def _first_leaf(error: BaseException) -> BaseException:
 def _set_up_process(options: MountOptions) -> None:
     os.umask(0o077)     # whoever started it: what it makes beside the mount is nobody else's business
     hide_process()
-    logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr,
-                        format='%(asctime)s %(levelname)s %(name)s %(message)s')
+    logs.set_up(options.log_level.upper(), options.log_style)
     for name in ('boto3', 'botocore', 'urllib3'):     # in the foreground they are in this process; at DEBUG they print signatures
         logging.getLogger(name).setLevel(logging.WARNING)
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    dump_on_signal()
     # What the imports made stays: looked at by each full collection, it held the loop for 20 ms, and every program on the mount with it.
     gc.freeze()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -196,7 +197,7 @@ class Mount:
             nursery.start_soon(supervised, self._warmup.run)
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(kept_running, self._hardener.run)
-            nursery.start_soon(supervised, self._answers.run)
+            nursery.start_soon(supervised, self._answers.run, ready.notifier)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
@@ -222,7 +223,7 @@ class Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._announce, ready)
             await fuse_adapter.serve_requests(self._adapter)
-        self._control.unmounted()
+        self._answers.unmounted()
         self._following.poller.end()
         self._warmup.end()
         self._invalidator.is_known = self._invalidator.take_listing = lambda ino: False
@@ -392,6 +393,7 @@ class Mount:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info('%s: unmounting', signal.Signals(number).name)
+                self._answers.unmounting()
                 await self._unmount()
 
     async def _unmount(self) -> None:

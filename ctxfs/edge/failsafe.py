@@ -20,6 +20,7 @@ import trio
 
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.edge import runtime_dir
+from ctxfs.edge.human import human_bytes, human_files
 from ctxfs.errors import CtxfsError, Damaged
 from ctxfs.storage import repair
 from ctxfs.storage.journal import Journal
@@ -97,7 +98,6 @@ def _open(options: MountOptions, place: Path) -> Home:
 
 
 def _stand_in(options: MountOptions, place: Path, damage: str) -> Home:
-    from ctxfs.edge.cli_common import human_bytes, human_files  # click, which no daemon needs
     files, size = left_in(Staging(Path(options.state_dir) / 'staging', create=False))
     kept = f'{human_files(files)} ({human_bytes(size)}) with changes {"is" if files == 1 else "are"} kept in {options.state_dir}'
     text = (f'{damage}; mounted read-only, as the bucket has it; {kept if files else "no file was waiting for its upload"}: '

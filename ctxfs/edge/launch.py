@@ -32,6 +32,7 @@ import ctxfs
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.edge import runtime_dir
 from ctxfs.edge.mount_table import mount_at, probe
+from ctxfs.edge.service_notify import Notifier, notifier_of
 from ctxfs.errors import CtxfsError, UsageError
 from ctxfs.sync.process_guard import helper_environment
 
@@ -198,14 +199,18 @@ def _stop(child: subprocess.Popen[bytes], options: MountOptions) -> None:
 # --- the daemon's side -------------------------------------------------------------------------------------------------------------
 
 class Readiness:
-    """The daemon's one word to whoever started it. Saying it twice, or to somebody who is gone, is harmless."""
+    """The daemon's one word to whoever started it: through `fd`, or to a service manager. Saying it twice, or to somebody who is gone, is
+    harmless."""
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, *, notifier: Notifier | None = None) -> None:
         self._fd = fd
+        self.notifier = notifier
 
     def ok(self, note: str = '') -> None:
         """The mount answers. `note`: what whoever started it should know all the same."""
         self._say({'ok': True, 'note': note})
+        if self.notifier is not None:
+            self.notifier.ready(f'mounted; {note}' if note else 'mounted')
 
     def failed(self, error: BaseException) -> None:
         message = ' '.join(str(error).split()) or type(error).__name__
@@ -268,6 +273,15 @@ def _run(run: Callable[[MountOptions, Readiness], int], options: MountOptions, r
 
 def run_foreground(options: MountOptions, run: Callable[[MountOptions, Readiness], int]) -> int:
     """Mount in this process (`run` is the daemon's) until it is unmounted and everything is written back; returns the exit status,
-    raises CtxfsError."""
+    raises CtxfsError. Where this process is a service of systemd's, the manager is told how it goes."""
     private_dir(Path(options.state_dir))
-    return run(options, Readiness())
+    notifier = notifier_of(os.environ)
+    try:
+        return run(options, Readiness(notifier=notifier))
+    except CtxfsError as e:
+        if notifier is not None:
+            notifier.status(str(e))
+        raise
+    finally:
+        if notifier is not None:
+            notifier.close()

@@ -9,12 +9,15 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ctxfs.edge.control import Server
+from ctxfs.edge.lag_alarm import LagAlarm
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.edge.mount_events import Narrator, log_published
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Parts, StatusReport
+from ctxfs.edge.service_notify import Notifier
+from ctxfs.edge.service_task import ServiceTask
 from ctxfs.sync.events import EventHub
 
 #: a client that does not take its last events keeps the daemon for so long
@@ -29,19 +32,35 @@ class Answers:
         self._events = events
         self._tally = LiveTally(parts.db, parts.journal, parts.tasks)
         self._narrator = Narrator(events, self._tally, parts.tasks)
+        self._service = ServiceTask(self._tally, parts.options.mountpoint)
+        self._lag = LagAlarm(self._tally, parts.schedule, parts.options.lag_alarm)
         self.control = DaemonControl(
-            StatusReport(parts, self._tally), Explainer(parts), desk, engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
+            StatusReport(parts, self._tally, self._lag), Explainer(parts), desk,
+            engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
             request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, download=parts.downloads.download,
-            wait_download=parts.warmup.wait_idle)
+            wait_download=parts.warmup.wait_idle, tell_workers=parts.pool.set_log_level)
 
-    async def run(self) -> None:
+    async def run(self, notifier: Notifier | None = None) -> None:
         with log_published(self._events):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tally.run)
+                nursery.start_soon(self._service.run, notifier)
+                nursery.start_soon(self._lag.run)
                 await self._narrator.run()
+
+    def unmounting(self) -> None:
+        """Somebody asked for the end of the mount."""
+        self._service.stop()
+
+    def unmounted(self) -> None:
+        """The mount point is gone; the final write-back begins."""
+        self.control.unmounted()
+        self._service.stop()
 
     async def end(self, server: Server) -> None:
         """The mount is over and its result written: whoever watches gets the last events, whoever asked his answer."""
+        if self.control.final is not None:
+            self._service.end('' if self.control.final.ok else self.control.final.message)
         await self._events.end(END_SECONDS)
         await server.drain(END_SECONDS)
 

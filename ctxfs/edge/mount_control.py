@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import trio
 
+from ctxfs import logs
 from ctxfs.edge.mount_conflicts import ConflictDesk, Keep
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Schedule, StatusReport
@@ -29,7 +30,8 @@ class DaemonControl:
 
     def __init__(self, report: StatusReport, explainer: Explainer, desk: ConflictDesk, *, engine: UploadEngine, tasks: TaskLog, events: EventHub,
                  switch: Schedule, request_unmount: Callable[[], None], collect_dirty_pages: Callable[[], Awaitable[None]],
-                 download: Callable[[Sequence[bytes]], Awaitable[FlushResult]], wait_download: Callable[[], Awaitable[FlushResult]]) -> None:
+                 download: Callable[[Sequence[bytes]], Awaitable[FlushResult]], wait_download: Callable[[], Awaitable[FlushResult]],
+                 tell_workers: Callable[[int], None]) -> None:
         self._report = report
         self._explainer = explainer
         self._desk = desk
@@ -41,6 +43,7 @@ class DaemonControl:
         self._collect_dirty_pages = collect_dirty_pages
         self._download = download
         self._wait_download = wait_download
+        self._tell_workers = tell_workers
         #: set when the final write-back ended, with its result
         self.finished = trio.Event()
         self.final: FlushResult | None = None
@@ -146,6 +149,12 @@ class DaemonControl:
         if is_paused != was_paused:
             (self._switch.pause if is_paused else self._switch.resume)()
         return {'paused': is_paused, 'was': was_paused}
+
+    async def log_level(self, level: Literal['debug', 'info', 'warning', 'error'] | None = None) -> dict[str, Any]:
+        was = logs.level()
+        if level is not None:
+            self._tell_workers(logs.set_level(level))
+        return {'level': level or was, 'was': was}
 
     async def shutdown(self) -> dict[str, Any]:
         self._request_unmount()

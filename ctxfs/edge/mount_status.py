@@ -14,6 +14,7 @@ import trio
 
 from ctxfs import __version__
 from ctxfs.config import MountOptions
+from ctxfs.edge.lag_alarm import LagAlarm
 from ctxfs.edge.live_tally import LiveTally
 from ctxfs.edge.tally_json import pending_of, tally_to_dict
 from ctxfs.errors import Damaged
@@ -102,9 +103,10 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 class StatusReport:
     """See the module docstring. Raises Corrupted when the tree database cannot be read."""
 
-    def __init__(self, parts: Parts, tally: LiveTally) -> None:
+    def __init__(self, parts: Parts, tally: LiveTally, lag: LagAlarm) -> None:
         self._parts = parts
         self._tally = tally
+        self._lag = lag
         self._started = trio.current_time()
         files, size = parts.staging.quarantined()
         self._quarantine = {'files': files, 'bytes': size, 'directory': str(parts.staging.quarantine_dir)} if files else None
@@ -146,7 +148,8 @@ class StatusReport:
         parts, counts = self._parts, await self._tally.read()
         return {
             **self._identity(), 'state': self.state, 'readOnly': parts.options.read_only, 'paused': parts.schedule.is_paused,
-            **tally_to_dict(counts), 'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
+            **tally_to_dict(counts), 'lag': self._lag.state(pending_of(counts)['oldestSeconds']),
+            'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
             'uploading': [path for ino in list(parts.engine.uploading)[:LISTED] if (path := self._path(ino)) is not None],
             'rates': parts.pool.meter.rates(), 'policy': self._policy_line(), 'recycle': parts.recycle(),
             'cache': self._cache(), 'remote': self._remote(), 'audit': parts.audit.state(), 'quarantine': self._quarantine}

@@ -35,6 +35,8 @@ def _mount(mount: dict[str, Any]) -> Iterator[str]:
     if mount.get('paused'):
         yield from _line('paused', f'nothing begins by itself until ctxfs resume {mount["contextName"]}')
     yield from _line('pending', _pending(mount))
+    if (mount.get('lag') or {}).get('alarm'):
+        yield from _line('late', f'the oldest change waits longer than {human_seconds(mount["lag"]["limit"])}')
     yield from _line('full', (mount.get('cache') or {}).get('full'))
     for task in mount.get('tasks', ()):
         if task.get('status') == 'Running' and is_telling(task):

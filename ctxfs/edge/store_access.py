@@ -47,7 +47,8 @@ class StoreAccess:
             store_url=options.store_url, store_options={'scratch_prefix': context_prefix(options.context_id) + RESERVED_DIR,
                                                           'silence': options.silence},
             cache_dir=options.cache_dir, cache_limit=cache_limit, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
-            log_level=logging.getLogger().level, capabilities=None if self._known is None else msgspec.structs.asdict(self._known))
+            log_level=logging.getLogger().level, log_style=options.log_style,
+            capabilities=None if self._known is None else msgspec.structs.asdict(self._known))
 
     def writers(self, pool: TransferPool, db: TreeDB, spawn: Spawn) -> tuple[GuardedPool, Turns]:
         """What writes to the bucket goes through, and what is to be told when all has been written."""

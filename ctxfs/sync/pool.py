@@ -209,6 +209,12 @@ class TransferPool:
         for worker in self._all:
             worker.send(protocol.frame(protocol.Learn(capabilities=capabilities)))
 
+    def set_log_level(self, level: int) -> None:
+        """How much all workers log, and those to come."""
+        self._options = msgspec.structs.replace(self._options, log_level=level)
+        for worker in self._all:
+            worker.send(protocol.frame(protocol.LogLevel(level=level)))
+
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(workers=self._count, ready=len(self._gate.workers), in_flight=len(self._pending), restarts=self._restarts,
                               background_limit=self._gate.pace.limit,

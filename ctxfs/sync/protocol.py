@@ -19,6 +19,7 @@ from ctxfs.storage.object_store import ALWAYS, Condition
 from ctxfs.sync.error_travel import describe as describe
 from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
+from ctxfs.sync.worker_options import WorkerOptions as WorkerOptions
 
 R = TypeVar('R')
 
@@ -27,21 +28,6 @@ NO_SLOT = -1     # no upload has it: the operation cannot be aborted
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
     """Base of all that crosses: encoded as an array, because names would cost more than the values."""
-
-
-class WorkerOptions(_Message, frozen=True, kw_only=True, array_like=True):
-    """All a worker must know. `store_options` go to `open_store` as they are. `capabilities`: what Probe answered on an earlier day."""
-    store_url: str
-    store_options: dict[str, Any] = {}
-    cache_dir: str
-    cache_limit: int
-    host: str
-    threads: int = 16
-    uid: int = 0
-    gid: int = 0
-    umask: int = 0o022
-    capabilities: dict[str, Any] | None = None
-    log_level: int = 20
 
 
 class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
@@ -374,6 +360,11 @@ class Cancel(_Message, frozen=True, kw_only=True, array_like=True):
     id: int
 
 
+class LogLevel(_Message, frozen=True, kw_only=True, array_like=True):
+    """Log so much from now on."""
+    level: int
+
+
 class Limit(_Message, frozen=True, kw_only=True, array_like=True):
     """The block cache's bound in bytes is now this."""
     cache_bytes: int
@@ -415,7 +406,7 @@ class Failed(_Message, frozen=True, kw_only=True, array_like=True):
     retry_after: float = 0.0
 
 
-ToWorker = Start | Request | Credit | Cancel | Limit | Learn
+ToWorker = Start | Request | Credit | Cancel | Limit | Learn | LogLevel
 FromWorker = Ready | Part | Progress | Reply | Failed
 
 _encoder = msgspec.msgpack.Encoder()

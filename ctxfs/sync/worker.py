@@ -19,12 +19,12 @@ import threading
 import time
 from typing import Any
 
-from ctxfs import errors
+from ctxfs import errors, logs
 from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.frames import FrameReader
 from ctxfs.sync.process_guard import hide_process
-from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, Part, Progress, Ready, Reply, Request, Start
+from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, LogLevel, Part, Progress, Ready, Reply, Request, Start
 
 log = logging.getLogger('ctxfs.sync.worker')
 
@@ -137,6 +137,8 @@ class Worker:
         if isinstance(message, Request):
             channel = self._channels[message.id] = Channel(self._pipe, message)
             self._queue.put(channel)
+        elif isinstance(message, LogLevel):
+            logging.getLogger('ctxfs').setLevel(message.level)
         elif isinstance(message, Limit):
             self._context.set_cache_limit(message.cache_bytes)
         elif isinstance(message, Learn):
@@ -211,7 +213,7 @@ def main(arguments: list[str]) -> int:
     start = messages[0]
     assert isinstance(start, Start), 'the first frame is Start'
     options = start.options
-    logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s [%(process)d]: %(message)s')
+    logs.set_up(logging.WARNING, options.log_style)
     logging.getLogger('ctxfs').setLevel(options.log_level)
     try:
         # Imported here, when the socket is served: these bring in the store's client, which takes most of the start.

@@ -122,6 +122,10 @@ class Control:
             yield event
         await trio.sleep_forever()
 
+    async def log_level(self, level: str | None = None) -> dict[str, Any]:
+        was, self.level = getattr(self, 'level', 'info'), level or getattr(self, 'level', 'info')
+        return {'level': self.level, 'was': was}
+
     async def shutdown(self) -> dict[str, Any]:
         return {}
 

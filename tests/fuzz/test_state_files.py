@@ -14,7 +14,8 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ctxfs.config import MountOptions, load_config, load_host_id
+from ctxfs.config import MountOptions, load_host_id
+from ctxfs.config_file import load_config
 from ctxfs.edge import runtime_dir
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.errors import CtxfsError

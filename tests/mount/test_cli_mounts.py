@@ -113,6 +113,29 @@ def test_a_mount_that_never_becomes_ready_ends_in_time(ctxfs, monkeypatch):
     assert not is_mounted(ctxfs.at)
 
 
+def test_a_named_mount(ctxfs, tmp, monkeypatch):
+    """`ctxfs mount NAME` does what the config file says, the command line wins; NAME is then a name of the mount."""
+    (tmp / 'home/.config/ctxfs').mkdir(parents=True)
+    (tmp / 'home/.config/ctxfs/config.toml').write_text(
+        f'fsync = "remote"\n[mounts.work]\ncontext = "proj"\nmountpoint = "{ctxfs.at}"\nstate_dir = "{tmp}/state"\ncreate = true\n'
+        f'store = "file://{tmp}/store"\noptions = "noatime,uid=5"\nsync_every = "30s"\nlog_level = "debug"\n')
+    seen = []
+    start = launch.start
+    monkeypatch.setattr(launch, 'start', lambda options: seen.append(options) or start(options))
+    mounted = ctxfs.json('mount', 'work', '--log-level', 'error', '-o', 'gid=6')
+    assert (mounted['contextName'], mounted['mountpoint'], mounted['store']) == ('proj', str(ctxfs.at), f'file://{tmp}/store')
+    assert mounted['stateDir'].startswith(f'{tmp}/state/')
+    options, = seen
+    assert (options.fsync, options.sync_every, options.log_level, options.uid, options.gid) == ('remote', 30.0, 'error', 5, 6)
+    assert options.kernel_options == ('noatime',)
+    assert ctxfs.json('status', 'work')['mounts'][0]['mountpoint'] == str(ctxfs.at)
+    ctxfs.run('umount', 'work')
+    assert not is_mounted(ctxfs.at)
+    ctxfs.fails('umount', 'work', said=f'{ctxfs.at}: nothing is mounted there')
+    ctxfs.fails('mount', 'wrok', said='no [mounts.wrok] in ', status=2)
+    assert '(did you mean work?); to mount the context wrok, say where: ctxfs mount wrok MOUNTPOINT' in ctxfs.error
+
+
 def test_unknown_contexts_are_not_created(ctxfs):
     """Nearest name and the option that creates, exit 1."""
     ctxfs.run('context', 'create', 'my-project')

@@ -10,6 +10,7 @@ import pytest
 
 from ctxfs import config
 from ctxfs.config import FileConfig, MountOptions
+from ctxfs.config_file import load_config, resolve_store_url
 from ctxfs.errors import Denied, UsageError
 from ctxfs.storage import stores
 
@@ -39,6 +40,13 @@ def test_runtime_root_prefers_the_variable(tmp_path):
     """$XDG_RUNTIME_DIR, else a directory that is named after the user."""
     assert config.runtime_root({'XDG_RUNTIME_DIR': str(tmp_path)}) == tmp_path / 'ctxfs'
     assert config.runtime_root({}, uid=54321) == Path('/tmp/ctxfs-54321')
+
+
+def test_roots_mounts_are_in_one_place(tmp_path):
+    """A service of root's, which has no runtime directory, and a shell of root's, whose one goes at logout, see the same mounts."""
+    places = {config.runtime_root(env, uid=0) for env in ({}, {'XDG_RUNTIME_DIR': '/run/user/0'})}
+    assert places == {Path('/run/ctxfs') if os.access('/run', os.W_OK) else Path('/tmp/ctxfs-0')}
+    assert config.runtime_root({'XDG_RUNTIME_DIR': str(tmp_path)}, uid=0) == tmp_path / 'ctxfs'
 
 
 def test_private_dir_is_private(tmp_path):
@@ -204,18 +212,18 @@ def test_store_resolution_order(tmp_path):
     paths = config.resolve_paths({'HOME': str(tmp_path)})
     file = FileConfig(store='s3://from-file')
     env = {'CTXFS_STORE': 's3://from-env'}
-    assert config.resolve_store_url('s3://given', env, file, paths) == 's3://given'
-    assert config.resolve_store_url(None, env, file, paths) == 's3://from-env'
-    assert config.resolve_store_url(None, {}, file, paths) == 's3://from-file'
-    assert config.resolve_store_url(None, {}, FileConfig(), paths) == f'file://{tmp_path}/.local/share/ctxfs/store'
+    assert resolve_store_url('s3://given', env, file, paths.data) == 's3://given'
+    assert resolve_store_url(None, env, file, paths.data) == 's3://from-env'
+    assert resolve_store_url(None, {}, file, paths.data) == 's3://from-file'
+    assert resolve_store_url(None, {}, FileConfig(), paths.data) == f'file://{tmp_path}/.local/share/ctxfs/store'
 
 
 def test_config_file(tmp_path):
     """All keys are read; no file is no error."""
     file = tmp_path / 'config.toml'
-    assert config.load_config(file) == FileConfig()
+    assert load_config(file) == FileConfig()
     file.write_text('store = "s3://b-b"\nstate_dir = "~/s"\ncache_size = "5G"\nfsync = "remote"\nlog_level = "debug"\n')
-    assert config.load_config(file) == FileConfig(store='s3://b-b', state_dir='~/s', cache_size='5G', fsync='remote', log_level='debug')
+    assert load_config(file) == FileConfig(store='s3://b-b', state_dir='~/s', cache_size='5G', fsync='remote', log_level='debug')
 
 
 @pytest.mark.parametrize('text, said', [
@@ -227,7 +235,7 @@ def test_wrong_config_files_are_refused(tmp_path, text, said):
     file = tmp_path / 'config.toml'
     file.write_bytes(text.encode('utf-8', 'surrogateescape'))
     with pytest.raises(UsageError, match=said):
-        config.load_config(file)
+        load_config(file)
 
 
 def test_mount_options_travel_as_json():

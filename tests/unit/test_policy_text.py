@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ctxfs.config import FileConfig, load_config
+from ctxfs.config import FileConfig
+from ctxfs.config_file import load_config
 from ctxfs.durations import format_duration, parse_duration, poll_every_of, spell_duration, sync_every_of
 from ctxfs.edge.download_wait import left_to_download
 from ctxfs.edge.policy_choice import Chooser, fallback
