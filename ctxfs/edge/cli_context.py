@@ -112,5 +112,6 @@ def _empty(invocation: Invocation, reference: str, *, deletes: bool, force: bool
     if invocation.as_json:
         print_json({'id': record.id, 'name': record.name, 'objects': count, 'deleted': record.is_doomed is True})
     else:
-        print(f'{printable(record.name)}: {count} object{"" if count == 1 else "s"} removed' + (', and the context' if record.is_doomed is True else ''))
+        objects = f'{count} object{"" if count == 1 else "s"}'
+        print(f'{printable(record.name)}: {objects} removed' + (', and the context' if record.is_doomed is True else ''))
     return 0
