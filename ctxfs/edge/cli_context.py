@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from ctxfs.edge.cli_audit import audited
-from ctxfs.edge.cli_common import Invocation, common_options, human_files, print_json, print_table, printable
+from ctxfs.edge.cli_common import Invocation, common_options, print_json, print_table, printable
 from ctxfs.edge.context_desk import open_desk
 from ctxfs.edge.progress import Transfer
 
@@ -112,5 +112,6 @@ def _empty(invocation: Invocation, reference: str, *, deletes: bool, force: bool
     if invocation.as_json:
         print_json({'id': record.id, 'name': record.name, 'objects': count, 'deleted': record.is_doomed is True})
     else:
-        print(f'{printable(record.name)}: {human_files(count)} removed' + (', and the context' if record.is_doomed is True else ''))
+        objects = f'{count} object{"" if count == 1 else "s"}'
+        print(f'{printable(record.name)}: {objects} removed' + (', and the context' if record.is_doomed is True else ''))
     return 0

@@ -212,7 +212,7 @@ def test_contexts_on_the_command_line(cli, tmp_path):
     assert (page['totalCount'], rest['totalCount'], rest['nextToken']) == (2, 2, None)
     (tmp_path / 'x').write_text('x')
     cli('files', 'put', 'e', tmp_path / 'x')
-    assert cli('context', 'clear', 'e') == 'e: 1 file removed\n'
+    assert cli('context', 'clear', 'e') == 'e: 1 object removed\n'
     cli('files', 'put', 'e', tmp_path / 'x')
     assert cli('context', 'delete', 'e', '--json')['deleted'] is True
     assert 'no context e' in cli('context', 'show', 'e', status=1)
