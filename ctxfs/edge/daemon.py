@@ -203,7 +203,7 @@ class Mount:
             if not self._options.read_only:
                 nursery.start_soon(kept_running, self._heartbeat.run)
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
-            nursery.start_soon(self._handle_signals)
+            await nursery.start(self._handle_signals)      # before anybody hears that it is ready: a stop may follow at once
             result = await self._serve(ready)
             await self._answers.end(server)
             nursery.cancel_scope.cancel()
@@ -388,9 +388,10 @@ class Mount:
                 await pool.call(TidyCache(older_than=self._started))
         self._db.set_meta('ended_cleanly', 0)
 
-    async def _handle_signals(self) -> None:
+    async def _handle_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """SIGTERM and SIGINT unmount and write back; a second one gives up waiting for the store (what is left stays journaled)."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for number in signals:
                 log.info('%s: unmounting', signal.Signals(number).name)
                 self._answers.unmounting()

@@ -20,14 +20,14 @@ from tests.mount.harness import CTXFS
 from tests.mount.test_control_mount import no_double  # noqa: F401
 from tests.servers import S3Server
 
-SECONDS = 60
+SECONDS = 120
 HELPER = Path('/sbin/mount.fuse.ctxfs')
 
 
 class Service:
     """`ctxfs mount --foreground work` as systemd starts it: with a notification socket, a watchdog, and its stderr in a journal."""
 
-    def __init__(self, tmp: Path, store: str = '') -> None:
+    def __init__(self, tmp: Path, store: str = '', *, patience: str = '60s') -> None:
         self.at, self.store = tmp / 'm', tmp / 'store'
         self.heard: list[str] = []
         self.journal = tmp / 'journal'
@@ -37,7 +37,7 @@ class Service:
         self.at.mkdir()
         (tmp / 'xdg/ctxfs/config.toml').write_text(
             f'[mounts.work]\nmountpoint = "{self.at}"\nstore = "{store or f"file://{self.store}"}"\nstate_dir = "{tmp}/state"\ncreate = true\n'
-            'sync_every = "unmount"\nstore_timeout = "3s"\n')
+            f'sync_every = "unmount"\nstore_timeout = "{patience}"\n')
         self.store.mkdir()
         self.env = {**os.environ, 'XDG_CONFIG_HOME': str(tmp / 'xdg'), 'XDG_RUNTIME_DIR': str(tmp / 'run')}
         (tmp / 'run').mkdir(mode=0o700)
@@ -72,7 +72,8 @@ class Service:
     def end(self) -> int:
         """The exit status; the socket, which holds ten messages, is read meanwhile."""
         assert self.process is not None
-        return eventually('the service ends', lambda: (self.said(), self.process.poll())[1] is not None, every=0.05) and self.process.returncode
+        return eventually('the service ends', lambda: (self.said(), self.process.poll())[1] is not None, every=0.05,
+                          seconds=SECONDS) and self.process.returncode
 
     def close(self) -> None:
         self._socket.close()
@@ -127,7 +128,7 @@ def test_a_flush_that_fails_is_reported(tmp: Path, s3_server: S3Server) -> None:
                                                      f'aws_secret_access_key = {known["AWS_SECRET_ACCESS_KEY"]}\n')
     with FaultProxy(s3_server.endpoint) as proxy:
         bucket = s3_server.make_bucket()
-        service = Service(tmp, f's3://{bucket}?endpoint={proxy.endpoint}&region=us-east-1&addressing=path')
+        service = Service(tmp, f's3://{bucket}?endpoint={proxy.endpoint}&region=us-east-1&addressing=path', patience='6s')
         service.env['CREDENTIALS_DIRECTORY'] = str(tmp / 'credentials')
         try:
             service.start()
