@@ -259,7 +259,7 @@ def test_more_white_lists_upload_what_was_local_and_show_what_is_there(disk: Dis
     other.cli('sync', str(at))
     found = tree(at)
     assert found['data/theirs'] == 'data/theirs' and found['data/mine'] == 'data/mine' and found['data/both'] == 'data/both'
-    assert [text for name, text in found.items() if name.startswith('data/both (conflict')] == ['mine']
+    assert [text for name, text in found.items() if name.startswith('data/both.conflict-')] == ['mine']
     assert {'data/theirs', 'data/mine', 'data/both'} <= set(disk.keys())
     disk.unmount(other)
 
