@@ -181,8 +181,8 @@ class UploadEngine:
                 break
             task.attempt += 1
             task.next_retry = retry_ns / 1e9
-            await trio.sleep(max(0.0, retry_ns / 1e9 - time.time()) if is_final
-                             else max(0.0, min(retry_ns / 1e9 - time.time(), deadline - trio.current_time())))
+            rest = (retry_ns - time.time_ns()) / 1e9        # in seconds first, it could be 0 before the time has come
+            await trio.sleep(max(0.0, rest if is_final else min(rest, deadline - trio.current_time())))
         files = self._journal.summary()[0]
         if files and not (is_final or failures):    # programs went on meanwhile: what they changed then was not asked for
             files = self._journal.left_from(began_ns) + self._finisher.held_deletes()
