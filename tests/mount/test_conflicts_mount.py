@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.crash.watch import eventually
 from tests.model.hosts import IS_DOUBLE, Site
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no conflicts'), pytest.mark.timeout(200)]
@@ -111,6 +112,7 @@ def test_several_copies_and_directories_are_settled_one_by_one(desk: Desk) -> No
     assert COPY.fullmatch(str(moved)) and (desk.at / 'd').read_text() == 'theirs' and (moved / 'x').read_text() == 'ours'
     assert 'is a directory: remove it as one' in desk.refused('resolve', moved, '--keep', 'remote')
     desk.cli('resolve', desk.at / 'd', '--keep', 'local')
+    eventually('the kernel hears that it is a directory', (desk.at / 'd').is_dir)
     assert (desk.at / 'd/x').read_text() == 'ours' and sorted(os.listdir(desk.at)) == ['d', 'f']
     desk.host.unmount(desk.at)
     assert desk.published() == {'d/x': 'ours', 'f': 'ours'}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.watch import eventually
 from tests.model.hosts import IS_DOUBLE, Site
 
 pytestmark = pytest.mark.skipif(IS_DOUBLE, reason='a directory has no bucket')
@@ -70,6 +71,7 @@ def test_odd_keys_are_shown_or_reported_and_never_lost(site: Site) -> None:
     tree = walk(at)
     for key, name in MOUNTABLE.items():
         assert tree.get(name) == bodies[prefix + key], key
+    eventually('the listing is complete', lambda: host.status(at)['remote']['isComplete'])
     reported = {u['key'].removeprefix(prefix): u['reason'] for u in host.status(at)['unmountable']}
     assert all(reason.strip() for reason in reported.values())
     expected = set(UNMOUNTABLE) - {'file/below'}

@@ -23,7 +23,7 @@ OPERATIONS = [
     protocol.ReadIndex(prefix='p/', seen=['n']),
     protocol.WriteSegment(prefix='p/', records=[IndexRecord(path='a', changed_ns=1, attrs=ATTRS), IndexRecord(path='b', changed_ns=2)]),
     protocol.CompactIndex(prefix='p/'), protocol.TidyCache(older_than=1.5), protocol.Probe(), protocol.Check(),
-    protocol.EnsureExpiry(lifecycle='Lifecycle_1Day', days=1)]
+    protocol.EnsureExpiry(lifecycle='Lifecycle_1Day', days=1), protocol.Heartbeat(key='k', body=b'{}')]
 
 
 def test_every_operation_crosses_unchanged_and_has_a_result_type() -> None:
