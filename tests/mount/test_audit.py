@@ -15,6 +15,7 @@ import pytest
 
 from tests.crash.watch import eventually
 from tests.model.hosts import IS_DOUBLE
+from tests.mount.executed import executed_hosts  # noqa: F401
 from tests.mount.harness import Host
 
 pytestmark = pytest.mark.skipif(IS_DOUBLE, reason='says what a mount does, not what any disk does')

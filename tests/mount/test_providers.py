@@ -18,6 +18,7 @@ from tests.crash.watch import eventually, is_running
 from tests.fakes.profiles import provider
 from tests.fakes.s3_server import FakeS3, Hold, Quirk, Request
 from tests.model.hosts import IS_DOUBLE
+from tests.mount.executed import executed_hosts  # noqa: F401
 from tests.mount.sites import MountingSite, S3Bucket
 from tests.servers import S3Server
 
