@@ -20,6 +20,7 @@ from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_guard import Guard, Sending
 from ctxfs.storage.s3_http import Response
 from ctxfs.storage.s3_multipart import COPY_MAX, copy_parts
+from ctxfs.storage.s3_read import Reader
 from ctxfs.storage.s3_xml import parse_copy_etag, parse_tags, quoted_etag
 
 #: objects up to this are read and put where a copy would ignore its condition; above, four requests cost less than the bytes
@@ -37,10 +38,12 @@ class Change(NamedTuple):
 
 
 class Source(NamedTuple):
+    """`body`: where it was read."""
     key: str
     etag: str
     size: int
     response: Response
+    body: bytes = b''
 
 
 class Writer:
@@ -86,10 +89,11 @@ class Writer:
 class Copier:
     """See the module docstring. Thread-safe."""
 
-    def __init__(self, client: S3Client, guard: Guard, writer: Writer) -> None:
+    def __init__(self, client: S3Client, guard: Guard, writer: Writer, reader: Reader) -> None:
         self._client = client
         self._guard = guard
         self._writer = writer
+        self._reader = reader
 
     def copy(self, source: str, key: str, *, etag: str | None, size: int | None, condition: Condition, change: Change) -> PutResult:
         """The port's `copy`."""
@@ -111,13 +115,23 @@ class Copier:
         known = self._guard.capabilities()
         return known.is_atomic(Write.COPY, condition) and not (known.conditional_copy or (condition.absent and known.forbid_overwrite_everywhere))
 
-    def _look(self, source: str, etag: str | None, *, is_read: bool = False) -> Source:
-        with self._guard.knows_missing(source):
-            response = self._client.request('GET' if is_read else 'HEAD', self._guard.full(source))
+    def _look(self, source: str, etag: str | None) -> Source:
+        response = self._guard.head(source)
         now = quoted_etag(response.headers.get('ETag', ''))
         if etag not in (None, now):
             raise RemoteChanged(f'{source} is no longer the version {etag}')
-        return Source(source, now, len(response.body) if is_read else size_of(response, source), response)
+        return Source(source, now, size_of(response, source), response)
+
+    def _read(self, source: str, etag: str | None) -> Source:
+        """The whole of it, verified: what the network did to it must not become the copy."""
+        responses: list[Response] = []
+
+        def get() -> Response:
+            responses.append(self._client.request('GET', self._guard.full(source)))
+            return responses[-1]
+        with self._guard.knows_missing(source):
+            body = self._reader.read(get, source, etag, 0, None).data
+        return Source(source, quoted_etag(responses[-1].headers.get('ETag', '')), len(body), responses[-1], body)
 
     def _copy_at_once(self, source: str, key: str, etag: str, size: int, condition: Condition, headers: Mapping[str, str]) -> PutResult:
         headers = {'x-amz-copy-source': self._client.source_header(self._guard.full(source)),
@@ -148,11 +162,11 @@ class Copier:
             etag, size = found.etag, found.size
         if size > READ_AND_PUT:
             return self._copy_in_parts(self._look(source, etag), key, condition, change)
-        found = self._look(source, etag, is_read=True)
+        found = self._read(source, etag)
         headers = {**_kept(found, change), **write_headers(_metadata(found, change), None)}
         if text := self._writer.tagging(self._tags(found, change)):
             headers['x-amz-tagging'] = text
-        response = self._writer.write(Write.PUT, key, condition, headers, found.response.body)
+        response = self._writer.write(Write.PUT, key, condition, headers, found.body)
         return PutResult(etag=quoted_etag(response.headers.get('ETag', '')), size=found.size)
 
     def _copy_in_parts(self, found: Source, key: str, condition: Condition, change: Change) -> PutResult:

@@ -57,7 +57,7 @@ class S3Store:
         self._guard = Guard(self._client, prefix=self._prefix, scratch=self._scratch, turn_left=turn_left, memory=memory,
                             known=_remembered(known))
         self._writer = Writer(self._client, self._guard)
-        self._copier = Copier(self._client, self._guard, self._writer)
+        self._copier = Copier(self._client, self._guard, self._writer, self._reader)
 
     def capabilities(self) -> Capabilities:
         return self._guard.capabilities()

@@ -71,6 +71,7 @@ class Fault(enum.Enum):
     SLOW_DOWN = '503 SlowDown'
     CONFLICT = '409 ConditionalRequestConflict'
     CUT_BODY = 'half of the body, and an end'
+    FLIP_BIT = 'the body with a wrong bit in it'
     HANG = 'no answer until the server stops'
     DENY = '403 AccessDenied'
     EXPIRED = '400 ExpiredToken'
@@ -357,6 +358,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.LOSE_ANSWER:
             self.close_connection = True
             return
+        if fault is Fault.FLIP_BIT and body:
+            body = bytes([body[0] ^ 1]) + body[1:]
         self._send(status, headers, b'<html>' if fault is Fault.GARBAGE else body, cut=fault is Fault.CUT_BODY)
 
     def date_time_string(self, timestamp: float | None = None) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,13 @@ import msgspec
 import pytest
 
 from ctxfs.errors import Contradicted, Denied, NotFound, OutOfTurn, RemoteChanged, Unanswered
+from ctxfs.records import Stamp
 from ctxfs.storage import s3_copy
 from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Condition, Write
+from ctxfs.storage.posix_meta import encode_stamp
 from ctxfs.storage.s3_store import S3Store
 from tests.fakes.profiles import PROFILES, provider
-from tests.fakes.s3_server import FakeS3, Fault, Quirk
+from tests.fakes.s3_server import FakeS3, Fault, Quirk, Request
 
 ABSENT, OVER = Condition(absent=True), Condition(etag='any')
 BIG = PARTS_ABOVE + 1
@@ -243,3 +246,19 @@ def test_the_version_that_an_upload_in_parts_made_is_known_though_nobody_says_it
             store.put('k', b'of somebody else')
             hold.release.set()
             assert isinstance(uploaded.exception(), Unanswered)
+
+
+def test_what_is_read_to_be_copied_is_verified() -> None:
+    """What the network did to the bytes does not become the object."""
+    with opened() as (fake, store):
+        fake.quirks |= {Quirk.UNCONDITIONAL_COPY}
+        store.learn(msgspec.structs.replace(store.capabilities(), conditional_copy=False, conditional_copy_source=False))
+        stamp = encode_stamp(Stamp(sha256=hashlib.sha256(b'content').hexdigest(), host='h'))
+        etag = store.put('old', b'content', metadata={'ctxfs': stamp}).etag
+        fake.fail_next('GET', Fault.FLIP_BIT, when=_is_of_old)
+        store.copy('old', 'new', source_etag=etag, size=7, condition=ABSENT)
+        assert store.get('new') == b'content'
+
+
+def _is_of_old(request: Request) -> bool:
+    return request.key == 'old' and 'tagging' not in request.query
