@@ -117,7 +117,7 @@ def _told(place: Place, damage: str, done: repair.Repaired) -> Iterator[Finding]
     yield Finding(Level.OK, 'repair', f'{name}: {damage}: rebuilt, with {human_files(mended.staged)} to be uploaded',
                   'mount it: what the bucket has is shown again')
     if mended.found:
-        yield Finding(Level.WARN, 'repair', f'{name}: {human_files(mended.found)} or directories had lost their names',
+        yield Finding(Level.WARN, 'repair', f'{name}: names that were lost: {mended.found}',
                       'they are in lost+found in the root of the context: rename them')
     if mended.renamed:
         yield Finding(Level.OK, 'repair', f'{name}: {mended.renamed} lost names are those that the bucket knew')

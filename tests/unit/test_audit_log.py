@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ctxfs.errors import Denied, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import Denied, OutOfTurn, RemoteChanged, RemoteUnavailable
 from ctxfs.records import Attrs
 from ctxfs.storage.audit_log import AuditLog, about
 from ctxfs.storage.journal import Known
@@ -207,6 +207,8 @@ DONE = PutDone(etag='"new"', size=7, sha256='')
      [{'operation': 'expire', 'key': 'contexts/c/a', 'oldEtag': '"1"', 'result': 'ok'}]),
     (DeleteMany(items=[(PREFIX + 'a', None)]), RemoteUnavailable('gone'),
      [{'operation': 'delete', 'key': 'contexts/c/a', 'result': 'unknown', 'error': 'gone'}]),
+    (DeleteMany(items=[(PREFIX + 'a', None)]), OutOfTurn('not now'),
+     [{'operation': 'delete', 'key': 'contexts/c/a', 'result': 'failed', 'error': 'not now'}]),
     (EnsureExpiry(lifecycle='Lifecycle_3Days', days=3), None,
      [{'operation': 'expiry-rule', 'lifecycle': 'Lifecycle_3Days', 'days': 3, 'result': 'ok'}]),
     (Copy(source=PREFIX + 'a', key=PREFIX + '.ctxfs/tmp/x'), CopyDone(etag='"new"', size=7), []),

@@ -112,6 +112,22 @@ def test_an_upload_is_the_file_with_its_attributes_and_its_stamp(bench: Bench, s
     assert item.stamp is not None and (item.stamp.sha256, item.stamp.host, item.stamp.revision) == (done.sha256, 'me', 5)
 
 
+@pytest.mark.parametrize('refusal', [errors.OutOfTurn, errors.Contradicted])
+def test_what_was_never_sent_is_not_looked_for(bench: Bench, refusal: type[errors.CtxfsError]) -> None:
+    """The same content in the bucket is somebody else's then: it is no answer to a write that was not made."""
+    bench.put(b'same')
+    bench.store.calls.clear()
+
+    def refuse() -> None:
+        raise refusal('not now')
+    for write in (lambda: bench.put(b'same'), lambda: worker_ops_put.put_bytes(
+            bench.context, PutBytes(key='k', body=b'same', attrs=ATTRS, revision=1, link='', content_type=None), Channel())):
+        bench.store.after['put'] = refuse
+        with pytest.raises(refusal):
+            write()
+    assert 'head' not in bench.store.calls
+
+
 @pytest.mark.parametrize('size', SIZES)
 def test_a_slot_that_is_set_while_the_file_is_read_leaves_the_bucket_alone(bench: Bench, size: int,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
