@@ -213,6 +213,21 @@ def test_a_staging_file_stays_until_its_upload_is_durable(play: Play, monkeypatc
     play(scenario)
 
 
+def test_a_file_that_was_hardened_after_its_upload_stays_so_when_it_is_taken_back(play: Play) -> None:
+    """Its object was removed by somebody: the staging file is the only copy again, and nobody looks at it once more."""
+    async def scenario(disk: Disk, hardener: Hardener) -> None:
+        inode = await disk.save(b'f', b'x')
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(disk.finisher, 'adopt_sealed', trio.lowlevel.checkpoint)
+            assert (await disk.engine.flush()).ok and inode.content == Content.SEALED
+        await hardener._harden(list(disk.staging.unhardened))
+        disk.journal.drop_object('f')
+        await disk.finisher.adopt_sealed()
+        assert inode.content == Content.STAGED
+        assert inode.ino in disk.staging.unhardened or HardenedFiles(disk.db).measure_of(inode.ino) == Measure(1, 0)
+    play(scenario)
+
+
 def test_a_disk_that_refuses_is_told_once(play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """And asked again at every look."""
     async def scenario(disk: Disk, _: Hardener) -> None:
