@@ -17,15 +17,17 @@ MIN_RATE = 1024
 
 
 class Pace:
-    """How long one direction of an exchange may still take: `silence` seconds, and the time that what has moved takes at MIN_RATE."""
+    """How long one direction of an exchange may still take: `silence` seconds, and the time that what has moved takes at MIN_RATE; but never
+    beyond `ends_at`, by a clock that goes on while the host sleeps (CLOCK_BOOTTIME)."""
 
-    def __init__(self, silence: float) -> None:
+    def __init__(self, silence: float, ends_at: float = float('inf')) -> None:
         self._silence = silence
         self._until = time.monotonic() + silence
+        self._ends_at = ends_at
 
     def timeout(self) -> float:
         """For the next piece. Raises TimeoutError when the time is over."""
-        left = self._until - time.monotonic()
+        left = min(self._until - time.monotonic(), self._ends_at - time.clock_gettime(time.CLOCK_BOOTTIME))
         if left <= 0:
             raise TimeoutError('too slow')
         return min(self._silence, left)
@@ -35,11 +37,11 @@ class Pace:
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """One response on `sock`, with a body of at most `body_max` bytes, that keeps a Pace with `silence`; TimeoutError otherwise, also where bytes
-    trickle in without end. The socket stays open."""
+    """One response on `sock`, with a body of at most `body_max` bytes, that keeps its `pace`; TimeoutError otherwise, also where bytes trickle
+    in without end. The socket stays open."""
 
-    def __init__(self, sock: socket.socket, *, method: str, body_max: int, silence: float) -> None:
-        super().__init__(cast(socket.socket, _Incoming(sock, silence)), method=method)
+    def __init__(self, sock: socket.socket, *, method: str, body_max: int, pace: Pace) -> None:
+        super().__init__(cast(socket.socket, _Incoming(sock, pace)), method=method)
         self._body_max = body_max
 
     def whole_body(self) -> bytes:
@@ -64,9 +66,9 @@ class BoundedResponse(http.client.HTTPResponse):
 class _Incoming(io.RawIOBase):
     """A socket's bytes, at their pace; it stands for the socket that http.client makes a file of."""
 
-    def __init__(self, sock: socket.socket, silence: float) -> None:
+    def __init__(self, sock: socket.socket, pace: Pace) -> None:
         self._socket = sock
-        self._pace = Pace(silence)
+        self._pace = pace
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)

@@ -245,4 +245,4 @@ class Guard:
         left = self._turn_left()
         if left < TURN_MARGIN:
             raise OutOfTurn(f'{key}: this host has no turn to write now')
-        return Timeouts(read=min(Timeouts().read, left))
+        return Timeouts(read=min(Timeouts().read, left), ends_at=time.clock_gettime(time.CLOCK_BOOTTIME) + left)

@@ -41,9 +41,15 @@ _WITH_BODY = frozenset({'PUT', 'POST'})
 
 
 class Timeouts(NamedTuple):
-    """Seconds to connect (per address), and for which the server may stay silent; so long the least rate is not asked for, either."""
+    """Seconds to connect (per address), and for which the server may stay silent; so long the least rate is not asked for, either. `ends_at`: no
+    byte goes out afterwards, by CLOCK_BOOTTIME, however much there was to send or to wait for before."""
     connect: float = 5.0
     read: float = 20.0
+    ends_at: float = float('inf')
+
+    def pace(self) -> Pace:
+        """Of one direction, from now on."""
+        return Pace(self.read, self.ends_at)
 
 
 class Response(NamedTuple):
@@ -95,8 +101,8 @@ class HttpPool:
                   idle_seconds: float, body_max: int) -> Response:
         head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
         with self._connection(timeouts, idle_seconds) as connection:
-            is_broken = _send(connection.sock, head, body, timeouts.read)
-            with BoundedResponse(connection.sock, method=method, body_max=body_max, silence=timeouts.read) as response:
+            is_broken = _send(connection.sock, head, body, timeouts.pace())
+            with BoundedResponse(connection.sock, method=method, body_max=body_max, pace=timeouts.pace()) as response:
                 response.begin()
                 # read even where nobody wants it: the connection can only be used again behind the last byte
                 data = response.whole_body()
@@ -151,13 +157,12 @@ class HttpPool:
         return connection
 
 
-def _send(sock: socket.socket, head: bytes, body: bytes, silence: float) -> bool:
+def _send(sock: socket.socket, head: bytes, body: bytes, pace: Pace) -> bool:
     """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body."""
     if len(body) <= _JOINED:
-        sock.settimeout(silence)
+        sock.settimeout(pace.timeout())
         sock.sendall(head + body)
         return False
-    pace = Pace(silence)
     sock.settimeout(pace.timeout())
     sock.sendall(head)
     rest = memoryview(body)

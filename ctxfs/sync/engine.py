@@ -67,6 +67,8 @@ class UploadEngine:
         self.spawn = spawn
         self._lock = trio.Lock()
         self._selection: Selection = Everything()
+        #: what was recorded of uploads may be in memory only, because the disk refused
+        self._is_in_doubt = False
         #: nothing begins by itself: no upload by the clock, no polling, no warm-up; what a user asks for goes on
         self.is_paused = False
 
@@ -228,7 +230,7 @@ class UploadEngine:
         failures: list[CtxfsError] = []
         self._selection.begin_pass()
         for step in (lambda: self._upload(task), self._finisher.write_index, self._delete, self._finisher.announce_deletes,
-                     self._finisher.adopt_sealed, self._finisher.compact_index):
+                     self._adopt, self._finisher.compact_index):
             if self._selection.is_over:
                 break
             try:
@@ -250,13 +252,19 @@ class UploadEngine:
         await self._make_durable(changes)
 
     async def _make_durable(self, changes: int) -> None:
-        """What was recorded since the count was `changes`."""
-        if self._db.changes == changes:
+        """What was recorded since the count was `changes`, and before where that failed."""
+        if self._db.changes == changes and not self._is_in_doubt:
             return
+        self._is_in_doubt = True
         try:
             await trio.to_thread.run_sync(self._db.make_durable)
         except OSError as error:
             raise CtxfsError(f'that the bucket has the uploads cannot be made durable: {error}') from error
+        self._is_in_doubt = False
+
+    async def _adopt(self) -> None:
+        if not self._is_in_doubt:
+            await self._finisher.adopt_sealed()
 
     async def _delete(self) -> None:
         if self._harden is not None and self._finisher.has_deletes():

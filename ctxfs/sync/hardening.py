@@ -20,7 +20,7 @@ import trio
 from ctxfs.errors import CtxfsError
 from ctxfs.storage.durability import Measure
 from ctxfs.storage.hardened import HardenedFiles
-from ctxfs.storage.inode import Content, Inode
+from ctxfs.storage.inode import Inode
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 
@@ -124,7 +124,7 @@ class Hardener:
     def _note(self, inode: Inode, revision: int, turns: int, measured: Measure | None) -> None:
         if inode.turns != turns:
             return      # it is another file by now, or other content
-        if inode.content == Content.STAGED and measured is not None:
+        if inode.has_staging and measured is not None:      # also what is uploaded: it may be the only copy again
             self._hardened.note(inode.ino, measured)
         if inode.revision == revision:
             self._staging.unhardened.discard(inode.ino)

@@ -47,6 +47,7 @@ def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: in
     crash_point('recovery-after-root')
     orphans = _remove_orphans(db, journal)
     crash_point('recovery-after-orphans')
+    db.make_durable()       # what a killed daemon committed: a power cut must not bring back what is cleared away now
     staging.remove_leftovers()
     garbage, quarantined, sizes = _sort_staging(db, staging, is_new)
     crash_point('recovery-after-staging')

@@ -16,7 +16,7 @@ from ctxfs.policy import ONLY_ON_UNMOUNT, BWList, SyncPolicy, WhiteList
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.durability import Measure, measure, whole_size
 from ctxfs.storage.hardened import HardenedFiles
-from ctxfs.storage.inode import Inode
+from ctxfs.storage.inode import Content, Inode
 from ctxfs.sync.hardening import LONGEST_SECONDS, LOOK_SECONDS, QUIET_SECONDS, Hardener
 from tests.unit.rig import ME, Disk, virtual_time
 
@@ -195,6 +195,37 @@ def test_a_file_that_leaves_the_bucket_is_hardened_before_its_object_goes(play: 
         assert (await disk.engine.flush()).ok and disk.body('src/f') is None
     play(scenario)
     assert seen == [Measure(100, 0)]
+
+
+def test_a_staging_file_stays_until_its_upload_is_durable(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that refuses to make it durable: not in that pass, nor in one that has nothing to upload any more."""
+    async def scenario(disk: Disk, _: Hardener) -> None:
+        def refuse() -> None:
+            raise OSError(errno.EIO, 'the disk is gone')
+        inode = await disk.save(b'f', b'x')
+        path = disk.staging.path(inode.ino)
+        with monkeypatch.context() as patch:
+            patch.setattr(disk.db, 'make_durable', refuse)
+            for _unused in range(2):
+                assert (await disk.engine.flush(retry_seconds=0)).ok and disk.body('f') == b'x'
+                assert os.path.exists(path) and inode.content == Content.SEALED
+        assert (await disk.engine.flush()).ok and inode.content == Content.CLEAN and not os.path.exists(path)
+    play(scenario)
+
+
+def test_a_file_that_was_hardened_after_its_upload_stays_so_when_it_is_taken_back(play: Play) -> None:
+    """Its object was removed by somebody: the staging file is the only copy again, and nobody looks at it once more."""
+    async def scenario(disk: Disk, hardener: Hardener) -> None:
+        inode = await disk.save(b'f', b'x')
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(disk.finisher, 'adopt_sealed', trio.lowlevel.checkpoint)
+            assert (await disk.engine.flush()).ok and inode.content == Content.SEALED
+        await hardener._harden(list(disk.staging.unhardened))
+        disk.journal.drop_object('f')
+        await disk.finisher.adopt_sealed()
+        assert inode.content == Content.STAGED
+        assert inode.ino in disk.staging.unhardened or HardenedFiles(disk.db).measure_of(inode.ino) == Measure(1, 0)
+    play(scenario)
 
 
 def test_a_disk_that_refuses_is_told_once(play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

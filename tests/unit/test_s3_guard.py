@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ctxfs.errors import Contradicted, Denied, NotFound, OutOfTurn, RemoteChanged, Unanswered
+from ctxfs.errors import Contradicted, Denied, NotFound, OutOfTurn, RemoteChanged, RemoteUnavailable, Unanswered
 from ctxfs.records import Stamp
-from ctxfs.storage import s3_copy
+from ctxfs.storage import s3_copy, s3_http
 from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Condition, Write
 from ctxfs.storage.posix_meta import encode_stamp
 from ctxfs.storage.s3_store import S3Store
@@ -117,6 +118,53 @@ def test_a_write_ends_with_the_turn() -> None:
         with pytest.raises(Unanswered, match='no answer in time'):
             store.put('k', b'2', condition=Condition(etag=etag))
         hold.release.set()
+
+
+@contextlib.contextmanager
+def short_turn(seconds: float) -> Iterator[tuple[FakeS3, S3Store, str]]:
+    """A server of Alibaba's, a turn that lasts as long from the look before a write on, and the etag of `k`."""
+    with opened('oss', turn_left=lambda: seconds) as (fake, store), pytest.MonkeyPatch.context() as patch:
+        patch.setattr('ctxfs.storage.s3_guard.TURN_MARGIN', 0.1)
+        store.capabilities()
+        yield fake, store, store.put('k', b'1').etag
+
+
+def test_a_body_that_goes_slowly_ends_with_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much has moved: what moves is never silent, and would go on for as long as its size needs."""
+    moved = s3_http.Pace.moved
+
+    def slowly(pace: s3_http.Pace, count: int) -> None:
+        time.sleep(0.02)
+        moved(pace, count)
+    with short_turn(0.5) as (fake, store, etag):
+        monkeypatch.setattr(s3_http, '_PIECE', 16 << 10)
+        monkeypatch.setattr(s3_http.Pace, 'moved', slowly)
+        with pytest.raises(Unanswered, match='no answer in time'):
+            store.put('k', bytes(1 << 20), condition=Condition(etag=etag))
+        assert fake.objects['k'].body == b'1'
+
+
+@pytest.mark.parametrize('when', ['before', 'again'])
+def test_credentials_that_are_waited_for_do_not_outlast_the_turn(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gives them takes his time, before the write or after it was refused: then nothing is sent (any more)."""
+    with short_turn(0.5) as (fake, store, etag):
+        client = store._client
+        current = client._current_credentials
+
+        def wait(*_: object) -> Any:
+            time.sleep(0.7)
+            return current('')
+
+        def before(what: str) -> Any:
+            return wait() if what == 'PUT k' else current(what)
+        if when == 'before':
+            monkeypatch.setattr(client, '_current_credentials', before)
+        else:
+            monkeypatch.setattr(client, '_renewed_credentials', wait)
+            fake.fail_next('PUT', Fault.EXPIRED)
+        with pytest.raises(RemoteUnavailable):
+            store.put('k', b'2', condition=Condition(etag=etag))
+        assert fake.objects['k'].body == b'1'
 
 
 # --- contradictions -------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Owns the replays. It must not know the pipe: an operation runs in this process, 
 from __future__ import annotations
 
 import json
+import shutil
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,28 @@ def run(function: Callable[..., Awaitable[object]], *args: Any) -> None:
 # --- after a power cut ------------------------------------------------------------------------------------------------------------
 
 BASE = b'what the bucket has'
+
+
+def test_what_a_kill_left_is_durable_before_its_leftovers_go(host: Host, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the daemon committed last may be in the kernel's memory only. A power cut after the next mount would undo the removal of a file, and its
+    bytes, which were promised, would be gone."""
+    host.list(host.put('f', BASE))
+    inode = host.inode_at(b'f')
+    host.stage(inode, BASE)
+    host.db.delete_dentry(ROOT_INO, b'f')
+    host.db.delete_inode(inode.ino)
+    left = tmp_path_factory.mktemp('t-') / 'left'
+    shutil.copytree(host.directory, left, symlinks=True, ignore=shutil.ignore_patterns('bucket', 'cache'))
+    order: list[str] = []
+    for kind, name in ((TreeDB, 'make_durable'), (Staging, 'remove')):
+        def noted(self: Any, *args: Any, real: Any = getattr(kind, name), name: str = name) -> object:
+            order.append(name)
+            return real(self, *args)
+        monkeypatch.setattr(kind, name, noted)
+    db = TreeDB(left / 'tree.db')
+    found = recover(db, Journal(db), Staging(left / 'staging'), uid=0, gid=0)
+    db.close()
+    assert found.garbage == 1 and order == ['make_durable', 'remove']
 
 
 def half_hydrated(host: Host, on_disk: bytes) -> int:
