@@ -4,15 +4,17 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from ctxfs.edge.cli import run
+from ctxfs.errors import Denied
 from ctxfs.storage import posix_meta
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.stores import open_store
-from ctxfs.sync import get_files
+from ctxfs.sync import get_files, put_files
 from ctxfs.sync.context_files import ContextFiles
 from ctxfs.sync.index_log import IndexLog
 
@@ -144,6 +146,35 @@ def test_what_cannot_be_sent_is_named_and_the_rest_is_sent(cli, tmp_path):
     err = cli('files', 'put', 'c', tmp_path / 'd', '/d', status=1)
     assert 'd/pipe: neither a file nor a symlink nor a directory' in err and '1 file could not be put' in err
     assert [entry['name'] for entry in cli('files', 'ls', 'c', '/d', '--json')['entries']] == ['good']
+
+
+def test_what_arrived_before_a_refusal_is_told_to_mounts(url, tmp_path):
+    """However many files the store refuses."""
+    (tmp_path / 'd').mkdir()
+    for number in range(20):
+        (tmp_path / f'd/{number:02}').write_bytes(b'x')
+    store = open_store(url)
+    files = ContextFiles(store, Registry(store).find('c').id, host='h')
+    is_over = threading.Barrier(5)
+
+    class Refusing:
+        """The first four at once."""
+
+        def __getattr__(self, verb):
+            return getattr(store, verb)
+
+        def put(self, key, body, **how):
+            if key.rpartition('/')[2] in ('00', '01', '02', '03', '04'):
+                is_over.wait(10)
+                if not key.endswith('04'):
+                    raise Denied(key)
+            return store.put(key, body, **how)
+    files.store = Refusing()
+    with pytest.raises(Denied):
+        put_files.put(files, os.fsencode(tmp_path / 'd'), 'd')
+    arrived = [info.key.removeprefix(files.prefix) for info in store.list(files.prefix + 'd/').objects]
+    assert 'd/04' in arrived and [record.path for record in files.records()] == arrived
+    store.close()
 
 
 def test_nothing_is_written_outside(cli, url, tmp_path):
