@@ -254,7 +254,7 @@ def test_a_context_that_is_being_cleared_is_not_mounted(cli, url, tmp_path):
     """The line says what goes on with it."""
     from ctxfs.storage import registry_changes
     store = open_store(url)
-    registry_changes.set_state(store, Registry(store).find('c').id, 'clearing')
+    registry_changes.begin_clearing(store, Registry(store).find('c').id, deletes=False)
     store.close()
     (tmp_path / 'm').mkdir()
     assert 'context c is being cleared; ctxfs context clear c goes on with it' in cli('mount', 'c', tmp_path / 'm', status=1)
