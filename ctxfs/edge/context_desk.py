@@ -89,7 +89,7 @@ class ContextDesk:
     def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
         """Raises InUse where nothing may be added."""
         if for_writing:
-            preflight.check_not_clearing(record)
+            clearing.check_not_clearing(record)
         return ContextFiles(self.store, record.id, host=self.host)
 
 

@@ -5,8 +5,8 @@ objects (storage/registry_changes.py) nor the heartbeats' (storage/heartbeats.py
 
     no mount → record: clearing → no mount, still → batches: objects go, tombstones tell other hosts → a pass that finds nothing
     → clear:  the index is merged → record: available          delete:  the claim goes → the record goes
-A mount looks at the record before it begins and a clearing at the heartbeats after it has marked the record, so one of them sees the other. After
-a crash whoever calls again goes on; a context that was being deleted can only be deleted on.
+A mount writes its heartbeat, then looks at the record, then begins; a clearing marks the record, then looks at the heartbeats, then begins: so one
+of them sees the other. After a crash whoever calls again goes on; a context that was being deleted can only be deleted on.
 
 Two may be at it at once: one goes on with what the other, slow or on another host, never gave up. The record is looked at after each page of the
 listing, so who was overtaken removes nothing that came after the other was done, and never calls available what the other deletes.
@@ -44,6 +44,13 @@ def check_unused(store: ObjectStore, record: ContextRecord, *, is_dead: IsDead, 
     if found:
         places = ', '.join(beat.text() for beat in found[:3]) + (' …' if len(found) > 3 else '')
         raise InUse(f'context {record.name} is mounted ({places}); unmount it there, or {what} it with --force')
+
+
+def check_not_clearing(record: ContextRecord) -> None:
+    """Raises InUse for a context of which the rest is about to go."""
+    if record.state == 'clearing':
+        verb, done = ('delete', 'deleted') if record.is_doomed is True else ('clear', 'cleared')
+        raise InUse(f'context {record.name} is being {done}; ctxfs context {verb} {record.name} goes on with it if that was cut short')
 
 
 def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bool, is_dead: IsDead) -> ContextRecord:

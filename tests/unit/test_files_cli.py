@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from ctxfs.edge.cli import run
 from ctxfs.errors import Denied
-from ctxfs.storage import posix_meta
+from ctxfs.storage import posix_meta, registry_changes
+from ctxfs.storage.heartbeats import live_mounts
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.stores import open_store
 from ctxfs.sync import get_files, put_files
@@ -252,7 +254,6 @@ def test_contexts_on_the_command_line(cli, tmp_path):
 
 def test_a_context_that_is_being_cleared_is_not_mounted(cli, url, tmp_path):
     """The line says what goes on with it."""
-    from ctxfs.storage import registry_changes
     store = open_store(url)
     registry_changes.begin_clearing(store, Registry(store).find('c').id, deletes=False)
     store.close()
@@ -261,6 +262,25 @@ def test_a_context_that_is_being_cleared_is_not_mounted(cli, url, tmp_path):
     assert 'is being cleared' in cli('files', 'put', 'c', '/etc/hostname', status=1)
     cli('context', 'clear', 'c')
     assert cli('context', 'show', 'c', '--json')['state'] == 'available'
+
+
+def test_a_clearing_that_begins_while_a_mount_does_is_seen(cli, url, tmp_path, monkeypatch):
+    """The mount looked at the context, then it was marked, and nobody saw a heartbeat: nothing is mounted, nor looks so."""
+    from ctxfs.edge import cli_mount
+    store, real = open_store(url), cli_mount._options
+
+    def late(*args, **how):
+        registry_changes.begin_clearing(store, Registry(store).find('c').id, deletes=False)
+        return real(*args, **how)
+    monkeypatch.setattr(cli_mount, '_options', late)
+    place = tmp_path / 'm'
+    place.mkdir()
+    try:
+        assert 'context c is being cleared; ctxfs context clear c goes on with it' in cli('mount', 'c', place, status=1)
+    finally:
+        subprocess.run(['fusermount3', '-uz', place], check=False, capture_output=True)
+    assert live_mounts(store, Registry(store).find('c').id) == [] and cli('status', '--json')['mounts'] == []
+    store.close()
 
 
 def test_urls_are_refused_where_there_is_no_server(cli):
