@@ -18,6 +18,7 @@ import trio
 import ctxfs
 from ctxfs import AgentBayError, AsyncContextService, ClearanceTimeoutError, ContextListParams, ContextService
 from ctxfs.edge import context_service
+from ctxfs.edge.state_lock import locked
 from ctxfs.errors import Denied, InUse, RemoteUnavailable
 from ctxfs.storage import registry_changes
 from ctxfs.storage.heartbeats import EXPIRE_SECONDS, Beat, beat_name, encode, live_mounts
@@ -226,6 +227,16 @@ def beat(url, context_id, *, host='0123456789abcdef'):
     fill(url, context_id, {beat_name(host, '/state'): body})
 
 
+def left_behind(home, url, context_id):
+    """What the daemon of `beat` leaves on its host when it is killed; its state directory."""
+    state = home / f'home/.local/state/ctxfs/{context_id}'
+    (state / 'last-mount').mkdir(parents=True)
+    record = {'contextId': context_id, 'contextName': 'c', 'mountpoint': '/home/me/ctx', 'store': url, 'stateDir': str(state), 'logFile': '',
+              'pid': 4711, 'pidStart': 1, 'bootId': 'an earlier one', 'startedAt': 1.0}
+    (state / 'last-mount/mount.json').write_text(json.dumps(record))
+    return state
+
+
 def test_what_is_mounted_somewhere_is_not_emptied(contexts, url):
     """Unless it is forced; what its mounts agree by stays."""
     context = contexts.create('used').context
@@ -256,6 +267,20 @@ def test_a_heartbeat_expires(local, file_url, home):
     store.delete(f'contexts/{context.id}/.ctxfs/mounts/odd')
     beat(file_url, context.id, host=local._desk().host)
     store.close()
+    left_behind(home, file_url, context.id)
+    assert local.delete(context).success
+
+
+@pytest.mark.parametrize('known', ['nothing', 'locked'])
+def test_a_heartbeat_of_this_host_is_dead_only_where_that_is_known(local, file_url, home, known):
+    """A copy of this machine has its id; in another container its processes are not to be seen, only that the state is locked."""
+    context = local.create('c').context
+    beat(file_url, context.id, host=local._desk().host)
+    if known == 'nothing':
+        assert local.delete(context).error_message.startswith('[Context.InUse]')
+        return
+    with locked(left_behind(home, file_url, context.id)):
+        assert local.delete(context).error_message.startswith('[Context.InUse]')
     assert local.delete(context).success
 
 
