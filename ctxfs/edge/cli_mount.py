@@ -46,6 +46,7 @@ from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync import clearing
 from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
 
@@ -215,7 +216,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
             invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
         context = preflight.find_context(store, reference, create=may_make and create, created=created)
-        preflight.check_not_clearing(context)
+        clearing.check_not_clearing(context)
         return store, context
     except NotFound:
         if create and refusal is not None:

@@ -9,12 +9,14 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
 from ctxfs.config import load_host_id
 from ctxfs.edge import preflight
 from ctxfs.edge.cli_common import Invocation
+from ctxfs.edge.state_lock import is_locked
 from ctxfs.errors import Denied, InUse
 from ctxfs.storage.heartbeats import Beat, live_mounts
 from ctxfs.storage.object_store import ObjectStore
@@ -65,10 +67,12 @@ class ContextDesk:
                 for mount in self._invocation.mounts() if mount.record.context_id == context_id and mount.is_alive() and mount.result() is None]
 
     def _is_dead(self, beat: Beat) -> bool:
-        """What this host's own daemons left behind when they were killed."""
+        """What this host's own daemons left behind when they were killed. What this host knows nothing of lives: a copy of this machine has its
+        id, too, and a container that shares its directories sees none of its processes, but their locks."""
         if beat.host_id != self.host:
             return False
-        return not any(mount.record.pid == beat.pid and mount.is_alive() for mount in self._invocation.mounts())
+        known = [mount for mount in self._invocation.mounts() if (mount.record.pid, mount.record.mountpoint) == (beat.pid, beat.mountpoint)]
+        return bool(known) and not any(mount.is_alive() or is_locked(Path(mount.record.state_dir)) for mount in known)
 
     # --- changing -------------------------------------------------------------------------------------------------------------------
 
@@ -89,7 +93,7 @@ class ContextDesk:
     def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
         """Raises InUse where nothing may be added."""
         if for_writing:
-            preflight.check_not_clearing(record)
+            clearing.check_not_clearing(record)
         return ContextFiles(self.store, record.id, host=self.host)
 
 

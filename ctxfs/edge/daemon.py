@@ -187,6 +187,8 @@ class Mount:
             server = await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
+            if not options.read_only:
+                await self._heartbeat.begin(options.context_id)
             self._attach()
             nursery.start_soon(supervised, self._remote.run)
             nursery.start_soon(supervised, self._invalidator.run)

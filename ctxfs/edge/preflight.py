@@ -20,7 +20,7 @@ from typing import TypeVar
 from ctxfs.config import FuseOptions, file_store_url, store_identity
 from ctxfs.edge.mount_table import MountEntry, mount_at, probe
 from ctxfs.edge.runtime_dir import Mount, find_mounts, wait_for_end
-from ctxfs.errors import CtxfsError, Denied, Exists, InUse, NotADirectory, NotEmpty, NotFound, NotPermitted, RemoteUnavailable, UsageError
+from ctxfs.errors import CtxfsError, Denied, Exists, NotADirectory, NotEmpty, NotFound, NotPermitted, RemoteUnavailable, UsageError
 from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry, context_prefix
@@ -238,13 +238,6 @@ def find_context(store: ObjectStore, reference: str, *, create: bool,
             created(record)
             return record
         raise NotFound(f'{e}; ctxfs mount --create makes a new one') from e
-
-
-def check_not_clearing(record: ContextRecord) -> None:
-    """Raises InUse for a context of which the rest is about to go."""
-    if record.state == 'clearing':
-        verb, done = ('delete', 'deleted') if record.is_doomed is True else ('clear', 'cleared')
-        raise InUse(f'context {record.name} is being {done}; ctxfs context {verb} {record.name} goes on with it if that was cut short')
 
 
 def is_default_store(url: str, data_root: Path) -> bool:

@@ -34,6 +34,17 @@ def locked(state: Path, *, seconds: float = LOCK_SECONDS, is_shared: bool = Fals
         os.close(fd)
 
 
+def is_locked(state: Path) -> bool:
+    """Whether somebody has it now, in whatever container. The lock is taken for a moment only, and waited for by others."""
+    try:
+        with locked(state, seconds=0, is_shared=True):
+            return False
+    except Exists:
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def _try_lock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)

@@ -121,13 +121,24 @@ def drop_claim(store: ObjectStore, name: str, context_id: str) -> None:
             store.delete(key, if_match=info.etag)
 
 
-def set_state(store: ObjectStore, context_id: str, state: str, *, is_doomed: bool | None = None) -> ContextRecord:
-    """`is_doomed` None leaves it as it is. Raises NotFound."""
-    def apply(value: dict[str, Any]) -> None:
-        value['state'] = state
-        if is_doomed:
-            value['isDoomed'] = True
-        elif is_doomed is False:
-            value.pop('isDoomed', None)
-    return change_record(store, context_id, apply)
+def begin_clearing(store: ObjectStore, context_id: str, *, deletes: bool) -> tuple[ContextRecord, bool]:
+    """The record, and whether it says so from now on only: else somebody is at it, or was. Raises NotFound."""
+    is_new = False
 
+    def apply(value: dict[str, Any]) -> None:
+        nonlocal is_new
+        is_new = value.get('state') != 'clearing'
+        value['state'] = 'clearing'
+        if deletes:
+            value['isDoomed'] = True
+    return change_record(store, context_id, apply), is_new
+
+
+def take_back_clearing(store: ObjectStore, context_id: str) -> None:
+    """Nothing was removed. Raises NotFound."""
+    change_record(store, context_id, lambda value: (value.update(state='available'), value.pop('isDoomed', None)))
+
+
+def end_clearing(store: ObjectStore, context_id: str) -> None:
+    """Its files are gone. What somebody deletes meanwhile stays as it is. Raises NotFound."""
+    change_record(store, context_id, lambda value: None if value.get('isDoomed') else value.update(state='available'))

@@ -5,8 +5,11 @@ objects (storage/registry_changes.py) nor the heartbeats' (storage/heartbeats.py
 
     no mount → record: clearing → no mount, still → batches: objects go, tombstones tell other hosts → a pass that finds nothing
     → clear:  the index is merged → record: available          delete:  the claim goes → the record goes
-A mount looks at the record before it begins and a clearing at the heartbeats after it has marked the record, so one of them sees the other. After
-a crash whoever calls again goes on; a context that was being deleted can only be deleted on.
+A mount writes its heartbeat, then looks at the record, then begins; a clearing marks the record, then looks at the heartbeats, then begins: so one
+of them sees the other. After a crash whoever calls again goes on; a context that was being deleted can only be deleted on.
+
+Two may be at it at once: one goes on with what the other, slow or on another host, never gave up. The record is looked at after each page of the
+listing, so who was overtaken removes nothing that came after the other was done, and never calls available what the other deletes.
 """
 from __future__ import annotations
 
@@ -43,6 +46,13 @@ def check_unused(store: ObjectStore, record: ContextRecord, *, is_dead: IsDead, 
         raise InUse(f'context {record.name} is mounted ({places}); unmount it there, or {what} it with --force')
 
 
+def check_not_clearing(record: ContextRecord) -> None:
+    """Raises InUse for a context of which the rest is about to go."""
+    if record.state == 'clearing':
+        verb, done = ('delete', 'deleted') if record.is_doomed is True else ('clear', 'cleared')
+        raise InUse(f'context {record.name} is being {done}; ctxfs context {verb} {record.name} goes on with it if that was cut short')
+
+
 def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bool, is_dead: IsDead) -> ContextRecord:
     """Mark the context. From here on it is cleared or deleted, if need be by somebody else. Raises InUse unless `force`."""
     what = 'delete' if deletes else 'clear'
@@ -50,13 +60,14 @@ def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bo
         check_unused(store, record, is_dead=is_dead, what=what)
     if Registry(store).record(record.id) is None:
         registry_changes.keep_record(store, record)
-    marked = registry_changes.set_state(store, record.id, 'clearing', is_doomed=True if deletes else None)
+    marked, is_ours = registry_changes.begin_clearing(store, record.id, deletes=deletes)
     crash_point('context-clear-after-mark')
-    if not force and record.state != 'clearing':
+    if not force:
         try:
             check_unused(store, record, is_dead=is_dead, what=what)
         except InUse:
-            registry_changes.set_state(store, record.id, 'available', is_doomed=False)
+            if is_ours:
+                registry_changes.take_back_clearing(store, record.id)
             raise
     return marked
 
@@ -68,30 +79,42 @@ def finish(store: ObjectStore, record: ContextRecord, *, host: str, progress: Pr
     index = IndexLog(store, record.prefix, host=host)
     count = 0
     for _ in range(_PASSES):
-        gone = _one_pass(store, record.prefix, () if doomed else _KEPT, index=None if doomed else index, progress=progress)
+        gone = _one_pass(store, record, index=index, progress=progress)
         count += gone
         if not gone:
             break
     if doomed:
-        registry_changes.remove(store, record)
+        if _is_ours(store, record):
+            registry_changes.remove(store, record)
+        elif Registry(store).record(record.id) is not None:
+            raise InUse(f'context {record.name} is not to be deleted any more: it was mounted meanwhile')
         return count
     if count:
         index.compact(grace_ns=int(CompactIndex(prefix='').grace_seconds * 1e9))
     crash_point('context-clear-before-state')
-    registry_changes.set_state(store, record.id, 'available')
+    registry_changes.end_clearing(store, record.id)
     return count
 
 
-def _one_pass(store: ObjectStore, prefix: str, kept: tuple[str, ...], *, index: IndexLog | None, progress: Progress) -> int:
-    kept = tuple(prefix + name for name in kept)
+def _one_pass(store: ObjectStore, record: ContextRecord, *, index: IndexLog, progress: Progress) -> int:
+    doomed, prefix = record.is_doomed is True, record.prefix
+    kept = () if doomed else tuple(prefix + name for name in _KEPT)
     count = 0
     for page in pages(store, prefix):
-        keys = [info.key for info in page.objects if not kept or not info.key.startswith(kept)]
+        keys = [info.key for info in page.objects if not info.key.startswith(kept)]
         if keys:
-            _remove_batch(store, prefix, keys, index)
+            if not _is_ours(store, record):
+                break
+            _remove_batch(store, prefix, keys, None if doomed else index)
             count += len(keys)
             progress(len(keys))
     return count
+
+
+def _is_ours(store: ObjectStore, record: ContextRecord) -> bool:
+    """Whether what was listed before this was asked is still to go."""
+    now = Registry(store).record(record.id)
+    return now is not None and now.state == 'clearing' and record.is_doomed in (now.is_doomed, msgspec.UNSET)
 
 
 def _remove_batch(store: ObjectStore, prefix: str, keys: list[str], index: IndexLog | None) -> None:

@@ -314,9 +314,11 @@ class Check(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, ta
 
 
 class Heartbeat(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Write the object that says that the mount lives; without a body, remove it."""
+    """Write the object that says that the mount lives; without a body, remove it. With `context_id` raises InUse when that context is being
+    cleared once the heartbeat is there."""
     key: str
     body: bytes | None
+    context_id: str = ''
 
 
 class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=True, tag=True):

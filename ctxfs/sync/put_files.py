@@ -8,6 +8,7 @@ failure stays, and is told.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -17,7 +18,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import msgspec
 
-from ctxfs.errors import Denied, NotFound
+from ctxfs.errors import CtxfsError, Denied, NotFound
 from ctxfs.records import Attrs, IndexRecord, Stamp
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_sums import BLOCK_SIZE
@@ -110,7 +111,7 @@ def put(files: ContextFiles, path: bytes, key: str, *, progress: Progress = lamb
                 waiting = sent.collect(waiting, names)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            sent.collect(set(), names)
+            sent.take_rest(names)
             sent.tell()
     return sent.moved()
 
@@ -124,15 +125,20 @@ class _Sent:
         self.failures: list[Failure] = []
 
     def collect(self, waiting: set[Future[IndexRecord]], names: dict[Future[IndexRecord], Local]) -> set[Future[IndexRecord]]:
-        """Take the results that are there (of all, when nothing is waited for). Raises what is no single file's problem."""
-        done, left = wait(waiting, return_when=FIRST_COMPLETED) if waiting else (set(names), set())
+        """Take the results that are there. Raises what is no single file's problem."""
+        done, left = wait(waiting, return_when=FIRST_COMPLETED)
         for future in done:
-            item = names.pop(future, None)
-            if item is not None and not future.cancelled():
-                self._take(future, item)
+            self._take(future, names.pop(future))
         if len(self._records) >= SEGMENT_RECORDS:
             self.tell()
         return left
+
+    def take_rest(self, names: dict[Future[IndexRecord], Local]) -> None:
+        """When nothing runs any more. One problem of all is raised already; where several files had it, the others are still told."""
+        for future, item in names.items():
+            if not future.cancelled():
+                with contextlib.suppress(CtxfsError):
+                    self._take(future, item)
 
     def _take(self, future: Future[IndexRecord], item: Local) -> None:
         try:

@@ -18,7 +18,9 @@ import trio
 import ctxfs
 from ctxfs import AgentBayError, AsyncContextService, ClearanceTimeoutError, ContextListParams, ContextService
 from ctxfs.edge import context_service
-from ctxfs.errors import Denied, RemoteUnavailable
+from ctxfs.edge.state_lock import locked
+from ctxfs.errors import Denied, InUse, RemoteUnavailable
+from ctxfs.storage import registry_changes
 from ctxfs.storage.heartbeats import EXPIRE_SECONDS, Beat, beat_name, encode, live_mounts
 from ctxfs.storage.stores import open_store
 from ctxfs.sync import clearing
@@ -225,6 +227,16 @@ def beat(url, context_id, *, host='0123456789abcdef'):
     fill(url, context_id, {beat_name(host, '/state'): body})
 
 
+def left_behind(home, url, context_id):
+    """What the daemon of `beat` leaves on its host when it is killed; its state directory."""
+    state = home / f'home/.local/state/ctxfs/{context_id}'
+    (state / 'last-mount').mkdir(parents=True)
+    record = {'contextId': context_id, 'contextName': 'c', 'mountpoint': '/home/me/ctx', 'store': url, 'stateDir': str(state), 'logFile': '',
+              'pid': 4711, 'pidStart': 1, 'bootId': 'an earlier one', 'startedAt': 1.0}
+    (state / 'last-mount/mount.json').write_text(json.dumps(record))
+    return state
+
+
 def test_what_is_mounted_somewhere_is_not_emptied(contexts, url):
     """Unless it is forced; what its mounts agree by stays."""
     context = contexts.create('used').context
@@ -255,6 +267,20 @@ def test_a_heartbeat_expires(local, file_url, home):
     store.delete(f'contexts/{context.id}/.ctxfs/mounts/odd')
     beat(file_url, context.id, host=local._desk().host)
     store.close()
+    left_behind(home, file_url, context.id)
+    assert local.delete(context).success
+
+
+@pytest.mark.parametrize('known', ['nothing', 'locked'])
+def test_a_heartbeat_of_this_host_is_dead_only_where_that_is_known(local, file_url, home, known):
+    """A copy of this machine has its id; in another container its processes are not to be seen, only that the state is locked."""
+    context = local.create('c').context
+    beat(file_url, context.id, host=local._desk().host)
+    if known == 'nothing':
+        assert local.delete(context).error_message.startswith('[Context.InUse]')
+        return
+    with locked(left_behind(home, file_url, context.id)):
+        assert local.delete(context).error_message.startswith('[Context.InUse]')
     assert local.delete(context).success
 
 
@@ -266,6 +292,73 @@ def test_a_mount_that_comes_while_it_is_marked_wins(local, file_url, monkeypatch
     assert local.delete(context).error_message.startswith('[Context.InUse]')
     assert local.get_clear_status(context.id).status == 'available'
     assert [entry.file_name for entry in local.list_files(context.id, '/').entries] == ['a']
+
+
+# --- two at once ---------------------------------------------------------------------------------------------------------------------
+
+def overtake(monkeypatch, act):
+    """`act` once, between a page of the listing and what goes of it."""
+    real, is_done = clearing.pages, []
+
+    def late(store, prefix, **how):
+        for page in real(store, prefix, **how):
+            if not is_done:
+                is_done.append(True)
+                act()
+            yield page
+    monkeypatch.setattr(clearing, 'pages', late)
+
+
+def test_who_is_overtaken_by_another_clearing_removes_nothing_that_came_after(local, file_url, monkeypatch):
+    """A slow one listed a file; another came to the end of it, and the context was used again: the new file of that name stays."""
+    context = local.create('c').context
+    fill(file_url, context.id, {'a': b'1'})
+    desk = local._desk()
+    slow = desk.begin_clearing(desk.registry.find('c'), deletes=False, force=False)
+
+    def another():
+        assert desk.finish_clearing(desk.begin_clearing(desk.registry.find('c'), deletes=False, force=False)) == 1
+        fill(file_url, context.id, {'a': b'2'})
+    overtake(monkeypatch, another)
+    assert desk.finish_clearing(slow) == 0
+    assert [entry.file_name for entry in local.list_files(context.id, '/').entries] == ['a']
+    assert local.get_clear_status(context.id).status == 'available'
+
+
+def test_the_end_of_a_clearing_leaves_a_deletion_its_mark(local, file_url, monkeypatch):
+    """What is being deleted is not called available, or it would be mounted and lose what is written there."""
+    context = local.create('c').context
+    fill(file_url, context.id, {'a': b'1'})
+    desk = local._desk()
+    cleared = desk.begin_clearing(desk.registry.find('c'), deletes=False, force=False)
+    doomed = desk.begin_clearing(desk.registry.find('c'), deletes=True, force=False)
+    desk.finish_clearing(cleared)
+    assert local.get_clear_status(context.id).status == 'clearing'
+    desk.finish_clearing(doomed)
+    assert keys(file_url) == [] and not local.get('c').success
+
+
+def test_a_deletion_whose_mark_was_taken_back_ends(local, file_url, monkeypatch):
+    """And says so; the files and the name stay."""
+    context = local.create('c').context
+    fill(file_url, context.id, {'a': b'1'})
+    desk = local._desk()
+    doomed = desk.begin_clearing(desk.registry.find('c'), deletes=True, force=False)
+    overtake(monkeypatch, lambda: registry_changes.take_back_clearing(desk.store, context.id))
+    with pytest.raises(InUse, match='not to be deleted any more'):
+        desk.finish_clearing(doomed)
+    assert local.get('c').success and [entry.file_name for entry in local.list_files(context.id, '/').entries] == ['a']
+
+
+def test_only_who_marked_a_context_takes_the_mark_back(local, file_url, monkeypatch):
+    """A mount that is on its way shows up: another's deletion, which did not see it, goes on and must keep its mark."""
+    context = local.create('c').context
+    desk = local._desk()
+    desk.begin_clearing(desk.registry.find('c'), deletes=True, force=False)
+    monkeypatch.setattr(clearing, 'crash_point', lambda name: beat(file_url, context.id))
+    assert local.clear(context.id).error_message.startswith('[Context.InUse]')
+    record = desk.registry.find('c')
+    assert (record.state, record.is_doomed) == ('clearing', True)
 
 
 # --- cut short ----------------------------------------------------------------------------------------------------------------------

@@ -4,15 +4,19 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from ctxfs.edge.cli import run
-from ctxfs.storage import posix_meta
+from ctxfs.errors import Denied
+from ctxfs.storage import posix_meta, registry_changes
+from ctxfs.storage.heartbeats import live_mounts
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.stores import open_store
-from ctxfs.sync import get_files
+from ctxfs.sync import get_files, put_files
 from ctxfs.sync.context_files import ContextFiles
 from ctxfs.sync.index_log import IndexLog
 
@@ -146,6 +150,35 @@ def test_what_cannot_be_sent_is_named_and_the_rest_is_sent(cli, tmp_path):
     assert [entry['name'] for entry in cli('files', 'ls', 'c', '/d', '--json')['entries']] == ['good']
 
 
+def test_what_arrived_before_a_refusal_is_told_to_mounts(url, tmp_path):
+    """However many files the store refuses."""
+    (tmp_path / 'd').mkdir()
+    for number in range(20):
+        (tmp_path / f'd/{number:02}').write_bytes(b'x')
+    store = open_store(url)
+    files = ContextFiles(store, Registry(store).find('c').id, host='h')
+    is_over = threading.Barrier(5)
+
+    class Refusing:
+        """The first four at once."""
+
+        def __getattr__(self, verb):
+            return getattr(store, verb)
+
+        def put(self, key, body, **how):
+            if key.rpartition('/')[2] in ('00', '01', '02', '03', '04'):
+                is_over.wait(10)
+                if not key.endswith('04'):
+                    raise Denied(key)
+            return store.put(key, body, **how)
+    files.store = Refusing()
+    with pytest.raises(Denied):
+        put_files.put(files, os.fsencode(tmp_path / 'd'), 'd')
+    arrived = [info.key.removeprefix(files.prefix) for info in store.list(files.prefix + 'd/').objects]
+    assert 'd/04' in arrived and [record.path for record in files.records()] == arrived
+    store.close()
+
+
 def test_nothing_is_written_outside(cli, url, tmp_path):
     """A symlink of the bucket is never written through, in one go or in two."""
     (tmp_path / 'outside').mkdir()
@@ -221,15 +254,33 @@ def test_contexts_on_the_command_line(cli, tmp_path):
 
 def test_a_context_that_is_being_cleared_is_not_mounted(cli, url, tmp_path):
     """The line says what goes on with it."""
-    from ctxfs.storage import registry_changes
     store = open_store(url)
-    registry_changes.set_state(store, Registry(store).find('c').id, 'clearing')
+    registry_changes.begin_clearing(store, Registry(store).find('c').id, deletes=False)
     store.close()
     (tmp_path / 'm').mkdir()
     assert 'context c is being cleared; ctxfs context clear c goes on with it' in cli('mount', 'c', tmp_path / 'm', status=1)
     assert 'is being cleared' in cli('files', 'put', 'c', '/etc/hostname', status=1)
     cli('context', 'clear', 'c')
     assert cli('context', 'show', 'c', '--json')['state'] == 'available'
+
+
+def test_a_clearing_that_begins_while_a_mount_does_is_seen(cli, url, tmp_path, monkeypatch):
+    """The mount looked at the context, then it was marked, and nobody saw a heartbeat: nothing is mounted, nor looks so."""
+    from ctxfs.edge import cli_mount
+    store, real = open_store(url), cli_mount._options
+
+    def late(*args, **how):
+        registry_changes.begin_clearing(store, Registry(store).find('c').id, deletes=False)
+        return real(*args, **how)
+    monkeypatch.setattr(cli_mount, '_options', late)
+    place = tmp_path / 'm'
+    place.mkdir()
+    try:
+        assert 'context c is being cleared; ctxfs context clear c goes on with it' in cli('mount', 'c', place, status=1)
+    finally:
+        subprocess.run(['fusermount3', '-uz', place], check=False, capture_output=True)
+    assert live_mounts(store, Registry(store).find('c').id) == [] and cli('status', '--json')['mounts'] == []
+    store.close()
 
 
 def test_urls_are_refused_where_there_is_no_server(cli):
