@@ -28,6 +28,7 @@ COMMANDS = {
     'resume': ('ctxfs.edge.cli_pause', 'resume', 'End a pause.'),
     'context': ('ctxfs.edge.cli_context', 'context', 'Create, list, show, rename, clear and delete contexts.'),
     'files': ('ctxfs.edge.cli_files', 'files', 'A context\'s files without a mount: list, get, put, remove, URLs.'),
+    'cache': ('ctxfs.edge.cli_cache', 'cache', 'Show, fill or empty the local cache of mounts.'),
     'doctor': ('ctxfs.edge.cli_doctor', 'doctor', 'Look for what keeps ctxfs from working.'),
     'metrics': ('ctxfs.edge.cli_metrics', 'metrics', 'Print counters of running mounts for Prometheus.'),
     'log-level': ('ctxfs.edge.cli_log_level', 'log_level', 'Set how much running mounts log.'),
