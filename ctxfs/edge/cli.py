@@ -26,7 +26,7 @@ COMMANDS = {
     'conflicts': ('ctxfs.edge.cli_conflicts', 'conflicts', 'List or settle files that two hosts changed.'),
     'pause': ('ctxfs.edge.cli_pause', 'pause', 'Hold back what begins by itself.'),
     'resume': ('ctxfs.edge.cli_pause', 'resume', 'End a pause.'),
-    'context': ('ctxfs.edge.cli_context', 'context', 'Create, list, show, rename, clear and delete contexts.'),
+    'context': ('ctxfs.edge.cli_context', 'context', 'Create, list, show, rename, copy, clear and delete contexts.'),
     'files': ('ctxfs.edge.cli_files', 'files', 'A context\'s files without a mount: list, get, put, remove, URLs.'),
     'cache': ('ctxfs.edge.cli_cache', 'cache', 'Show, fill or empty the local cache of mounts.'),
     'doctor': ('ctxfs.edge.cli_doctor', 'doctor', 'Look for what keeps ctxfs from working.'),

@@ -246,7 +246,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
             invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
         context = preflight.find_context(store, reference, create=may_make and create, created=created)
-        clearing.check_not_clearing(context)
+        clearing.check_whole(context)
         return store, context
     except NotFound:
         if create and refusal is not None:

@@ -20,7 +20,7 @@ from ctxfs.storage.block_sums import BLOCK_SIZE
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.registry import Registry
 from ctxfs.sync import protocol
-from ctxfs.sync.clearing import check_not_clearing
+from ctxfs.sync.clearing import check_whole
 from ctxfs.sync.measured import Measured
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 from ctxfs.sync.worker_ops_read import VERIFY_BYTES, content_hash
@@ -247,5 +247,5 @@ def heartbeat(context: WorkerContext, op: protocol.Heartbeat, channel: Operation
         else:
             context.store.put(op.key, op.body, content_type='application/json')
     if op.context_id and (record := Registry(context.store).record(op.context_id)) is not None:
-        check_not_clearing(record)
+        check_whole(record)
     return protocol.CheckDone()
