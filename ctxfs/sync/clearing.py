@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import InUse, RemoteUnavailable
+from ctxfs.errors import Denied, InUse, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR, IndexRecord
 from ctxfs.storage import registry_changes
 from ctxfs.storage.heartbeats import Beat, live_mounts
@@ -61,8 +61,11 @@ def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bo
     what = 'delete' if deletes else 'clear'
     if not force:
         check_unused(store, record, is_dead=is_dead, what=what)
-    if Registry(store).record(record.id) is None:
-        registry_changes.keep_record(store, record)
+    try:
+        if Registry(store).record(record.id) is None:
+            registry_changes.keep_record(store, record)
+    except Denied as error:
+        raise Denied(f'to {what} a context takes rights to its record below .ctxfs/contexts/, too ({error})') from error
     marked, is_ours = registry_changes.begin_clearing(store, record.id, deletes=deletes)
     crash_point('context-clear-after-mark')
     if not force:
