@@ -29,6 +29,7 @@ import botocore.httpsession
 
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
+from ctxfs.storage.s3_encryption import encryption_headers, makes_object
 from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
 from ctxfs.storage.s3_retry import ATTEMPTS, BUSY, LONGEST_SECONDS, pause, retry_after_of
@@ -55,10 +56,11 @@ _RENEWABLE = frozenset({'ExpiredToken', 'ExpiredTokenException', 'SecurityTokenE
 
 class S3Client:
     """One bucket at one endpoint. Thread-safe. Raises UsageError for a profile or an endpoint that cannot be. `silence`: seconds for which
-    the server may say nothing before a request has failed."""
+    the server may say nothing before a request has failed; `sse`: what every object is to be encrypted with, there."""
 
     def __init__(self, bucket: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', silence: float | None = None, traffic: Traffic | None = None) -> None:
+                 addressing: str = 'auto', silence: float | None = None, traffic: Traffic | None = None,
+                 sse: str | None = None) -> None:
         self.bucket = bucket
         self._timeouts = Timeouts() if silence is None else Timeouts(connect=min(Timeouts().connect, silence), read=silence)
         self._profile = profile
@@ -74,6 +76,7 @@ class S3Client:
         self._pool = HttpPool(origin, ca_file=_ca_file(), traffic=self._traffic)
         self._host = origin.partition('//')[2]
         self._sign_body = origin.startswith('http://')
+        self._encrypted = encryption_headers(sse, self._service_url) if sse else {}
         self._lock = threading.Lock()
         self._credentials: Any = None
         self._renewed_at = float('-inf')
@@ -96,6 +99,8 @@ class S3Client:
         until = time.monotonic() + self._timeouts.read * (3 if repeatable and method == 'PUT' else 1)
         chosen = timeouts or (self._timeouts._replace(read=3 * self._timeouts.read) if is_long else self._timeouts)
         kind = _kind_of(method, query or {}, headers or {})
+        if self._encrypted and makes_object(method, query or {}):
+            headers = {**(headers or {}), **self._encrypted}
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._attempt(method, target, headers or {}, body, what, repeatable, chosen, body_max, kind)

@@ -49,9 +49,9 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
                  addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
                  silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None,
-                 traffic: Traffic | None = None) -> None:
+                 traffic: Traffic | None = None, sse: str | None = None) -> None:
         self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing, silence=silence,
-                                traffic=traffic)
+                                traffic=traffic, sse=sse)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
