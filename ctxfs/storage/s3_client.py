@@ -29,6 +29,7 @@ import botocore.httpsession
 
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
+from ctxfs.storage.s3_credentials import find_credentials
 from ctxfs.storage.s3_encryption import encryption_headers, makes_object
 from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
@@ -171,11 +172,14 @@ class S3Client:
         with translate(what, self.bucket):
             if self._credentials is None:
                 with self._lock:
-                    self._credentials = self._credentials or self._session.get_credentials()
+                    self._credentials = self._credentials or self._find(self._session)
                 if self._credentials is None:
                     raise Denied('no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile')
             frozen = self._credentials.get_frozen_credentials()
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def _find(self, session: Any) -> Any:
+        return find_credentials(session.get_credentials, endpoint=self._service_url, has_profile=self._profile is not None, env=os.environ)
 
     def _renewed_credentials(self, refused: Credentials, what: str) -> Credentials | None:
         """Others than those that were refused, if there are any: a file that somebody has written anew is read by botocore only once. None
@@ -187,7 +191,7 @@ class S3Client:
             try:
                 with translate(what, self.bucket):
                     session = boto3.Session(profile_name=self._profile)
-                    found = session.get_credentials()
+                    found = self._find(session)
                     frozen = found.get_frozen_credentials() if found is not None else None
             except CtxfsError:
                 return None
