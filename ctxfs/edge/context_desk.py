@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ctxfs.config import load_host_id
-from ctxfs.edge import preflight
+from ctxfs.edge import policy_choice, preflight
 from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.state_lock import is_locked
 from ctxfs.errors import Denied, InUse, NotFound
@@ -23,6 +23,7 @@ from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 from ctxfs.sync import clearing, copying
 from ctxfs.sync.context_files import ContextFiles
+from ctxfs.sync.resumable import UploadNotes
 
 _LOOKS = 8
 
@@ -110,10 +111,13 @@ class ContextDesk:
         return clearing.renamed(self.store, record, name)
 
     def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
-        """Raises InUse where nothing may be added."""
-        if for_writing:
-            clearing.check_whole(record)
-        return ContextFiles(self.store, record.id, host=self.host)
+        """Raises InUse where nothing may be added, and UsageError for a stored policy that cannot be read."""
+        if not for_writing:
+            return ContextFiles(self.store, record.id, host=self.host)
+        clearing.check_whole(record)
+        chosen = policy_choice.stored(self.store, record)
+        return ContextFiles(self.store, record.id, host=self.host, policy=chosen.policy if chosen is not None else None,
+                            uploads=UploadNotes(self._invocation.paths.state / 'uploads'))
 
 
 @contextlib.contextmanager
