@@ -15,6 +15,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -27,6 +28,7 @@ from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import context_prefix
 from ctxfs.sync.clearing import tombstones
+from ctxfs.sync.held_turns import HeldTurns
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.resumable import UploadNotes
 
@@ -58,9 +60,11 @@ class ContextFiles:
     """See the module docstring. Paths are as people write them (keys.key_of_path). Raises what the store raises, and InvalidArgument."""
 
     def __init__(self, store: ObjectStore, context_id: str, *, host: str, policy: SyncPolicy | None = None,
-                 uploads: UploadNotes | None = None) -> None:
-        """`policy` says which uploads carry a lifetime; `uploads` notes large ones, so that they can be gone on with."""
+                 uploads: UploadNotes | None = None, turns: HeldTurns | None = None) -> None:
+        """`policy` says which uploads carry a lifetime; `uploads` notes large ones, so that they can be gone on with; `turns`: how to wait for other
+        hosts where the store makes that necessary."""
         self.store = store
+        self._turns = turns
         self.uploads = uploads
         self._rules = Rules(policy or SyncPolicy())
         self._below = mapped_prefix(policy.mapping_policy.path) if policy is not None and policy.mapping_policy is not None else ''
@@ -186,6 +190,10 @@ class ContextFiles:
         for start in range(0, len(records), SEGMENT_RECORDS):
             self._index.append(records[start:start + SEGMENT_RECORDS])
 
+    def turn(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """Around writes of these keys. Raises RemoteUnavailable."""
+        return self._turns.turn([self.prefix + key for key in keys]) if self._turns is not None else contextlib.nullcontext()
+
     def delete_file(self, path: str) -> Entry:
         """Raises NotFound, IsADirectory."""
         found = self.file(path)
@@ -205,7 +213,8 @@ class ContextFiles:
 
     def _delete(self, keys: list[str]) -> None:
         began_ns = time.time_ns()
-        failures = self.store.delete_many([(self.prefix + key, None) for key in keys])
+        with self.turn(keys):
+            failures = self.store.delete_many([(self.prefix + key, None) for key in keys])
         failed = {key for key, _ in failures}
         gone = [key for key in keys if self.prefix + key not in failed]
         if gone:

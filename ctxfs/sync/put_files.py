@@ -169,8 +169,9 @@ def _send(files: ContextFiles, item: Local) -> IndexRecord:
     else:
         is_dir = stat.S_ISDIR(item.found.st_mode)
         body = b'' if is_dir else attrs.target or b''
-        result = files.store.put(files.prefix + item.key, body, metadata=posix_meta.encode(attrs, Stamp(host=files.host)),
-                                 content_type=posix_meta.DIRECTORY_TYPE if is_dir else None)
+        with files.turn([item.key]):
+            result = files.store.put(files.prefix + item.key, body, metadata=posix_meta.encode(attrs, Stamp(host=files.host)),
+                                     content_type=posix_meta.DIRECTORY_TYPE if is_dir else None)
         etag, size = ('', 0) if is_dir else (result.etag, result.size)
     return IndexRecord(path=item.key, changed_ns=time.time_ns(), etag=etag, size=size, attrs=attrs, lifecycle=lifecycle)
 
@@ -204,10 +205,12 @@ def _send_file(files: ContextFiles, item: Local, attrs: Attrs, lifecycle: str) -
             # not the other metadata: to read a file changes its atime, and the index has them as they are now
             content = f'{measured.sha256()} {lifecycle}'
             resume = files.uploads.upload(files.store, files.prefix + item.key, content) if files.uploads is not None else None
-            result = files.store.put_file(files.prefix + item.key, cast(BinaryIO, file), before.st_size, metadata=metadata, tags=tags,
-                                          may_commit=unchanged, resume=resume)
+            with files.turn([item.key]):
+                result = files.store.put_file(files.prefix + item.key, cast(BinaryIO, file), before.st_size, metadata=metadata, tags=tags,
+                                              may_commit=unchanged, resume=resume)
         elif len(body) == before.st_size and unchanged():
-            result = files.store.put(files.prefix + item.key, body, metadata=metadata, tags=tags)
+            with files.turn([item.key]):
+                result = files.store.put(files.prefix + item.key, body, metadata=metadata, tags=tags)
         else:
             raise Aborted(f'{item.key}: the file changed')
     return result.etag, result.size

@@ -19,7 +19,7 @@ from ctxfs.sync.resumable import OLD_SECONDS
 from tests.fakes.s3_server import FakeS3, Fault, Request
 
 MIB = 1 << 20
-PARTS = 4
+PARTS = 3
 
 
 class Desk:
