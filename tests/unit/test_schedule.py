@@ -572,6 +572,7 @@ def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pyt
 def test_a_flush_of_more_than_is_planned_ahead_ends_in_an_outage(play: Play) -> None:
     """Whoever waits for work, or for room for it, is told that there will be none."""
     async def scenario(disk: Disk) -> None:
+        disk.room._limit = 1 << 30
         for number in range(PLAN_AHEAD + 2 * BATCHES * TOGETHER + 50):
             await disk.save(b'f%d' % number, b'x')
         disk.failure = RemoteUnavailable('the store is away')
