@@ -59,7 +59,7 @@ def rivals(world: World, server: S3Server, row: str, *, endpoint: str = '') -> I
 def first_line(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f'not done within {error.timeout:.0f} s'
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def one_round(world: World, steps: Sequence[Step], number: int, disk: Disk, other: Side, *, keep: bool) -> None:

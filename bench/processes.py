@@ -57,7 +57,8 @@ def run(*command: str | os.PathLike[str], statuses: Sequence[int] = (0,), env: M
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, cwd=cwd,
                           timeout=seconds, env=None if env is None else {**os.environ, **env})
     if done.returncode not in statuses:
-        raise Failed(f'{" ".join(words)}: status {done.returncode}: {done.stderr.decode(errors="replace").strip()[-500:]}')
+        said = done.stderr.decode(errors='replace').strip() or done.stdout.decode(errors='replace').strip()
+        raise Failed(f'{" ".join(words)[:100]}: status {done.returncode}: {said.splitlines()[-1] if said else "it says nothing"}')
     return done.stdout
 
 

@@ -25,18 +25,19 @@ START_SECONDS = 60.0
 
 
 class Rival:
-    """A bucket of `server` mounted at `directory` while the block lasts; `home` is for whatever it keeps on the disk."""
+    """A bucket of `server`, or what is below `prefix` in it, mounted at `directory` while the block lasts; `home` is for whatever it keeps on the disk."""
 
     name = ''
     #: Debian package or PyPI distribution that brings it
     package = ''
 
-    def __init__(self, home: Path, server: S3Server, bucket: str, *, endpoint: str = '') -> None:
-        self.home, self.server, self.bucket = home, server, bucket
+    def __init__(self, home: Path, server: S3Server, bucket: str, *, endpoint: str = '', prefix: str = '') -> None:
+        self.home, self.server, self.bucket, self.prefix = home, server, bucket, prefix
         self.endpoint = endpoint or server.endpoint
         self.directory = home / 'mount'
         self.directory.mkdir()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._mounted: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def present(cls) -> bool:
@@ -53,14 +54,25 @@ class Rival:
         """Files are in the bucket when they are closed, unless a subclass knows better."""
 
     def __enter__(self):
-        self.prepare()
-        self.mount()
+        try:
+            self.prepare()
+            self.mount()
+        except BaseException:
+            self._end_all()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.unmount()
-        for process in self._processes[::-1]:
-            end(process)
+        try:
+            self.unmount()
+        finally:
+            self._end_all()
+
+    def _end_all(self) -> None:
+        if mounts_below(self.directory):
+            run('fusermount3', '-uz', self.directory)
+        while self._processes:
+            end(self._processes.pop())
 
     def start(self, *command: str | os.PathLike[str]) -> subprocess.Popen[bytes]:
         credentials = {name: self.server.environment[name] for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY')}
@@ -72,17 +84,19 @@ class Rival:
 
     def mount(self) -> None:
         """Returns when it answers."""
-        process = self.start(*self.command())
+        process = self._mounted = self.start(*self.command())
         wait_until(lambda: process.poll() is not None or mounts_below(self.directory), f'{self.name} mounts', seconds=START_SECONDS, every=0.005)
         if process.poll() is not None:
-            raise Failed(f'{self.name} did not mount: {(self.home / "log").read_text(errors="replace")[-600:]}')
+            said = (self.home / 'log').read_text(errors='replace').strip()
+            raise Failed(f'it did not mount: {said.splitlines()[-1] if said else "it says nothing"}')
 
     def unmount(self) -> None:
         if mounts_below(self.directory):
             self.settle()
             run('fusermount3', '-uz', self.directory)
-        if self._processes:
-            process = self._processes.pop()
+        if self._mounted is not None:
+            process, self._mounted = self._mounted, None
+            self._processes.remove(process)
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -108,7 +122,7 @@ class Rclone(Rival):
         self._control = f'127.0.0.1:{free_port()}'
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
-        remote = f':s3,provider=Other,env_auth,force_path_style,endpoint="{self.endpoint}":{self.bucket}'
+        remote = f':s3,provider=Other,env_auth,force_path_style,endpoint="{self.endpoint}":{self.bucket}/{self.prefix}'
         return (find_program('rclone') or 'rclone', 'mount', remote, self.directory, '--vfs-cache-mode', 'full', '--vfs-write-back', '100ms',
                 '--transfers', '16', '--dir-cache-time', '1h', '--attr-timeout', '1h', '--vfs-fast-fingerprint', '--cache-dir', self.home / 'cache',
                 '--config', '', '--rc', '--rc-no-auth', '--rc-addr', self._control)
@@ -134,7 +148,8 @@ class S3fs(Rival):
     def command(self) -> Sequence[str | os.PathLike[str]]:
         (self.home / 'cache').mkdir(exist_ok=True)
         options = f'url={self.endpoint},use_path_request_style,use_cache={self.home / "cache"},endpoint=us-east-1,parallel_count=16,multireq_max=20'
-        return 's3fs', self.bucket, self.directory, '-f', '-o', options
+        bucket = f'{self.bucket}:/{self.prefix}' if self.prefix else self.bucket
+        return 's3fs', bucket, self.directory, '-f', '-o', options
 
 
 class JuiceFS(Rival):
@@ -160,9 +175,8 @@ class JuiceFS(Rival):
         self.start('redis-server', '--bind', '127.0.0.1', '--port', str(port), '--dir', self.home, '--save', '', '--appendonly', 'no')
         wait_until(lambda: _listens(port), 'redis-server starts')
         environment = self.server.environment
-        run(self.program() or 'juicefs', 'format', '--storage', 's3', '--bucket', f'{self.endpoint}/{self.bucket}', '--access-key',
-            environment['AWS_ACCESS_KEY_ID'], '--secret-key', environment['AWS_SECRET_ACCESS_KEY'], '--trash-days', '0', self._redis, 'bench',
-            env={'HOME': str(self.home)})
+        run(self.program() or 'juicefs', 'format', '--storage', 's3', '--bucket', f'{self.endpoint}/{self.bucket}', self._redis, 'bench',
+            env={'HOME': str(self.home), 'ACCESS_KEY': environment['AWS_ACCESS_KEY_ID'], 'SECRET_KEY': environment['AWS_SECRET_ACCESS_KEY']})
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
         return (self.program() or 'juicefs', 'mount', self._redis, self.directory, '--no-usage-report', '--cache-dir', self.home / 'cache',
