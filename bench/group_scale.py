@@ -121,7 +121,7 @@ def first_mount(context: Context, host: Host, proxy: DelayProxy) -> None:
     add('first-ls', CTXFS, {CTXFS: until_ls})
     add('first-find', CTXFS, {CTXFS: took})
     add('first-requests', CTXFS, {CTXFS: counted.total})
-    add('first-heads', CTXFS, {CTXFS: counted.by_method.get('HEAD', 0)})
+    add('first-heads', CTXFS, {CTXFS: counted.kinds.get(('HEAD', 'object'), 0)})
     context.world.samples.note('first-requests', counted.text)
 
 

@@ -17,21 +17,18 @@ APART = ('probe', 'heartbeat')
 
 
 class Counted(NamedTuple):
-    """`total` and `by_method` are without what is told apart; `text` names all of it."""
+    """`total` is without what is told apart; `kinds` and `text` have all of it."""
 
     total: int
-    by_method: dict[str, int]
+    kinds: dict[tuple[str, str], int]
     text: str
 
 
 def count(requests: Iterable[tuple[str, str]]) -> Counted:
     kinds = collections.Counter((method, kind(method, target)) for method, target in requests)
-    by_method: collections.Counter[str] = collections.Counter()
-    for (method, what), number in kinds.items():
-        if what not in APART:
-            by_method[method] += number
+    total = sum(number for (_, what), number in kinds.items() if what not in APART)
     said = ', '.join(f'{number} {method} {what}' for (method, what), number in sorted(kinds.items()))
-    return Counted(sum(by_method.values()), dict(by_method), said or 'no requests')
+    return Counted(total, dict(kinds), said or 'no requests')
 
 
 def kind(method: str, target: str) -> str:

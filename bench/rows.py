@@ -45,7 +45,7 @@ ROWS = (
     Row('first-ls', 'scale', '100,000 files, 20 ms: first mount on a host until `ls` answers', 's', 0.5),
     Row('first-find', 'scale', '… until `find -printf` has printed mode, size, time and link of everything', 's', 4),
     Row('first-requests', 'scale', '… requests until then', 'requests', 110, raw_unit='requests'),
-    Row('first-heads', 'scale', '… of which HEAD', 'requests', 0, raw_unit='requests'),
+    Row('first-heads', 'scale', '… of which HEADs of files', 'requests', 0, raw_unit='requests'),
     Row('again-ls', 'scale', '100,000 files, 20 ms: second mount, nothing changed, until `ls`', 's', 0.5),
     Row('again-requests', 'scale', '… requests, also for a whole `find`', 'requests', 5, raw_unit='requests'),
     Row('one-change-requests', 'scale', 'one changed file among 100,000: requests of the periodic flush', 'requests', 3, raw_unit='requests'),

@@ -65,7 +65,7 @@ class Mount:
 
     def pids(self) -> list[int]:
         """The daemon and its workers."""
-        return family(int(self.call('info')['pid']))
+        return family(int(self.call('status')['pid']))
 
 
 def new_host(work: Path, store: str, environment: dict[str, str]) -> Host:
