@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.processes import run
 from bench.rows import CTXFS
 from bench.sides import Mount
-from bench.processes import run
 from bench.work import creating, write_small
 from bench.world import World, write_back
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,6 @@ from typing import Any
 
 from bench import busy, chart, group_cold, group_disk, group_flush, group_scale, install, report, status
 from bench.figures import results
-from bench.processes import Failed
 from bench.rivals import ALL
 from bench.rows import BY_NAME, GROUPS, RIVALS, ROWS
 from bench.world import SMALL, Sizes, World
@@ -44,7 +42,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--small', action='store_true', help='tiny sizes: everything once, in minutes, for trying it out')
     parser.add_argument('--json', type=Path, metavar='FILE', help='writes what was found')
     parser.add_argument('--chart', type=Path, metavar='FILE', help='draws it as SVG')
-    parser.add_argument('--markdown', type=Path, metavar='FILE', help='writes the table')
+    parser.add_argument('--markdown', type=Path, metavar='FILE', help='writes the table, in a document that has its marks between these')
     parser.add_argument('--from', type=Path, metavar='FILE', dest='source', help='measures nothing: draws and prints what --json wrote')
     parser.add_argument('--dir', type=Path, help='where everything is done (a new directory below it)')
     parser.add_argument('--install', action='store_true', help='installs what the other mounts and fio need, and ends')
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     if arguments.list:
         for row in ROWS:
-            print(f'{row.name:22} {row.group:15} {row.direction} {report.number(row.goal):>6} {row.unit:16} {row.title}')
+            print(f'{row.name:22} {row.group:15} {row.direction} {row.goal:>6,g} {row.unit:16} {row.title}')
         return 0
     if arguments.install:
         return install.install()
@@ -73,7 +71,7 @@ def keep(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.chart:
         arguments.chart.write_text(chart.draw(found))
     if arguments.markdown:
-        arguments.markdown.write_text(report.markdown(found))
+        arguments.markdown.write_text(report.inserted(found, arguments.markdown.read_text() if arguments.markdown.exists() else ''))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -117,8 +115,13 @@ def measure_groups(world: World) -> list[str]:
     for group in GROUPS:
         if not any(row.group == group and row.name in world.wanted for row in ROWS):
             continue
+        begin = time.monotonic()
         try:
             MEASURE[group](world)
+            print(f'\r{group}: {time.monotonic() - begin:.0f} s', file=sys.stderr)
+        except KeyboardInterrupt:
+            failed.append(f'{group} and what follows: interrupted')
+            break
         except Exception as error:  # whatever it is: the other groups go on
             said = str(error).splitlines() or [type(error).__name__]
             failed.append(f'{group}: {said[-1][-300:]}')

@@ -34,7 +34,7 @@ def start_module(name: str, *arguments: str, stdin: int | None = subprocess.DEVN
                  env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """`main()` of a module of the bench, isolated from the user's Python environment."""
     code = f'import sys; sys.path[:0] = [{str(ROOT)!r}]; from {name} import main; main()'
-    return subprocess.Popen([sys.executable, '-I', '-c', code, *arguments], stdin=stdin, stdout=stdout, env=None if env is None else {**os.environ, **env})
+    return subprocess.Popen([sys.executable, '-I', '-c', code, *arguments], stdin=stdin, stdout=stdout, env={**os.environ, **(env or {})})
 
 
 def end(process: subprocess.Popen[bytes], *, seconds: float = 20.0) -> None:
@@ -54,8 +54,8 @@ def run(*command: str | os.PathLike[str], statuses: Sequence[int] = (0,), env: M
         cwd: Path | None = None, seconds: float = STEP_SECONDS) -> bytes:
     """stdout of a command that ends with one of `statuses`. Failed with what it said otherwise."""
     words = list(map(os.fspath, command))
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, cwd=cwd,
-                          timeout=seconds, env=None if env is None else {**os.environ, **env})
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=cwd, timeout=seconds,
+                          env={**os.environ, **(env or {})})
     if done.returncode not in statuses:
         said = done.stderr.decode(errors='replace').strip() or done.stdout.decode(errors='replace').strip()
         raise Failed(f'{" ".join(words)[:100]}: status {done.returncode}: {said.splitlines()[-1] if said else "it says nothing"}')

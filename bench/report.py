@@ -13,10 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.rows import CTXFS, RIVALS
+from bench.rows import CTXFS, LABELS, RIVALS
 from bench.world import Sizes
 
 Result = Mapping[str, Any]
+
+#: between these a document has the table, and the caption below it
+BEGIN, END = '<!-- benchmark: scripts/bench writes what follows -->\n', '<!-- end of benchmark -->\n'
 
 
 def machine() -> dict[str, Any]:
@@ -57,11 +60,11 @@ def number(value: float | None) -> str:
     if value == float('inf'):
         return '∞'
     size = abs(value)
-    return f'{value:,.0f}' if size >= 100 else f'{value:.1f}' if size >= 10 else f'{value:.0f}' if value == int(value) else f'{value:.2f}'
+    return f'{value:,.0f}' if size >= 100 or value == int(value) else f'{value:.1f}' if size >= 10 else f'{value:.2f}'
 
 
 def goal(result: Result) -> str:
-    return f'{result["direction"]} {number(result["goal"])}'
+    return f'{result["direction"]} {result["goal"]:,g}'
 
 
 def lines(found: Mapping[str, Any]) -> Iterable[str]:
@@ -99,10 +102,18 @@ def _raw(result: Result) -> str:
 def markdown(found: Mapping[str, Any]) -> str:
     """A table for a document."""
     sides = [side for side in RIVALS if any(side in result['sides'] for result in found['results'])]
-    head = ['work', 'unit', 'goal', 'ctxfs', *sides]
+    head = ['work', 'unit', 'goal', 'ctxfs', *(LABELS.get(side, side) for side in sides)]
     rows = [head, ['---'] * len(head)]
     for result in found['results']:
         values = [number(result['sides'][side]['value']) if side in result['sides'] else '' for side in sides]
         ours = f'**{number(result["value"])}**' if result.get('met') else number(result.get('value'))
         rows.append([result['title'], result['unit'], goal(result), ours, *values])
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+
+
+def inserted(found: Mapping[str, Any], text: str) -> str:
+    """The document `text` with the table of this run; the table alone where it has no place for one."""
+    table = f'\n{markdown(found)}\n{caption(found)}.\n\n'
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f'{before}{BEGIN}{table}{END}{after}' if mark and end else table.strip('\n') + '\n'

@@ -25,7 +25,8 @@ START_SECONDS = 60.0
 
 
 class Rival:
-    """A bucket of `server`, or what is below `prefix` in it, mounted at `directory` while the block lasts; `home` is for whatever it keeps on the disk."""
+    """A bucket of `server`, or what is below `prefix` in it, mounted at `directory` while the block lasts; `home` is for whatever it keeps on
+    the disk."""
 
     name = ''
     #: Debian package or PyPI distribution that brings it

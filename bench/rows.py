@@ -13,6 +13,8 @@ LOCAL = 'local disk'
 BARE = 'bare client'
 BOTO = 'boto3'
 RIVALS = ('rclone', 's3fs', 'juicefs')
+#: as they spell themselves, where that is another name
+LABELS = {'juicefs': 'JuiceFS'}
 
 
 class Row(NamedTuple):

@@ -1,4 +1,5 @@
-"""How long a mount takes to answer `status` with many files queued: idle, and while it uploads them. 
+"""How long a mount takes to answer `status` with many files queued: idle, and while it uploads them.
+
 Owns how it is measured: every call is one over a connection that is kept (what `--watch` and a program do), with nothing cached by the
 caller; half follow each other at once, half come 0.3 s apart, when a count that was made for the one before is too old to be used again.
 """
