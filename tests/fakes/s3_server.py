@@ -236,6 +236,9 @@ class FakeS3:
     def new_etag(self, body: bytes) -> str:
         return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}-{next(self._count)}"'
 
+    def list_objects(self, query: Mapping[str, str]) -> Answer:
+        return _list(self, query)
+
     # conditions
 
     def check_write(self, request: Request) -> None:
@@ -389,7 +392,7 @@ def _answer(fake: FakeS3, request: Request) -> Answer:
             return _delete_objects(fake, request)
         if 'lifecycle' in request.query and Quirk.NO_LIFECYCLE not in fake.quirks:
             return _lifecycle(fake, request)
-        return _list(fake, request.query)
+        return fake.list_objects(request.query)
     if 'uploadId' in request.query or 'uploads' in request.query:
         return _multipart(fake, request)
     if request.method == 'PUT':
