@@ -18,16 +18,17 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, Unanswered
-from ctxfs.storage.http_body import BoundedResponse, Pace
+from ctxfs.storage import fibers
+from ctxfs.storage.http_body import BoundedResponse, Headers, Pace
 from ctxfs.storage.traffic import Kind, Traffic
 
 #: idle connections kept; one more is closed after its request
-_KEEP = 32
+_KEEP = 128
 #: load balancers drop idle connections after a minute or so, some without a FIN that could be seen
 _IDLE_SECONDS = 45.0
 #: servers do so after as little as 5 s (hypercorn, node); a close that crosses a request leaves its outcome unknown, so one that must not be
@@ -57,7 +58,7 @@ class Timeouts(NamedTuple):
 class Response(NamedTuple):
     status: int
     #: case-insensitive
-    headers: http.client.HTTPMessage
+    headers: Headers
     body: bytes
 
 
@@ -132,7 +133,7 @@ class HttpPool:
                 data = response.whole_body()
             if response.will_close or is_broken:
                 connection.close()
-            return Response(response.status, response.headers, data)
+            return Response(response.status, cast(Headers, response.headers), data)
 
     @contextlib.contextmanager
     def _connection(self, timeouts: Timeouts, idle_seconds: float) -> Iterator[http.client.HTTPConnection]:
@@ -167,17 +168,24 @@ class HttpPool:
                 return None
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        host, port = self._proxy or (self._host, self._port)
-        connection: http.client.HTTPConnection
-        if self._tls is not None:
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
-            if self._proxy:
-                connection.set_tunnel(self._host, self._port)
+        connection = http.client.HTTPConnection(self._host, self._port)
+        if self._proxy and self._tls is not None:
+            connection = self._connect_through(self._proxy, self._tls, timeout)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout)
-        # http.client sets TCP_NODELAY itself; without it each PUT would wait 40 ms for a delayed ACK between header and body
-        connection.connect()
+            host, port = self._proxy or (self._host, self._port)
+            connection.sock = fibers.connect(host, port, timeout)
+            if self._tls is not None:
+                connection.sock = fibers.start_tls(self._tls, connection.sock, self._host, timeout)
+        # without TCP_NODELAY each PUT would wait 40 ms for a delayed ACK between header and body
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection
+
+    def _connect_through(self, proxy: tuple[str, int], tls: ssl.SSLContext, timeout: float) -> http.client.HTTPConnection:
+        """By CONNECT, without giving way to other fibers."""
+        connection = http.client.HTTPSConnection(*proxy, timeout=timeout, context=tls)
+        connection.set_tunnel(self._host, self._port)
+        connection.connect()
         return connection
 
 
@@ -186,11 +194,9 @@ def _send(sock: socket.socket, head: bytes, body: bytes, pace: Pace, traffic: Tr
     over at some time does not wait for the bound on uploads: what follows does."""
     if len(body) <= _JOINED:
         pace.waited(traffic.before_sending(len(body), may_wait=may_wait))
-        sock.settimeout(pace.timeout())
-        sock.sendall(head + body)
+        _send_all(sock, head + body, pace)
         return False
-    sock.settimeout(pace.timeout())
-    sock.sendall(head)
+    _send_all(sock, head, pace)
     rest = memoryview(body)
     try:
         while rest:
@@ -198,13 +204,18 @@ def _send(sock: socket.socket, head: bytes, body: bytes, pace: Pace, traffic: Tr
             pace.waited(traffic.before_sending(len(piece), may_wait=may_wait))
             rest = rest[len(piece):]
             while piece:
-                sock.settimeout(pace.timeout())
-                count = sock.send(piece)
+                count = fibers.send(sock, piece, pace.timeout())
                 pace.moved(count)
                 piece = piece[count:]
     except (BrokenPipeError, ConnectionResetError):
         return True
     return False
+
+
+def _send_all(sock: socket.socket, data: bytes, pace: Pace) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[fibers.send(sock, rest, pace.timeout()):]
 
 
 def _head(method: str, target: str, headers: Mapping[str, str], length: int | None) -> bytes:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from ctxfs.storage import fibers
+
 
 class Kind(enum.IntEnum):
     """What a request is for. DELETE is one of any number of objects, PART the bytes of an upload in parts, MULTIPART its begin and end."""
@@ -140,7 +142,7 @@ class Traffic:
     SMALL = 1 << 10
 
     def __init__(self, counters: Counters | None = None, *, upload: Budget | None = None, download: Budget | None = None,
-                 sleep: Callable[[float], object] = time.sleep) -> None:
+                 sleep: Callable[[float], object] = fibers.sleep) -> None:
         self.counters = counters or Counters()
         self._upload = upload or Budget(0.0)
         self._download = download or Budget(0.0)

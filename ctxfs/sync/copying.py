@@ -3,8 +3,8 @@
 Owns the order of steps, what is equal already, and what of ctxfs's own objects goes along. It must not know the registry's objects
 (storage/registry_changes.py) nor how a store copies. Synchronous.
 
-    no mount of the target → record: pre-available, copyOf → no mount, still → both listings side by side: what differs is copied, what the source does
-    not have goes → the policy → the index, written anew → record: available
+    no mount of the target → record: pre-available, copyOf → no mount, still → both listings side by side: what differs is copied, what the
+    source does not have goes → the policy → the index, written anew → record: available
 The source may be in use: each object is copied as one version that it had. What is cut short anywhere is gone on with by the same call: a copy has
 the etag of its source, or (a large one, whose parts were others) is noted below `.ctxfs/copy/` with both.
 

@@ -1,4 +1,4 @@
-"""What this host notes of large uploads under way, so that one that was cut short goes on where it was, and one that nobody goes on with is thrown away.
+"""What this host notes of large uploads under way: one that was cut short goes on where it was, one that nobody goes on with is thrown away.
 
 Owns the notes (a small file each, in the state directory) and when they are too old. It must not know what is uploaded: a note is of a key, and of a
 `content` that says by its hash which bytes, described how. Losing a note costs the upload's parts, which the bucket's own rules expire.

@@ -1,7 +1,7 @@
 """The loop in which a command without one takes this host's turns, in a thread of its own.
 
-Owns that thread and the way to it from other threads, and what stands for the workers that turns.py asks: their operations, in this process. It must not
-know what is written in a turn.
+Owns that thread and the way to it from other threads, and what stands for the workers that turns.py asks: their operations, in this process. It
+must not know what is written in a turn.
 """
 from __future__ import annotations
 

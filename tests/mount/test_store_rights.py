@@ -65,7 +65,8 @@ def test_nothing_outside_of_the_prefix_is_needed_or_tried_again(fake: FakeS3, tm
     host, at = host_of(fake, tmp_path)
 
     def outside() -> set[str]:
-        found = {request.key or request.query.get('prefix', '') for request in fake.requests if request.query.keys() not in ({'delete'}, {'lifecycle'})}
+        found = {request.key or request.query.get('prefix', '') for request in fake.requests
+                 if request.query.keys() not in ({'delete'}, {'lifecycle'})}
         fake.requests.clear()
         return {name for name in found if not name.startswith(str(fake.only_prefix))}
     registry = {'.ctxfs/', f'.ctxfs/contexts/ids/{ID}'}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ctxfs.edge.cli import run
-from ctxfs.storage import s3_client
+from ctxfs.storage import fibers
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.stores import open_store
 from ctxfs.sync.index_log import IndexLog
@@ -63,7 +63,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         monkeypatch.setenv(variable, str(tmp_path / name))
     monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKID')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
-    monkeypatch.setattr(s3_client, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(fibers, 'sleep', lambda seconds: None)
     with FakeS3() as fake:
         monkeypatch.setenv('CTXFS_STORE', fake.url)
         made = Desk(fake, tmp_path)
