@@ -46,10 +46,12 @@ class _Sent(NamedTuple):
 class Together:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, pool: TransferPool | GuardedPool, *, uploader: Uploader) -> None:
+    def __init__(self, db: TreeDB, pool: TransferPool | GuardedPool, *, uploader: Uploader, most: int = PARALLEL) -> None:
+        """`most`: requests of a batch that may be under way at once."""
         self._db = db
         self._pool = pool
         self._uploader = uploader
+        self._parallel = min(PARALLEL, most)
 
     @staticmethod
     def is_small(work: Work) -> bool:
@@ -81,7 +83,7 @@ class Together:
         return outcomes
 
     async def _send(self, files: list[PutFile], progressed: Callable[[], None]) -> list[PutItem]:
-        return (await self._pool.call(PutMany(files=files, parallel=PARALLEL), progress=lambda done: progressed())).items
+        return (await self._pool.call(PutMany(files=files, parallel=self._parallel), progress=lambda done: progressed())).items
 
     def _begin(self, works: Sequence[Work], lifecycles: dict[int, str], outcomes: Outcomes, slots: ExitStack) -> list[_Sent]:
         """Note the attempts; nothing of the mount happens in between."""

@@ -228,6 +228,24 @@ def test_transfers_bounds_all_workers_together_and_no_reader() -> None:
     trio.run(main)
 
 
+def test_a_batch_counts_by_how_many_files_it_has_under_way() -> None:
+    """It waits until there is room for all of them; one that is heavier than the bound goes alone."""
+    async def entered(gate: Gate, weight: int) -> bool:
+        with trio.move_on_after(0):
+            await gate.enter(Priority.BACKGROUND, weight)
+            return True
+        return False
+
+    async def main() -> None:
+        gate, place = Gate(16, transfers=4), Place()
+        gate.workers.append(place)  # type: ignore[arg-type]
+        assert await entered(gate, 2) and not await entered(gate, 3) and await entered(gate, 2) and not await entered(gate, 1)
+        for _ in range(2):
+            gate.leave(place, Priority.BACKGROUND, 2)  # type: ignore[arg-type]
+        assert await entered(gate, 48) and not await entered(gate, 1)
+    trio.run(main)
+
+
 # --- what people write ----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('text, rate', [('10M', 10 * MIB), ('512K', 512 << 10), ('10M/s', 10 * MIB), (1_000_000, 1e6), (None, 0)])
