@@ -79,7 +79,7 @@ from ctxfs.sync.room import DirtyBound, clean_share
 from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
-from ctxfs.sync.together import PARALLEL, Together
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Uploader
 from ctxfs.sync.warmup import Warmup
 
@@ -331,7 +331,7 @@ class Mount:
         uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
-            uploader=uploader, together=Together(db, writers, uploader=uploader, most=options.transfers or PARALLEL),
+            uploader=uploader, together=Together(db, writers, uploader=uploader, transfers=options.transfers),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)

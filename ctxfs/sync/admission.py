@@ -53,7 +53,7 @@ class Gate:
     async def enter(self, priority: Priority, weight: int = 1) -> WorkerProcess:
         """A place at a live worker, for a request that transfers `weight` files at once. Raises what `fail_waiting` was given. Cancelled: nothing
         is held."""
-        if not self._queues[priority]:
+        if not self._queues[priority] and not self._is_kept(priority):
             worker = self._take(priority, weight)
             if worker is not None:
                 return worker
@@ -77,8 +77,7 @@ class Gate:
 
     def _take(self, priority: Priority, weight: int) -> WorkerProcess | None:
         """The least loaded worker that may take one more of this kind, with the place counted as taken."""
-        # one that is too heavy by itself goes alone
-        if self._transfers and priority is not Priority.INTERACTIVE and self._under_way and self._under_way + weight > self._transfers:
+        if self._is_too_much(priority, weight):
             return None
         free = [worker for worker in self.workers if worker.load < self._threads and self._may_take(worker, priority)]
         if not free:
@@ -87,6 +86,14 @@ class Gate:
         self._count(worker, priority, 1)
         self._under_way += weight if priority is not Priority.INTERACTIVE else 0
         return worker
+
+    def _is_too_much(self, priority: Priority, weight: int) -> bool:
+        """One that is too heavy by itself goes alone."""
+        return bool(self._transfers and priority is not Priority.INTERACTIVE and self._under_way and self._under_way + weight > self._transfers)
+
+    def _is_kept(self, priority: Priority) -> bool:
+        """Whether one of an earlier kind waits until there is room for all that it weighs: lighter ones would keep it waiting for ever."""
+        return any(self._is_too_much(other, queue[0].weight) for other, queue in self._queues.items() if queue and other.value < priority.value)
 
     def _may_take(self, worker: WorkerProcess, priority: Priority) -> bool:
         if priority is Priority.INTERACTIVE:
@@ -118,6 +125,8 @@ class Gate:
     def dispatch(self) -> None:
         """Give what is free to those who wait. A place is handed over, not announced, so that nobody can slip in between."""
         for priority, queue in self._queues.items():
+            if priority is not Priority.INTERACTIVE and self._is_kept(priority):
+                break
             while queue and (worker := self._take(priority, queue[0].weight)) is not None:
                 waiter = queue.popleft()
                 waiter.worker = worker

@@ -46,12 +46,13 @@ class _Sent(NamedTuple):
 class Together:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, pool: TransferPool | GuardedPool, *, uploader: Uploader, most: int = PARALLEL) -> None:
-        """`most`: requests of a batch that may be under way at once."""
+    def __init__(self, db: TreeDB, pool: TransferPool | GuardedPool, *, uploader: Uploader, transfers: int = 0) -> None:
+        """`transfers`: that may be under way at once, of all kinds; 0: any number."""
         self._db = db
         self._pool = pool
         self._uploader = uploader
-        self._parallel = min(PARALLEL, most)
+        # one is left for others: batches follow each other as long as there are files
+        self._parallel = min(PARALLEL, max(1, transfers - 1)) if transfers else PARALLEL
 
     @staticmethod
     def is_small(work: Work) -> bool:

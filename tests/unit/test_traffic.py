@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from ctxfs.config import MountOptions
 from ctxfs.errors import RemoteUnavailable, UsageError
@@ -243,6 +244,28 @@ def test_a_batch_counts_by_how_many_files_it_has_under_way() -> None:
         for _ in range(2):
             gate.leave(place, Priority.BACKGROUND, 2)  # type: ignore[arg-type]
         assert await entered(gate, 48) and not await entered(gate, 1)
+    trio.run(main)
+
+
+def test_light_requests_do_not_keep_a_heavy_one_waiting() -> None:
+    """What comes later and is less urgent goes after it, however little it weighs; what a program waits for does not."""
+    async def main() -> None:
+        gate, place, order = Gate(16, transfers=4), Place(), []
+        gate.workers.append(place)  # type: ignore[arg-type]
+        await gate.enter(Priority.BULK)
+
+        async def enter(priority: Priority, weight: int) -> None:
+            await gate.enter(priority, weight)
+            order.append(priority)
+        async with trio.open_nursery() as nursery:
+            for priority, weight in ((Priority.BACKGROUND, 4), (Priority.BULK, 1), (Priority.INTERACTIVE, 1)):
+                nursery.start_soon(enter, priority, weight)
+                await trio.testing.wait_all_tasks_blocked()
+            assert order == [Priority.INTERACTIVE]
+            gate.leave(place, Priority.BULK)  # type: ignore[arg-type]
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == [Priority.INTERACTIVE, Priority.BACKGROUND]
+            gate.leave(place, Priority.BACKGROUND, 4)  # type: ignore[arg-type]
     trio.run(main)
 
 
