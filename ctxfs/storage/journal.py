@@ -191,6 +191,9 @@ class Journal:
     def put_object(self, known: Known) -> None:
         self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
 
+    def put_objects(self, known: Iterable[Known]) -> None:
+        self._db.many('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
+
     def note_lifetime(self, key: str, etag: str, lifecycle: str, uploaded_ns: int) -> None:
         """What the store says of when this version came, and when it expires."""
         self._db.execute('UPDATE object SET lifecycle = ?, uploaded_ns = ? WHERE key = ? AND etag = ?', (lifecycle, uploaded_ns, key, etag))

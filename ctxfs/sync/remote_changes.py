@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -41,6 +42,8 @@ SLICE = 250
 HEADS = 64
 #: objects in a page of a listing (S3's limit)
 PAGE = 1000
+#: in the table of notes: when the whole context was listed last, and how many objects it had
+LISTED_AT, LISTED_OBJECTS = 'listed_at', 'listed_objects'
 
 
 class RemoteChanges:
@@ -62,6 +65,26 @@ class RemoteChanges:
         self._next_digest = b''
         #: what was seen is out of date (see `forget`): a look is not enough
         self.is_forgotten = False
+        #: when the whole listing began that `finish` is to note (Unix seconds); None: there is none
+        self._listing_since: float | None = None
+        self._since = 0.0
+
+    # --- what an earlier mount saw ----------------------------------------------------------------------------------------------------
+
+    def listed_at(self) -> float:
+        """When the last whole listing that the tree is made from began (Unix seconds), also by an earlier mount; 0: never, or in the future."""
+        at = float(self._db.meta(LISTED_AT) or 0)
+        return at if at <= time.time() else 0.0
+
+    def go_on_from(self) -> None:
+        """The tree is as an earlier mount listed it: what came since is asked of the index."""
+        self.listed_objects = int(self._db.meta(LISTED_OBJECTS) or 0)
+
+    def _note_listing(self) -> None:
+        if self._listing_since is not None:
+            self._db.set_meta(LISTED_AT, self._listing_since)
+            self._db.set_meta(LISTED_OBJECTS, self.listed_objects)
+            self._listing_since = None
 
     # --- looking ------------------------------------------------------------------------------------------------------------------
 
@@ -122,6 +145,7 @@ class RemoteChanges:
         count = 0 if not after else self.listed_objects
         if not after:
             self.listed_objects = 0
+            self._since = time.time()
         async with self._pool.stream(ListPages(prefix=self._prefix, start_after=self._prefix + after if after else ''), priority=priority) as pages:
             async for page in pages:
                 self._digest, self._next_digest = b'', self._digest_of(page.objects) if not after and page.next_token is None else b''
@@ -131,11 +155,13 @@ class RemoteChanges:
                     return after
         self._reconciler.apply([], after=after, last=None)
         self.is_forgotten = False
+        self._listing_since = self._since
         return None
 
     def forget(self) -> None:
         """What was seen was seen with other eyes (white lists): the next look begins with a whole listing."""
-        self._digest, self.is_forgotten = b'', True
+        self._digest, self.is_forgotten, self._listing_since = b'', True, None
+        self._db.set_meta(LISTED_AT, 0)
 
     async def reload(self, prefix: str = '') -> None:
         """Read the index, and list the file or directory `prefix` (all when ''), applying what changed."""
@@ -268,6 +294,7 @@ class RemoteChanges:
         crash_point('listing-before-finish')
         with self._db.transaction():
             self._index.finish(self._reconciler.obstructed.keys)
+            self._note_listing()
         self._digest, self._next_digest = self._next_digest or self._digest, b''
         try:
             await self.examine(freed)
