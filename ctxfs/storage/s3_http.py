@@ -17,7 +17,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -90,8 +90,7 @@ class HttpPool:
             if attempt > 1:
                 self._traffic.counters.note_retry(kind)
             try:
-                with self._counted(kind, len(body)) as note:
-                    return note(self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS, body_max))
+                return self._counted(kind, method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS, body_max)
             except ssl.SSLCertVerificationError as exc:
                 raise Denied(f'the certificate of {self.endpoint} is not trusted ({exc.verify_message}); AWS_CA_BUNDLE can name another '
                              'set of authorities') from exc
@@ -106,20 +105,15 @@ class HttpPool:
             with contextlib.suppress(IndexError):
                 self._idle.pop()[1].close()
 
-    @contextlib.contextmanager
-    def _counted(self, kind: Kind, size: int) -> Iterator[Callable[[Response], Response]]:
-        """Around one exchange: the block hands the response over, or there was none."""
-        came: list[Response] = []
-
-        def note(response: Response) -> Response:
-            came.append(response)
-            return response
-        began = time.monotonic()
+    def _counted(self, kind: Kind, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts,
+                 idle_seconds: float, body_max: int) -> Response:
+        began, status, received = time.monotonic(), 0, 0
         try:
-            yield note
+            response = self._exchange(method, target, headers, body, timeouts, idle_seconds, body_max)
+            status, received = response.status, len(response.body)
+            return response
         finally:
-            status = came[0].status if came else 0
-            self._traffic.counters.note(kind, seconds=time.monotonic() - began, sent=size, received=len(came[0].body) if came else 0,
+            self._traffic.counters.note(kind, seconds=time.monotonic() - began, sent=len(body), received=received,
                                         is_error=not 200 <= status < 300 and status not in _ANSWERS)
 
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts,

@@ -9,6 +9,7 @@ wait, and they get what is left.
 """
 from __future__ import annotations
 
+import bisect
 import contextlib
 import enum
 import threading
@@ -72,7 +73,7 @@ class Counters:
     def note(self, kind: Kind, *, seconds: float, sent: int, received: int, is_error: bool) -> None:
         """A request has ended."""
         at, cells = kind * _FIELDS, self._cells
-        bucket = next((number for number, bound in enumerate(BOUNDS) if seconds <= bound), len(BOUNDS))
+        bucket = bisect.bisect_left(BOUNDS, seconds)
         with self._lock:
             cells[at + _COUNT] += 1
             cells[at + _ERRORS] += is_error

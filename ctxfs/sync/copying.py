@@ -277,6 +277,6 @@ def described(copied: Copied) -> Iterable[str]:
     """For people."""
     yield f'{copied.objects} object{"" if copied.objects == 1 else "s"} copied'
     if copied.equal:
-        yield f'{copied.equal} were there already'
+        yield f'{copied.equal} there already'
     if copied.removed:
         yield f'{copied.removed} removed'
