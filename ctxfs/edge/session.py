@@ -40,6 +40,8 @@ T = TypeVar('T')
 
 #: a mount point is gone so soon after it was told to go, also while programs use it
 DETACH_SECONDS = 60.0
+#: how long one waits for the mounts that came up beside one that did not
+UNDO_SECONDS = 30.0
 
 
 class Session:
@@ -74,19 +76,20 @@ class Session:
             if failures := [outcome for outcome in outcomes if outcome is not None]:
                 raise failures[0]
         except BaseException:
-            with contextlib.suppress(CtxfsError):
-                self.close(sync_context=False)
+            with contextlib.suppress(CtxfsError):       # their processes end, too, unless they have much to upload of before
+                self.close(sync_context=True, timeout=UNDO_SECONDS)
             raise
         return self
 
-    def close(self, *, sync_context: bool | None = None) -> None:
+    def close(self, *, sync_context: bool | None = None, timeout: float | None = None) -> None:
         """Unmount all, also where programs still use them, and with `sync_context` (default: as the session was made) wait until everything is
-        in the bucket; without, that goes on in the background. Raises CtxfsError for what could not be uploaded; it is kept on this host."""
+        in the bucket, for `timeout` seconds each at most; what is left then, or without, goes on in the background. Raises CtxfsError for what could not be uploaded; it is kept on this host."""
         atexit.unregister(self.close)
         mounts = self.mounts()
         self._places.clear()
         try:
-            outcomes = [_end(mount, waits=self.sync_context if sync_context is None else sync_context) for mount in mounts]
+            waits = self.sync_context if sync_context is None else sync_context
+            outcomes = [_end(mount, waits=waits, timeout=timeout) for mount in mounts]
         finally:
             for place in reversed(self._made):
                 with contextlib.suppress(OSError):      # not empty, not ours any more
@@ -154,12 +157,12 @@ def session(*context_syncs: ContextSync, store: str | None = None, state_dir: st
     return Session(context_syncs, store=store, state_dir=state_dir, sync_context=sync_context, options=options)
 
 
-def _end(mount: Mount, *, waits: bool) -> flush_wait.Outcome | None:
+def _end(mount: Mount, *, waits: bool, timeout: float | None) -> flush_wait.Outcome | None:
     """Unmount; with `waits` how the upload ended."""
     with contextlib.suppress(CtxfsError), ControlClient(mount.socket) as client:     # somebody was faster
         client.call('shutdown')
     if waits:
-        return flush_wait.wait_for(mount, timeout=None)
+        return flush_wait.wait_for(mount, timeout=timeout)
     flush_wait.wait_detached(mount, DETACH_SECONDS)
     return None
 
