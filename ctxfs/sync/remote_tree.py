@@ -25,6 +25,7 @@ from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.keys import LAST
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.pool import Priority, TransferPool
@@ -36,6 +37,8 @@ from ctxfs.sync.remote_index import RemoteIndex
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
+#: with more objects than this in the index the whole is not waited for
+MANY = 3 * PAGE
 #: how often the whole of a context of more than PAGE objects is listed: what tools do that write no index is seen by nothing else
 LIST_SECONDS = 600.0
 #: HEADs in one request that nobody waits for
@@ -86,7 +89,9 @@ class RemoteTreeLoader:
             else:
                 await self._until_it_works(self.index.read)
                 self._index_read.set()
-                await self._until_it_works(lambda: self.changes.list_all(priority=Priority.INTERACTIVE))
+                if not self._journal.hints_are_few('', LAST, MANY):
+                    self._grace.set()
+                await self._until_it_works(self.changes.list_all_at_once)
                 await self._until_it_works(self.changes.finish)
             nursery.cancel_scope.cancel()
         self._finish()
@@ -159,6 +164,9 @@ class RemoteTreeLoader:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
                 nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
+                await self._index_read.wait()
+                with trio.move_on_after(GRACE_SECONDS):
+                    await self._wait_for_listing(directory)
                 await self._list_one(directory)
                 nursery.cancel_scope.cancel()
         if not self._is_known(directory):
@@ -171,6 +179,17 @@ class RemoteTreeLoader:
     async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
         await event.wait()
         scope.cancel()
+
+    async def _wait_for_listing(self, directory: Inode) -> None:
+        """While the whole listing comes near: then it costs no request of its own."""
+        while directory.ino not in self._listed:
+            key = self._db.dir_key(directory.ino)
+            if self.changes.has_passed(key):
+                self._listed.add(directory.ino)
+            elif not self.changes.comes_soon(key):
+                return
+            else:
+                await self.changes.progress.wait()
 
     async def _list_one(self, directory: Inode) -> None:
         """One LIST of the directory's own level, however many wait for it."""
