@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -83,7 +85,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         missing.append('random-read, random-write: need fio (Debian); scripts/bench --install')
         wanted -= {'random-read', 'random-write'}
     directory = Path(tempfile.mkdtemp(prefix='ctxfs-bench-', dir=arguments.dir)).resolve()
-    os.environ['TMPDIR'], tempfile.tempdir = str(directory), None
+    marker = own_environment(directory)
     try:
         world = World(directory, sizes_of(arguments), rounds=1 if arguments.small else arguments.rounds, rival_rounds=arguments.rival_rounds,
                       rivals=[kind for kind in chosen if kind.present()])
@@ -93,7 +95,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return report.document(results(rows, world.samples), sizes=world.sizes, rounds=world.rounds, took=time.monotonic() - begin,
                                directory=directory, missing=missing)
     finally:
+        leftovers.unmount_all(directory)
+        leftovers.kill(leftovers.processes(leftovers.RUN_VARIABLE, marker))
         leftovers.remove_tree(directory)
+
+
+def own_environment(directory: Path) -> str:
+    """Nothing of the user reaches what is measured, and a termination ends what was started, which the marker tells."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in list(os.environ):
+        if name.startswith(('XDG_', 'AWS_', 'GIT_', 'CTXFS_')):
+            del os.environ[name]
+    marker = secrets.token_hex(8)
+    os.environ.update({'TMPDIR': str(directory), leftovers.RUN_VARIABLE: marker})
+    tempfile.tempdir = None
+    return marker
 
 
 def wanted_rows(only: list[str]) -> set[str]:

@@ -49,8 +49,10 @@ def document(results: list[dict[str, Any]], *, sizes: Sizes, rounds: int, took: 
 
 def caption(found: Mapping[str, Any]) -> str:
     at = found['machine']
+    sizes = {name: size for name, size in found['sizes'].items() if size != getattr(Sizes(), name)}
+    others = f'; other sizes than the rows say: {", ".join(f"{name} {size}" for name, size in sizes.items())}' if sizes else ''
     return (f'{found["date"]}; {at["cores"]} cores ({at["cpu"]}) shared by server, client and load; {at["memoryGb"]} GB; {at["system"]}, '
-            f'Linux {at["kernel"]}, Python {at["python"]}, {at["fileSystem"]}; {found["rounds"]} rounds')
+            f'Linux {at["kernel"]}, Python {at["python"]}, {at["fileSystem"]}; {found["rounds"]} rounds{others}')
 
 
 def number(value: float | None) -> str:
