@@ -196,8 +196,8 @@ def rival_mount(context: Context, kind: type[Rival], proxy: DelayProxy) -> None:
 
 def populate(directory: Path, files: int) -> None:
     """The same tree of files without content, so that nothing but names and attributes is to be written."""
-    for one in scale_tree.directories(files):
-        (directory / one.path).mkdir()
+    for made in scale_tree.directories(files):
+        (directory / made.path).mkdir()
     for number in range(files):
         one = scale_tree.file(number)
         path = directory / one.path

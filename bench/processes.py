@@ -54,7 +54,7 @@ def end(process: subprocess.Popen[bytes], *, seconds: float = 20.0) -> None:
 def run(*command: str | os.PathLike[str], statuses: Sequence[int] = (0,), env: Mapping[str, str] | None = None,
         cwd: Path | None = None) -> bytes:
     """stdout of a command that ends with one of `statuses`. Failed with what it said otherwise."""
-    words = list(map(os.fspath, command))
+    words = [os.fspath(word) for word in command]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=cwd, timeout=PATIENCE.get(),
                           env={**os.environ, **(env or {})})
     if done.returncode not in statuses:

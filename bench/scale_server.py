@@ -17,8 +17,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
+from typing import Any, cast
 from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape
 
@@ -60,7 +61,7 @@ class ScaleServer(S3Server):
         self.process.stdin.flush()
         self._answer()
 
-    def _answer(self):
+    def _answer(self) -> Any:
         assert self.process is not None and self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -138,7 +139,8 @@ class ScaleS3(FakeS3):
 
     def __init__(self) -> None:
         super().__init__()
-        self.objects: Objects = Objects()   # type: ignore[assignment]
+        self.numbered = Objects()
+        self.objects = cast('dict[str, StoredObject]', self.numbered)
 
     def new_etag(self, body: bytes) -> str:
         return scale_tree.File('', 0, 0, body).etag
@@ -166,7 +168,7 @@ class ScaleS3(FakeS3):
         """Keys and common prefixes in order, at most `limit`; behind a common prefix it goes on where that ends."""
         start = max(prefix, after + (LAST if delimiter and after.endswith(delimiter) else '\0') if after else '')
         while limit:
-            for key in self.objects.keys_from(start):
+            for key in self.numbered.keys_from(start):
                 if not key.startswith(prefix):
                     return
                 cut = key.find(delimiter, len(prefix)) if delimiter else -1
@@ -181,19 +183,20 @@ class ScaleS3(FakeS3):
             else:
                 return
 
-    def _entry(self, name: str, prefix: str, delimiter: str, spell) -> str:
+    def _entry(self, name: str, prefix: str, delimiter: str, spell: Callable[[str], str]) -> str:
         if delimiter and name.endswith(delimiter) and len(name) > len(prefix):
             return f'<CommonPrefixes><Prefix>{spell(name)}</Prefix></CommonPrefixes>'
-        etag, size, stamp = self.objects.listed(name)
+        etag, size, stamp = self.numbered.listed(name)
         return (f'<Contents><Key>{spell(name)}</Key><LastModified>{stamp}</LastModified><ETag>{etag}</ETag><Size>{size}</Size>'
                 '<StorageClass>STANDARD</StorageClass></Contents>')
 
 
 def main() -> None:
     """Until stdin ends; each line is a tree to have."""
-    with ScaleS3() as fake:
+    fake = ScaleS3()
+    with fake:
         print(json.dumps(fake.endpoint), flush=True)
         for line in sys.stdin:
             with fake.lock:
-                fake.objects.fill(*json.loads(line))
+                fake.numbered.fill(*json.loads(line))
             print('null', flush=True)
