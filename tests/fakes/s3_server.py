@@ -333,6 +333,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, unquote(key), dict(parse_qsl(parts.query, keep_blank_values=True)),
                           {name.lower(): value for name, value in self.headers.items()},
                           self.rfile.read(int(self.headers.get('Content-Length', 0))))
+        if len(request.body) < int(self.headers.get('Content-Length', 0)):     # of half an object no server makes one
+            self.close_connection = True
+            return
         fake = self.server.fake
         is_virtual = (parts.hostname or self.headers.get('Host', '')).startswith(f'{fake.bucket}.')
         if is_virtual:

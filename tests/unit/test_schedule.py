@@ -20,7 +20,7 @@ from ctxfs.storage.snapshot import SUFFIX, copy_file
 from ctxfs.sync import room, uploader
 from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, PutMany, WriteSegment
 from ctxfs.sync.recovery import recover
-from ctxfs.sync.rounds import BATCHES, TOGETHER
+from ctxfs.sync.rounds import BATCHES, PLAN_AHEAD, TOGETHER
 from ctxfs.sync.schedule import LOOK_SECONDS
 from ctxfs.sync.selection import LONGEST_PERIODS, OPEN_SECONDS, QUIET_SECONDS
 from ctxfs.sync.together import SMALL
@@ -567,6 +567,18 @@ def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pyt
         await until(lambda: disk.journal.summary()[0] == 0, within=60)
         assert len(disk.keys()) == 200
     play(scenario)
+
+
+def test_a_flush_of_more_than_is_planned_ahead_ends_in_an_outage(play: Play) -> None:
+    """Whoever waits for work, or for room for it, is told that there will be none."""
+    async def scenario(disk: Disk) -> None:
+        disk.room._limit = 1 << 30
+        for number in range(PLAN_AHEAD + 2 * BATCHES * TOGETHER + 50):
+            await disk.save(b'f%d' % number, b'x')
+        disk.failure = RemoteUnavailable('the store is away')
+        with trio.fail_after(60):
+            assert not (await disk.engine.flush(retry_seconds=0)).ok
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
 
 
 def test_a_store_that_takes_no_uploads_is_asked_with_one_file(play: Play) -> None:
