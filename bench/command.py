@@ -44,7 +44,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--small', action='store_true', help='tiny sizes: everything once, in minutes, for trying it out')
     parser.add_argument('--json', type=Path, metavar='FILE', help='writes what was found')
     parser.add_argument('--chart', type=Path, metavar='FILE', help='draws it as SVG')
-    parser.add_argument('--markdown', type=Path, metavar='FILE', help="writes the table and the chart's name, in a document that has its marks between these")
+    parser.add_argument('--markdown', type=Path, metavar='FILE',
+                        help="writes the table and the chart's name, in a document that has its marks between these")
     parser.add_argument('--from', type=Path, metavar='FILE', dest='source', help='measures nothing: draws and prints what --json wrote')
     parser.add_argument('--dir', type=Path, help='where everything is done (a new directory below it)')
     parser.add_argument('--install', action='store_true', help='installs what the other mounts and fio need, and ends')
