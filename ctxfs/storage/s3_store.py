@@ -21,13 +21,13 @@ import msgspec
 from ctxfs.errors import CtxfsError, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import UNREADABLE, ListPage, ObjectInfo, PutResult
 from ctxfs.storage.attr_bounds import clamp_ns
-from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Memory, Write
+from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, ExpiryRule, Failures, Memory, Write
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, size_of, write_headers
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_guard import Guard
 from ctxfs.storage.s3_http import Response, Timeouts
-from ctxfs.storage.s3_lifecycle import ensure_rule
+from ctxfs.storage.s3_lifecycle import ensure_rule, expiry_rules
 from ctxfs.storage.s3_multipart import FileReader, part_size, upload_parts
 from ctxfs.storage.s3_read import Reader
 from ctxfs.storage.s3_verify import EtagMaker, md5_in
@@ -266,6 +266,9 @@ class S3Store:
         if not known.lifecycle:
             raise Unsupported('this store has no lifecycle rules, or these credentials may not read them')
         ensure_rule(self._client, rule_id, tag=tag, days=days)
+
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return expiry_rules(self._client, self._prefix)
 
 def _remembered(known: Mapping[str, Any] | None) -> Capabilities | None:
     """None where it is not what another day's probe found: it is found out again."""
