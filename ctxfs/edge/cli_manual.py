@@ -49,7 +49,7 @@ def page(root: click.Group) -> Iterator[str]:
     yield '.SH COMMON OPTIONS'
     command, parent = _any_command(root)
     with click.Context(command, info_name='', parent=parent) as context:
-        yield from _options(command, context, lambda names: names.startswith(COMMON) or ' --help' in names)
+        yield from _options(command, context, _is_common)
     for title, entries in (('FILES', _FILES), ('ENVIRONMENT', _ENVIRONMENT), ('EXIT STATUS', _STATUSES)):
         yield f'.SH {title}'
         for name, text in entries:
@@ -73,7 +73,7 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     words = ' '.join(piece for piece in command.collect_usage_pieces(context) if piece != '[OPTIONS]')
     yield from ('.SS', f'\\fB{_escaped(context.command_path)}\\fR {_escaped(words)}'.rstrip())
     yield from _paragraphs(command.help or '')
-    yield from _options(command, context, lambda names: not (names.startswith(COMMON) or ' --help' in names))
+    yield from _options(command, context, lambda names: not _is_common(names))
 
 
 def _options(command: click.Command, context: click.Context, is_wanted: Callable[[str], bool]) -> Iterator[str]:
@@ -81,6 +81,10 @@ def _options(command: click.Command, context: click.Context, is_wanted: Callable
         record = parameter.get_help_record(context)
         if isinstance(parameter, click.Option) and record is not None and is_wanted(record[0]):
             yield from ('.TP', f'.B {_escaped(record[0])}', _escaped(record[1] or ''))
+
+
+def _is_common(names: str) -> bool:
+    return bool({name.partition(' ')[0] for name in names.split(', ')} & set(COMMON))
 
 
 def _any_command(root: click.Group) -> tuple[click.Command, click.Context]:
