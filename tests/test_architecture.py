@@ -36,6 +36,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'click': ('ctxfs.edge.cli*',),
     'diskcache': ('ctxfs.storage.cache_database',),
     'exceptiongroup': ('ctxfs.edge.daemon',),
+    'greenlet': ('ctxfs.storage.fibers',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
     're2': ('ctxfs.patterns',),
     'rich': ('ctxfs.edge.progress',),

@@ -77,6 +77,7 @@ from ctxfs.sync.room import DirtyBound, clean_share
 from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Uploader
 from ctxfs.sync.warmup import Warmup
 
@@ -306,9 +307,10 @@ class Mount:
         planner = Planner(db, journal, gating=self._gating, prefix=prefix)
         finisher = Finisher(db, journal, staging, writers, gating=self._gating, remote=self._remote, prefix=prefix)
         self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
+        uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
-            uploader=Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
+            uploader=uploader, together=Together(db, writers, uploader=uploader),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)

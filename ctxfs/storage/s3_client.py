@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from time import sleep
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -29,6 +28,7 @@ import botocore.httpsession
 
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
+from ctxfs.storage import fibers
 from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
 from ctxfs.storage.s3_retry import ATTEMPTS, BUSY, LONGEST_SECONDS, pause, retry_after_of
@@ -102,7 +102,7 @@ class S3Client:
                 if not may_repeat or timeouts or attempt == ATTEMPTS or delay > LONGEST_SECONDS or time.monotonic() + delay > until:
                     raise
                 log.debug('%s; once more in %.1f s', error, delay)
-            sleep(delay)
+            fibers.sleep(delay)
         raise AssertionError('not reached: the last attempt returns or raises')
 
     def _attempt(self, method: str, target: str, headers: Mapping[str, str], body: bytes, what: str, is_repeatable: bool,

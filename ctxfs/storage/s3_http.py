@@ -18,15 +18,16 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, Unanswered
-from ctxfs.storage.http_body import BoundedResponse, Pace
+from ctxfs.storage import fibers
+from ctxfs.storage.http_body import BoundedResponse, Headers, Pace
 
 #: idle connections kept; one more is closed after its request
-_KEEP = 32
+_KEEP = 128
 #: load balancers drop idle connections after a minute or so, some without a FIN that could be seen
 _IDLE_SECONDS = 45.0
 #: servers do so after as little as 5 s (hypercorn, node); a close that crosses a request leaves its outcome unknown, so one that must not be
@@ -55,7 +56,7 @@ class Timeouts(NamedTuple):
 class Response(NamedTuple):
     status: int
     #: case-insensitive
-    headers: http.client.HTTPMessage
+    headers: Headers
     body: bytes
 
 
@@ -108,7 +109,7 @@ class HttpPool:
                 data = response.whole_body()
             if response.will_close or is_broken:
                 connection.close()
-            return Response(response.status, response.headers, data)
+            return Response(response.status, cast(Headers, response.headers), data)
 
     @contextlib.contextmanager
     def _connection(self, timeouts: Timeouts, idle_seconds: float) -> Iterator[http.client.HTTPConnection]:
@@ -143,33 +144,36 @@ class HttpPool:
                 return None
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        host, port = self._proxy or (self._host, self._port)
-        connection: http.client.HTTPConnection
-        if self._tls is not None:
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
-            if self._proxy:
-                connection.set_tunnel(self._host, self._port)
+        connection = http.client.HTTPConnection(self._host, self._port)
+        if self._proxy and self._tls is not None:
+            connection = self._connect_through(self._proxy, self._tls, timeout)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout)
-        # http.client sets TCP_NODELAY itself; without it each PUT would wait 40 ms for a delayed ACK between header and body
-        connection.connect()
+            host, port = self._proxy or (self._host, self._port)
+            connection.sock = fibers.connect(host, port, timeout)
+            if self._tls is not None:
+                connection.sock = fibers.start_tls(self._tls, connection.sock, self._host, timeout)
+        # without TCP_NODELAY each PUT would wait 40 ms for a delayed ACK between header and body
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection
+
+    def _connect_through(self, proxy: tuple[str, int], tls: ssl.SSLContext, timeout: float) -> http.client.HTTPConnection:
+        """By CONNECT, without giving way to other fibers."""
+        connection = http.client.HTTPSConnection(*proxy, timeout=timeout, context=tls)
+        connection.set_tunnel(self._host, self._port)
+        connection.connect()
         return connection
 
 
 def _send(sock: socket.socket, head: bytes, body: bytes, pace: Pace) -> bool:
     """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body."""
-    if len(body) <= _JOINED:
-        sock.settimeout(pace.timeout())
-        sock.sendall(head + body)
-        return False
-    sock.settimeout(pace.timeout())
-    sock.sendall(head)
-    rest = memoryview(body)
+    rest = memoryview(head + body if len(body) <= _JOINED else head)
+    while rest:
+        rest = rest[fibers.send(sock, rest, pace.timeout()):]
+    rest = memoryview(body if len(body) > _JOINED else b'')
     try:
         while rest:
-            sock.settimeout(pace.timeout())
-            count = sock.send(rest[:_PIECE])
+            count = fibers.send(sock, rest[:_PIECE], pace.timeout())
             pace.moved(count)
             rest = rest[count:]
     except (BrokenPipeError, ConnectionResetError):

@@ -232,8 +232,7 @@ class TransferPool:
         self._calls += 1
         self.meter.began(operation)
         self._pending[request_id] = _Pending(operation, priority, worker, progress)
-        slot = getattr(operation, 'abort_slot', protocol.NO_SLOT)
-        if slot >= 0:
+        for slot in protocol.slots_of(operation):
             self.slots.hold(slot)
         worker.send(protocol.frame(protocol.Request(id=request_id, operation=operation, credit=credit,  # type: ignore[arg-type]
                                                     wants_progress=progress is not None)))
@@ -244,8 +243,7 @@ class TransferPool:
         pending = self._pending.get(request_id)
         if pending is None:
             return
-        slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
-        if slot >= 0:
+        for slot in protocol.slots_of(pending.operation):
             self.slots.set(slot)
         pending.parts.clear()
         pending.progress = None
@@ -258,8 +256,7 @@ class TransferPool:
             self.meter.failed(pending.operation)
         if self.listener is not None and self.listener.wants(pending.operation):
             self.listener.ended(pending.operation, pending.outcome())
-        slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
-        if slot >= 0:
+        for slot in protocol.slots_of(pending.operation):
             self.slots.drop(slot)
         pending.changed.set()
         self._gate.leave(pending.worker, pending.priority)

@@ -16,7 +16,8 @@ import errno
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import trio
@@ -24,27 +25,35 @@ import trio
 from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Reason
+from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
+from ctxfs.sync.intake import Intake
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner, Work, is_index_only
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Copy
 from ctxfs.sync.selection import Everything, Selection, Turn
 from ctxfs.sync.tasks import SyncTask
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Moved, SourceLost, TargetConflict, Uploader
 
 log = logging.getLogger(__name__)
 
-#: inodes planned at a time, and inodes in upload at a time
-PLAN_BATCH = 500
+#: inodes that are planned ahead of the uploads; those that are uploaded at a time, each by itself; and batches of small ones
+PLAN_AHEAD = 500
 #: inodes planned, or marked, without a pause: about 3 ms of the loop
 PLAN_SLICE = 40
 IN_FLIGHT = 32
+BATCHES = 2
+#: small files in a batch; while programs use the mount fewer, because a batch takes its CPU at one go
+TOGETHER = 64
+TOGETHER_BUSY = 8
+#: directories expanded at a time
+EXPAND = 500
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
 #: what the system says and may not say again
@@ -72,14 +81,15 @@ class _Meter:
 class Rounds:
     """See the module docstring. `begin`, then `run` as often as there is something to retry."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, gating: Gating,
-                 localiser: Localiser, conflicts: ConflictKeeper, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, together: Together,
+                 gating: Gating, localiser: Localiser, conflicts: ConflictKeeper, prefix: str) -> None:
         self._db = db
         self._journal = journal
         self._pool = pool
         self._planner = planner
         self._doubt = doubt
         self._uploader = uploader
+        self._together = together
         self._gating = gating
         self._localiser = localiser
         self._conflicts = conflicts
@@ -105,32 +115,28 @@ class Rounds:
             await self._doubt.resolve()
             await self._expand_moved_directories()
             self._horizon_ns = self._horizon_ns or time.time_ns()
-            done = 0
-            after, now_ns = 0, time.time_ns()
             waiting: list[Work] = []
-            while batch := await self._next_works(now_ns, after):
-                works, after = batch
-                ready = [work for work in works if not work.blocked_by]
-                waiting += [work for work in works if work.blocked_by]
-                done += await self._run_all(ready, task)
+            intake = Intake(self._together.is_small, most=PLAN_AHEAD)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._plan_all, intake, waiting)
+                done = await self._run_all(intake, task)
+                nursery.cancel_scope.cancel()       # nobody takes any more
             if waiting and not done and not self._selection.is_over:
                 done += await self._break_cycle(waiting[0], task)
             if not done:
                 return
 
-    async def _next_works(self, now_ns: int, after: int) -> tuple[list[Work], int] | None:
-        """What is to be done for the next PLAN_BATCH inodes after the number `after`, and the last one's number; None: there are no more.
-        Whoever uses the mount is served between slices; a row is read and planned from without a pause in between."""
-        works: list[Work] = []
-        begin = after
-        for _ in range(0, PLAN_BATCH, PLAN_SLICE):
-            rows = self._journal.due(now_ns, limit=PLAN_SLICE, after=after)
-            if not rows:
-                break
+    async def _plan_all(self, intake: Intake, waiting: list[Work]) -> None:
+        """Plan all that is due, while what was planned is carried out; `waiting` gets what others must go before. Whoever uses the mount is served
+        between slices; a row is read and planned from without a pause in between."""
+        after, now_ns = 0, time.time_ns()
+        while rows := self._journal.due(now_ns, limit=PLAN_SLICE, after=after):
             after = rows[-1].ino
-            works += self._plan(rows)
+            works = self._plan(rows)
+            waiting += [work for work in works if work.blocked_by]
+            await intake.put([work for work in works if not work.blocked_by])
             await trio.lowlevel.checkpoint()
-        return (works, after) if after != begin else None
+        intake.end()
 
     def _plan(self, rows: list[Pending]) -> list[Work]:
         inodes = self._db.inodes_of([row.ino for row in rows])
@@ -170,51 +176,84 @@ class Rounds:
                 return True
         return False
 
-    async def _run_all(self, works: list[Work], task: SyncTask) -> int:
-        """Run them in parallel; returns how many got somewhere."""
-        queue = iter(works)
+    async def _run_all(self, intake: Intake, task: SyncTask) -> int:
+        """Carry out what comes in, in parallel; returns how many got somewhere."""
         outcomes: list[bool] = []
 
-        async def runner() -> None:
-            while not self._selection.is_over and (work := next(queue, None)) is not None:
+        async def one_by_one() -> None:
+            while not self._selection.is_over and (work := await intake.take_large()) is not None:
                 outcomes.append(await self._run_one(work, task))
 
-        while self._selection.is_cautious and not self._selection.is_over and (first := next(queue, None)) is not None:
+        async def together() -> None:
+            while not self._selection.is_over and (works := await intake.take_small(self._most_together())):
+                outcomes.extend(await self._run_together(works, task))
+
+        while self._selection.is_cautious and not self._selection.is_over and (first := await intake.take_any()) is not None:
             outcomes.append(await self._run_one(first, task))
         async with trio.open_nursery() as nursery:
-            for _ in range(min(IN_FLIGHT, len(works))):
-                nursery.start_soon(runner)
+            for _ in range(IN_FLIGHT):
+                nursery.start_soon(one_by_one)
+            for _ in range(BATCHES):
+                nursery.start_soon(together)
         return sum(outcomes)
+
+    def _most_together(self) -> int:
+        return TOGETHER_BUSY if self._pool.courtesy.is_busy() else TOGETHER
 
     async def _run_one(self, work: Work, task: SyncTask) -> bool:
         """Upload one inode and handle how it ends. True if the journal moved on."""
-        inode = work.inode
         if work.error is not None:
             self._fail(work, task, work.error)
             return False
         meter = _Meter(task, self._selection.note_progress)
+        with self._under_way(work.inode):
+            try:
+                await self._carry_out(work, meter)
+            except (Moved, TargetConflict, SourceLost, CtxfsError, OSError) as error:
+                return await self._handle(work, task, error)
+        self._note_success(work, task, meter)
+        return True
+
+    async def _run_together(self, works: list[Work], task: SyncTask) -> list[bool]:
+        """The same for several small files."""
+        if len(works) == 1:
+            return [await self._run_one(works[0], task)]
+        with ExitStack() as stack:
+            for work in works:
+                stack.enter_context(self._under_way(work.inode))
+            outcomes = await self._together.run(works, self._selection.note_progress)
+            for work, outcome in zip(works, outcomes, strict=True):
+                if outcome is None:
+                    self._note_success(work, task, _Meter(task, self._selection.note_progress))
+            return [outcome is None or await self._handle(work, task, outcome) for work, outcome in zip(works, outcomes, strict=True)]
+
+    @contextmanager
+    def _under_way(self, inode: Inode) -> Iterator[None]:
         self.uploading.add(inode.ino)
         try:
-            await self._carry_out(work, meter)
-        except Moved:
-            return self._note_move(work, task)
-        except TargetConflict as conflict:
-            is_settled = await self._settle(work, task, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
-            self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
-            return is_settled
-        except SourceLost as lost:
-            return await self._settle(work, task, partial(self._conflicts.source_lost, inode, lost.known))
-        except (CtxfsError, OSError) as error:
-            self._fail(work, task, error)
-            return False
+            yield
         finally:
             self.uploading.discard(inode.ino)
             inode.is_planned = False
             inode.marked = 0 if inode.marked != Reason.INDEX else inode.marked
-        meter.note(inode.size if work.row.reason & Reason.CONTENT else 0)
+
+    async def _handle(self, work: Work, task: SyncTask, error: Exception) -> bool:
+        """What follows from how it ended. True if the journal moved on."""
+        if isinstance(error, Moved):
+            return self._note_move(work, task)
+        if isinstance(error, TargetConflict):
+            is_settled = await self._settle(work, task, partial(self._conflicts.target_changed, work.inode, error.key, self._revision_of(work)))
+            self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
+            return is_settled
+        if isinstance(error, SourceLost):
+            return await self._settle(work, task, partial(self._conflicts.source_lost, work.inode, error.known))
+        self._fail(work, task, error)
+        return False
+
+    def _note_success(self, work: Work, task: SyncTask, meter: _Meter) -> None:
+        meter.note(work.inode.size if work.row.reason & Reason.CONTENT else 0)
         task.files_done += 1
         self._selection.note_success()
-        return True
 
     async def _carry_out(self, work: Work, meter: _Meter) -> None:
         if work.is_retiring:
@@ -288,7 +327,7 @@ class Rounds:
 
     async def _expand_moved_directories(self) -> None:
         """A moved directory means new keys for everything below: give each its own journal row, then clear the directory's bit."""
-        while rows := self._db.rows('SELECT ino, seq FROM pending WHERE reason & ? LIMIT ?', (Reason.SUBTREE, PLAN_BATCH)):
+        while rows := self._db.rows('SELECT ino, seq FROM pending WHERE reason & ? LIMIT ?', (Reason.SUBTREE, EXPAND)):
             for ino, seq in rows:
                 await self._expand_directory(ino, seq)
 

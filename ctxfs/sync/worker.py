@@ -8,7 +8,6 @@ Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID` by worker_pro
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import os
 import queue
@@ -19,14 +18,13 @@ import threading
 import time
 from typing import Any
 
-from ctxfs import errors, logs
+from ctxfs import logs
 from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
+from ctxfs.sync.error_travel import translate
 from ctxfs.sync.frames import FrameReader
 from ctxfs.sync.process_guard import hide_process
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, LogLevel, Part, Progress, Ready, Reply, Request, Start
-
-log = logging.getLogger('ctxfs.sync.worker')
 
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 256 << 10
@@ -167,23 +165,11 @@ class Worker:
             with self._context.attend(request.operation):
                 result = self._handlers[type(request.operation)](self._context, request.operation, channel)
             return Reply(id=request.id, value=protocol.raw(result), cpu=time.thread_time() - began)
+        except Abandoned:
+            return Failed(id=request.id, name='CtxfsError', message='nobody waited for it any more')
         except Exception as error:
             name, message = protocol.describe(translate(error))
             return Failed(id=request.id, name=name, message=message, retry_after=getattr(error, 'retry_after', 0.0))
-
-
-def translate(error: Exception) -> Exception:
-    """The error as one of ctxfs.errors. A system error keeps its meaning; anything else is a defect, logged here where the stack is."""
-    if isinstance(error, errors.CtxfsError):
-        return error
-    if isinstance(error, Abandoned):
-        return errors.CtxfsError('nobody waited for it any more')
-    if isinstance(error, OSError):
-        kinds: dict[int | None, type[errors.CtxfsError]] = {
-            errno.ENOSPC: errors.DiskFull, errno.EDQUOT: errors.DiskFull, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
-        return kinds.get(error.errno, errors.CtxfsError)(str(error))
-    log.error('an operation failed unexpectedly', exc_info=error)
-    return error
 
 
 def die_with(parent_pid: int) -> None:
