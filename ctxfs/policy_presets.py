@@ -20,8 +20,8 @@ _STANDARD = (*_MINIMAL, *(f'/Default/{name}' for name in (
     'Local Storage', 'IndexedDB', 'Session Storage', 'Login Data', 'Login Data-journal', 'Login Data For Account', 'Login Data For Account-journal',
     'Web Data', 'Web Data-journal', 'Preferences', 'Secure Preferences', 'TransportSecurity', 'Network Persistent State', 'GPUCache',
     'Affiliation Database', 'Affiliation Database-journal')))
-BROWSER: dict[Browser, BWList] = {name: BWList(white_lists=tuple(WhiteList(path=path) for path in paths))
-                                  for name, paths in (('minimal', _MINIMAL), ('standard', _STANDARD))}
+BROWSER: dict[Browser, BWList] = {'minimal': BWList(white_lists=tuple(WhiteList(path=path) for path in _MINIMAL)),
+                                  'standard': BWList(white_lists=tuple(WhiteList(path=path) for path in _STANDARD))}
 _EVERYTHING = (BWList(), BWList(white_lists=(WhiteList(),)))
 
 

@@ -73,8 +73,8 @@ class Place(click.ParamType):
 
 #: what usages call their values
 _VALUES: tuple[tuple[str, click.ParamType], ...] = (
-    ('CTX', Context()), ('NAME', Context()), ('[MOUNTPOINT]', Place('dir')), ('MOUNTPOINT', Context()), ('DIR', Place('dir')), ('FILE', Place('file')), ('LOCAL', Place('file')),
-    ('PATH', Place('file')))
+    ('CTX', Context()), ('NAME', Context()), ('[MOUNTPOINT]', Place('dir')), ('MOUNTPOINT', Context()),
+    ('DIR', Place('dir')), ('FILE', Place('file')), ('LOCAL', Place('file')), ('PATH', Place('file')))
 
 
 def with_values(command: click.Command) -> click.Command:

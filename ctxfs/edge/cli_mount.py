@@ -242,7 +242,8 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         conflict=wishes.conflict, host_name=host_part(socket.gethostname()),
         uid=os.getuid() if fuse.uid is None else fuse.uid, gid=os.getgid() if fuse.gid is None else fuse.gid,
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
-        kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file, browser=chosen.browser,
+        kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
+        browser=chosen.browser,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
         log_level=wishes.log_level, log_style=wishes.log_style, lag_alarm=wishes.lag_alarm, audit_log=audit_log)
 

@@ -65,7 +65,8 @@ def check(invocation: Invocation, file: str) -> int:
 @click.argument('reference', metavar='[FILE|CTX|MOUNTPOINT|NAME]', required=False)
 @common_options
 def show(invocation: Invocation, reference: str | None) -> int:
-    """What a policy does, in sentences: of a file, a mount (NAME: one of the config file), a context; without one, of a context that has none of its own."""
+    """What a policy does, in sentences: of a file, a mount (NAME: one of the config file), a context; without one, of a context that has none of
+    its own."""
     if reference is None:
         choice = policy_choice.fallback(invocation.config, invocation.configuration.origin('policy'))
         _print(invocation, choice.policy, source=choice.source)

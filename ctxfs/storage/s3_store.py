@@ -142,6 +142,9 @@ class S3Store:
         self._guard.is_unquoted = True
         return response
 
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return expiry_rules(self._client, self._prefix)
+
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         query = {'prefix': self._prefix + prefix, 'max-keys': str(max(1, min(limit, 1000)))}
         if delimiter:
@@ -266,9 +269,6 @@ class S3Store:
         if not known.lifecycle:
             raise Unsupported('this store has no lifecycle rules, or these credentials may not read them')
         ensure_rule(self._client, rule_id, tag=tag, days=days)
-
-    def expiry_rules(self) -> list[ExpiryRule]:
-        return expiry_rules(self._client, self._prefix)
 
 def _remembered(known: Mapping[str, Any] | None) -> Capabilities | None:
     """None where it is not what another day's probe found: it is found out again."""

@@ -65,7 +65,7 @@ def page(needs: Callable[..., None]) -> Iterator[str]:
 
 @pytest.mark.parametrize('preset', PRESETS if wants_all() else ['standard'])
 @pytest.mark.skipif(IS_DOUBLE, reason='a directory has no white lists')
-def test_a_profile_mounted_with_a_preset(preset: str, site: Site, page: str, outside: Path) -> None:  # noqa: F811
+def test_a_profile_mounted_with_a_preset(preset: str, site: Site, page: str, outside: Path) -> None:
     """`--browser` at the user-data directory: what the preset lists is found elsewhere, caches stay where they are."""
     home = Home(site, ('--browser', preset))
     with Chromium(home.at, outside / 'log') as browser:
