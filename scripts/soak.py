@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import errno
+import json
 import math
 import os
 import random
@@ -28,15 +29,17 @@ from soak_trend import Allowance, table, trend  # noqa: E402 - this script runs 
 
 from tests import leftovers  # noqa: E402
 from tests.crash.watch import children  # noqa: E402
-from tests.mount.harness import Host  # noqa: E402
+from tests.mount.harness import CommandFailed, Host  # noqa: E402
 from tests.servers import ministack  # noqa: E402
 
 MIB = 1 << 20
 #: names in a directory of the workload, about
 FILES = 40
 DIRECTORIES = 6
+#: --cache-size: the cache may fill up to it
+CACHE_MIB = 64
 ALLOWED = {'daemon MiB': Allowance(6, 0.05), 'workers MiB': Allowance(8, 0.05), 'descriptors': Allowance(6, 0.05), 'threads': Allowance(2, 0),
-           'state MiB': Allowance(3, 0.2), 'cache MiB': Allowance(24, 0.25), 'index objects': Allowance(40, 0.5)}
+           'state MiB': Allowance(3, 0.2), 'cache MiB': Allowance(CACHE_MIB, 0), 'index objects': Allowance(40, 0.5)}
 #: from here on the index is judged, too
 INDEX_SECONDS = 1800.0
 #: what two hosts in one directory do to each other
@@ -184,7 +187,8 @@ def soak(arguments: argparse.Namespace, work: Path) -> int:
     with ministack() as server, contextlib.closing(server.client()) as client:
         bucket = server.make_bucket()
         hosts = {name: (Host(work / f'state-{name}', store=server.url(bucket), env=server.environment), work / f'm-{name}') for name in 'ab'}
-        with mounted(hosts):
+        faults: list[str] = []
+        with mounted(hosts, faults):
             samples = {name: Samples(host, at) for name, (host, at) in hosts.items()}
             context = hosts['a'][0].json('context', 'show', 'soak')['id']
             threads = [Work(at, name, arguments.seed + n, arguments.rate) for n, (name, (_, at)) in enumerate(hosts.items())]
@@ -202,20 +206,25 @@ def soak(arguments: argparse.Namespace, work: Path) -> int:
             for thread in threads:
                 thread.join()
         figures = {f'{name}: {figure}': taken for name, sample in samples.items() for figure, taken in sample.figures.items()}
-        return tell({**figures, 'index objects': index}, threads, hosts)
+        return tell({**figures, 'index objects': index}, threads, hosts, faults)
 
 
 @contextlib.contextmanager
-def mounted(hosts: dict[str, tuple[Host, Path]]) -> Iterator[None]:
+def mounted(hosts: dict[str, tuple[Host, Path]], faults: list[str]) -> Iterator[None]:
+    """`faults`: of mounts that do not end cleanly."""
     for host, at in hosts.values():
         at.mkdir()
-        host.mount('soak', at, create=True, options=('--sync-every', '2s', '--poll-every', '1s', '--cache-size', '64M'))
+        host.mount('soak', at, create=True, options=('--sync-every', '2s', '--poll-every', '1s', '--cache-size', f'{CACHE_MIB}M'))
     yield
     for host, at in hosts.values():
-        host.unmount(at)
+        try:
+            host.unmount(at)
+        except CommandFailed as error:
+            faults.append(str(error).splitlines()[-1])
 
 
-def tell(figures: dict[str, list[tuple[float, float]]], threads: list[Work], hosts: dict[str, tuple[Host, Path]]) -> int:
+def tell(figures: dict[str, list[tuple[float, float]]], threads: list[Work], hosts: dict[str, tuple[Host, Path]],
+         faults: list[str]) -> int:
     trends = {name: trend(samples, ALLOWED[name.split(': ')[-1]]) for name, samples in figures.items()}
     if figures['index objects'][-1][0] < INDEX_SECONDS:     # what has been merged is removed ten minutes later
         trends['index objects'] = trends['index objects']._replace(allowed=math.inf)
@@ -223,10 +232,11 @@ def tell(figures: dict[str, list[tuple[float, float]]], threads: list[Work], hos
     for thread in threads:
         told = ', '.join(f'{count:,} {kind}' for kind, count in sorted(thread.counts.items()))
         print(f'{thread.name}: {sum(thread.counts.values()):,} operations: {told}')
-    faults = [f'{thread.name}: {thread.failure}' for thread in threads if thread.failure]
+    faults += [f'{thread.name}: {thread.failure}' for thread in threads if thread.failure]
     faults += [f'{name} grows' for name, found in trends.items() if not found.is_flat]
     for host, _ in hosts.values():
-        faults += [finding['text'] for finding in host.json('doctor', '--state', 'soak')['findings'] if finding['level'] == 'fail']
+        answer = json.loads(host.cli('doctor', '--state', 'soak', '--json', check=False).stdout)
+        faults += [finding['text'] for finding in answer['findings'] if finding['level'] == 'fail']
     for fault in faults:
         print(f'soak: {fault}', file=sys.stderr)
     for host, _ in hosts.values() if faults else ():
@@ -245,12 +255,17 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix='ctxfs-soak-'))
     (work / 'run').mkdir(mode=0o700)
     os.environ.update({'XDG_RUNTIME_DIR': str(work / 'run'), leftovers.RUN_VARIABLE: work.name})
+    status = 1
     try:
-        return soak(arguments, work)
+        status = soak(arguments, work)
     finally:
         leftovers.unmount_all(work)
         leftovers.kill(leftovers.wait_for_end(leftovers.processes(leftovers.RUN_VARIABLE, work.name), 20))
-        shutil.rmtree(work, ignore_errors=True)
+        if status:
+            print(f'soak: the states and logs are kept in {work}', file=sys.stderr)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+    return status
 
 
 if __name__ == '__main__':
