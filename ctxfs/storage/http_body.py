@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 
 from ctxfs.errors import RemoteUnavailable
 from ctxfs.storage import fibers
+from ctxfs.storage.traffic import Traffic
 
 #: a link that is slower than this in bytes per second counts as broken
 MIN_RATE = 1024
@@ -77,13 +78,17 @@ class Pace:
     def moved(self, count: int) -> None:
         self._until += count / MIN_RATE
 
+    def waited(self, seconds: float) -> None:
+        """On this side, by its own bound: no silence of the peer."""
+        self._until += seconds
+
 
 class BoundedResponse(http.client.HTTPResponse):
     """One response on `sock`, with a body of at most `body_max` bytes, that keeps its `pace`; TimeoutError otherwise, also where bytes trickle
-    in without end. The socket stays open."""
+    in without end. `traffic` says how fast they may come. The socket stays open."""
 
-    def __init__(self, sock: socket.socket, *, method: str, body_max: int, pace: Pace) -> None:
-        super().__init__(cast(socket.socket, _Incoming(sock, pace)), method=method)
+    def __init__(self, sock: socket.socket, *, method: str, body_max: int, pace: Pace, traffic: Traffic) -> None:
+        super().__init__(cast(socket.socket, _Incoming(sock, pace, traffic)), method=method)
         self._request_method = method
         self._body_max = body_max
 
@@ -149,9 +154,10 @@ class BoundedResponse(http.client.HTTPResponse):
 class _Incoming(io.RawIOBase):
     """A socket's bytes, at their pace; it stands for the socket that http.client makes a file of."""
 
-    def __init__(self, sock: socket.socket, pace: Pace) -> None:
+    def __init__(self, sock: socket.socket, pace: Pace, traffic: Traffic) -> None:
         self._socket = sock
         self._pace = pace
+        self._traffic = traffic
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -160,6 +166,7 @@ class _Incoming(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = fibers.receive_into(self._socket, buffer, self._pace.timeout())
+        count = fibers.receive_into(self._socket, memoryview(buffer)[:self._traffic.piece_down], self._pace.timeout())
         self._pace.moved(count)
+        self._pace.waited(self._traffic.received(count))
         return count

@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -50,6 +50,8 @@ _MIGRATIONS = {1: '''
     INSERT INTO conflict SELECT ino, original, since_ns, 0 FROM conflict_2;
     DROP TABLE conflict_2;
     ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
+    ''', 3: '''
+    CREATE INDEX inode_sealed ON inode (content) WHERE content = 2;
     '''}
 
 

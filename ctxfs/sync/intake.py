@@ -29,11 +29,11 @@ class Intake:
         self._changed = trio.Event()
 
     async def put(self, works: Iterable[Work]) -> None:
-        """Returns when there is room for more."""
+        """Returns when there is room for more, or nobody who would take it."""
         for work in works:
             (self._small if self._is_small(work) else self._large).append(work)
         self._tell()
-        while len(self._small) + len(self._large) >= self._most:
+        while len(self._small) + len(self._large) >= self._most and not self._is_ended:
             await self._changed.wait()
 
     def end(self) -> None:

@@ -37,6 +37,7 @@ from ctxfs.sync.admission import Priority as Priority
 from ctxfs.sync.courtesy import Courtesy
 from ctxfs.sync.meters import TransferMeter
 from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WarmDone, WorkerOptions
+from ctxfs.sync.traffic_board import TrafficBoard
 from ctxfs.sync.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -142,11 +143,12 @@ class TransferPool:
 
     def __init__(self, options: WorkerOptions, *, workers: int, keep_fds: Sequence[int]) -> None:
         self.slots = AbortSlots()
+        self.board = TrafficBoard(workers)
         self.meter = TransferMeter()
         self._options = options
         self._count = workers
         self._keep_fds = tuple(keep_fds)
-        self._gate = Gate(options.threads)
+        self._gate = Gate(options.threads, transfers=options.transfers)
         self.courtesy = Courtesy()
         self.listener: Listener | None = None
         self._pending: dict[int, _Pending] = {}
@@ -263,12 +265,12 @@ class TransferPool:
 
     # --- one worker --------------------------------------------------------------------------------------------------------------
 
-    async def _keep_one_running(self) -> None:
-        """Start a worker, serve it until it is gone, and start the next, later each time when they do not last."""
+    async def _keep_one_running(self, number: int) -> None:
+        """Start worker `number`, serve it until it is gone, and start the next, later each time when they do not last."""
         delay, longest = _BACKOFF_SECONDS
         while True:
             began = trio.current_time()
-            await self._run_one()
+            await self._run_one(number)
             if self._is_closing:
                 return
             self._restarts += 1
@@ -277,10 +279,10 @@ class TransferPool:
             await trio.sleep(delay)
             delay = min(longest, delay * 2)
 
-    async def _run_one(self) -> None:
+    async def _run_one(self, number: int) -> None:
         # A crash point kills one worker of a run: its replacements show that the work gets done all the same.
         try:
-            worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds,
+            worker = WorkerProcess(number, slots_fd=self.slots.fd, board_fd=self.board.fd, keep_fds=self._keep_fds,
                                    without=crash_points.without_after_a_kill() if self._restarts else ())
         except OSError as error:  # no process or memory to be had just now
             log.warning('cannot start a transfer worker: %s', error)
@@ -377,8 +379,8 @@ class TransferPool:
 
     async def _run_until_closed(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            for _ in range(self._count):
-                nursery.start_soon(self._keep_one_running)
+            for number in range(self._count):
+                nursery.start_soon(self._keep_one_running, number)
             task_status.started()
 
     def _ask_all_to_end(self) -> None:
@@ -406,3 +408,4 @@ async def open_pool(options: WorkerOptions, *, workers: int | None = None,
     finally:
         pool._is_closing = True
         pool.slots.close()
+        pool.board.close()

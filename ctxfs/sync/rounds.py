@@ -183,10 +183,12 @@ class Rounds:
         async def one_by_one() -> None:
             while not self._selection.is_over and (work := await intake.take_large()) is not None:
                 outcomes.append(await self._run_one(work, task))
+            intake.end()        # where the flush is over before its work is: nobody is to wait for more
 
         async def together() -> None:
             while not self._selection.is_over and (works := await intake.take_small(self._most_together())):
                 outcomes.extend(await self._run_together(works, task))
+            intake.end()
 
         while self._selection.is_cautious and not self._selection.is_over and (first := await intake.take_any()) is not None:
             outcomes.append(await self._run_one(first, task))

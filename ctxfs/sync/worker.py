@@ -3,7 +3,7 @@
 Owns the process side of the pipe: its life (it dies with the daemon), its threads, one `Channel` for each request, and the translation of
 errors. It must not know what an operation does (worker_ops*.py), nor schedules or retries (the daemon does).
 
-Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID` by worker_process.py. The first frame carries the options.
+Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID BOARD_FD NUMBER` by worker_process.py. The first frame carries the options.
 """
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def die_with(parent_pid: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    socket_fd, slots_fd, parent_pid = map(int, arguments)
+    socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments)
     die_with(parent_pid)
     hide_process()
     # Ctrl-C and a service manager's SIGTERM go to the whole group: the daemon handles them, and needs its workers to write back.
@@ -203,9 +203,11 @@ def main(arguments: list[str]) -> int:
     logging.getLogger('ctxfs').setLevel(options.log_level)
     try:
         # Imported here, when the socket is served: these bring in the store's client, which takes most of the start.
+        from ctxfs.storage.traffic import Limits
+        from ctxfs.sync.traffic_board import traffic_of
         from ctxfs.sync.worker_context import WorkerContext
         from ctxfs.sync.worker_ops import HANDLERS
-        context = WorkerContext(options, flags)
+        context = WorkerContext(options, flags, traffic_of(board_fd, place, Limits(options.upload_rate, options.download_rate)))
     except Exception as error:
         name, message = protocol.describe(translate(error))
         pipe.send(Failed(id=0, name=name, message=message))

@@ -18,9 +18,10 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
 from ctxfs.storage.snapshot import SUFFIX, copy_file
 from ctxfs.sync import room, uploader
+from ctxfs.sync.engine import ADOPT_LEAST
 from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, PutMany, WriteSegment
 from ctxfs.sync.recovery import recover
-from ctxfs.sync.rounds import BATCHES, TOGETHER
+from ctxfs.sync.rounds import BATCHES, PLAN_AHEAD, TOGETHER
 from ctxfs.sync.schedule import LOOK_SECONDS
 from ctxfs.sync.selection import LONGEST_PERIODS, OPEN_SECONDS, QUIET_SECONDS
 from ctxfs.sync.together import SMALL
@@ -537,6 +538,41 @@ def test_of_many_small_files_each_ends_in_its_own_way(play: Play) -> None:
     play(scenario)
 
 
+def test_what_is_uploaded_is_handed_over_while_the_rest_is_uploaded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is recorded while the log is made durable is not, that time."""
+    async def scenario(disk: Disk) -> None:
+        disk.room._limit = 1 << 30
+        for number in range(3 * ADOPT_LEAST):
+            await disk.save(b'f%d' % number, b'x')
+        order: list[str] = []
+        seen: list[tuple[int, int]] = []
+        make_durable, adopt, sealed = disk.db.make_durable, disk.finisher.adopt, disk.finisher.sealed
+
+        def noted() -> None:
+            order.append('durable')
+            make_durable()
+
+        def looked(most: int = -1) -> list[int]:
+            order.append('look')
+            return sealed(most)
+
+        async def watched(inos: list[int]) -> None:
+            if pending := disk.journal.summary()[0]:
+                assert order[-2:] == ['look', 'durable']
+            seen.append((len(inos), pending))
+            await adopt(inos)
+
+        async def slowly(operation: Operation[Any]) -> None:
+            await trio.sleep(2)
+        monkeypatch.setattr(disk.db, 'make_durable', noted)
+        monkeypatch.setattr(disk.finisher, 'adopt', watched)
+        monkeypatch.setattr(disk.finisher, 'sealed', looked)
+        disk.before = slowly
+        assert (await disk.engine.flush()).ok
+        assert any(count >= ADOPT_LEAST and pending for count, pending in seen) and not sealed()
+    play(scenario, threads=True)
+
+
 def test_small_files_go_together_and_large_ones_do_not(play: Play) -> None:
     async def scenario(disk: Disk) -> None:
         for number in range(TOGETHER + 5):
@@ -567,6 +603,18 @@ def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pyt
         await until(lambda: disk.journal.summary()[0] == 0, within=60)
         assert len(disk.keys()) == 200
     play(scenario)
+
+
+def test_a_flush_of_more_than_is_planned_ahead_ends_in_an_outage(play: Play) -> None:
+    """Whoever waits for work, or for room for it, is told that there will be none."""
+    async def scenario(disk: Disk) -> None:
+        disk.room._limit = 1 << 30
+        for number in range(PLAN_AHEAD + 2 * BATCHES * TOGETHER + 50):
+            await disk.save(b'f%d' % number, b'x')
+        disk.failure = RemoteUnavailable('the store is away')
+        with trio.fail_after(60):
+            assert not (await disk.engine.flush(retry_seconds=0)).ok
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
 
 
 def test_a_store_that_takes_no_uploads_is_asked_with_one_file(play: Play) -> None:
