@@ -277,8 +277,9 @@ class TreeDB(TreeConnection):
         """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
         return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
 
-    def has_children(self, parent: int) -> bool:
-        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1', (parent,)) is not None
+    def has_children(self, parent: int, *, beside: int = 0) -> bool:
+        """More than `beside`."""
+        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1 OFFSET ?', (parent, beside)) is not None
 
     def has_synced_child(self, parent: int) -> bool:
         return self.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND NOT i.local LIMIT 1', (parent,)) is not None

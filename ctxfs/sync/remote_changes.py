@@ -135,13 +135,13 @@ class RemoteChanges:
         if page.next_token is not None:
             await self._index.read()
             await self.list_all()
-            await self.finish()
+            await self.finish(listed='')
         elif (digest := self._digest_of(page.objects)) != self._digest:
             if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
                 await self._index.read()
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
             await self._settle_hints()      # written after the page was listed
-            await self.finish()
+            await self.finish(listed='')
             self._digest, self.listed_objects, self.is_forgotten = digest, len(page.objects), False
 
     async def _first_page(self) -> ListPage:
@@ -234,17 +234,19 @@ class RemoteChanges:
         """Read the index, and list the file or directory `prefix` (all when ''), applying what changed."""
         await self._index.read()
         if prefix:
-            await self.examine([prefix.rstrip('/')])
-            await self._list_below(prefix.rstrip('/') + '/')
+            prefix = prefix.rstrip('/')
+            await self.examine([prefix])
+            await self._list_below(prefix := prefix + '/')
             await self._settle_hints()
         else:
             await self.list_all(priority=Priority.INTERACTIVE)
-        await self.finish()
+        await self.finish(listed=prefix)
 
     async def list_below(self, directory: str) -> None:
         """One directory and what is below it, by a listing."""
-        await self._list_below(directory.rstrip('/') + '/')
-        await self.finish()
+        prefix = directory.rstrip('/') + '/'
+        await self._list_below(prefix)
+        await self.finish(listed=prefix)
 
     async def _list_below(self, key: str) -> None:
         """INVARIANT: what is applied as one stretch was listed as one: no key outside the prefix is taken for missing."""
@@ -352,8 +354,11 @@ class RemoteChanges:
             return False
         return bool(hint[0]) or (not is_tombstone(hint) and self._db.resolve(path) is None)
 
-    async def finish(self) -> None:
-        """After everything else: attributes of directories, directories that lost what they existed by, and the index counts as read."""
+    async def finish(self, *, listed: str | None = None) -> None:
+        """After everything else: attributes of directories, directories that lost what they existed by, and the index counts as read.
+        `listed`: what was applied is all there is with this prefix. Of what is elsewhere nothing said whether a directory that lost its last
+        file has a marker by now."""
+        await self.examine(key for key in self._reconciler.directories.unmarked() if listed is None or not key.startswith(listed))
         after: str | None = ''
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
