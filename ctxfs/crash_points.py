@@ -90,6 +90,10 @@ NAMES: tuple[str, ...] = (
     'context-clear-after-mark',      # it says that it is being cleared, and all is there
     'context-clear-after-batch',     # objects are gone, other hosts were not told
     'context-clear-before-state',    # nothing is left, and it still says that it is being cleared
+    'context-copy-after-mark',       # the copy says whose it is to become, and is not whole
+    'context-copy-after-object',     # an object is copied
+    'context-copy-before-index',     # all objects are copied, the index knows of none
+    'context-copy-before-state',     # all is copied, and it still says that it is not whole
     'context-delete-after-claim',    # no name leads to it any more, its record is there
 )
 _HITS: dict[str, int] = {}
