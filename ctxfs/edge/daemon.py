@@ -34,6 +34,7 @@ from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, launch, runtime_dir
+from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
@@ -299,16 +300,19 @@ class Mount:
         pool.listener = self._auditor
         writers, turns = access.writers(pool, db, spawn)
         self._heartbeat = access.heartbeat(pool)
+        archives = self._archives = ArchiveMode(Base(options, db, journal, staging, prefix, self._rules), reconciler, pool)
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id, on_arrived=self._auditor.arrived)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
-                                        answer_seconds=0.75 * options.store_timeout)
-        conflicts = ConflictKeeper(db, journal, reconciler, pool, asides=asides, prefix=prefix)
-        planner = Planner(db, journal, gating=self._gating, prefix=prefix)
+                                        answer_seconds=0.75 * options.store_timeout, mirror=archives.mirror)
+        conflicts = ConflictKeeper(db, journal, reconciler, archives.view, asides=asides, prefix=prefix)
+        planner = Planner(db, journal, gating=self._gating, prefix=prefix, covered=archives.covered)
         finisher = Finisher(db, journal, staging, writers, gating=self._gating, remote=self._remote, prefix=prefix)
-        self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
+        self._recycler = Recycler(db, journal, archives.view, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
+        uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix,
+                            displaced=archives.displaced)
         rounds = Rounds(
-            db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
-            uploader=Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix),
+            db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix, uploader=uploader,
+            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)
@@ -344,7 +348,8 @@ class Mount:
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
-        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout)
+        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout,
+                                      place_of=self._archives.place_of)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)

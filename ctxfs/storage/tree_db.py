@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -50,6 +50,16 @@ _MIGRATIONS = {1: '''
     INSERT INTO conflict SELECT ino, original, since_ns, 0 FROM conflict_2;
     DROP TABLE conflict_2;
     ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
+    ''', 3: '''
+    CREATE TABLE member (key TEXT PRIMARY KEY, etag TEXT NOT NULL, size INTEGER NOT NULL, archive INTEGER NOT NULL,
+                         at INTEGER NOT NULL, packed INTEGER NOT NULL, method INTEGER NOT NULL, crc INTEGER NOT NULL, shadows TEXT NOT NULL,
+                         is_shadowed INTEGER NOT NULL, record BLOB) WITHOUT ROWID;
+    CREATE INDEX member_archive ON member (archive);
+    CREATE INDEX member_shadowed ON member (key) WHERE is_shadowed;
+    CREATE INDEX member_shadows ON member (key) WHERE shadows <> \'\';
+    CREATE TABLE archive (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, lifecycle TEXT NOT NULL,
+                          made_ns INTEGER NOT NULL, dead_ns INTEGER NOT NULL);
+    CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     '''}
 
 

@@ -17,6 +17,7 @@ from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Head, HeadItem
 from ctxfs.sync.reconcile import Reconciler
@@ -28,7 +29,7 @@ _GIVEN = 1000
 class ConflictKeeper:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, asides: Asides, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool | ArchiveView, *, asides: Asides, prefix: str) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler

@@ -4,6 +4,7 @@ Owns the retries of a download that a program waits for, and their bound. It mus
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import trio
@@ -12,6 +13,7 @@ from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import RemoteUnavailable, WrongBytes
 from ctxfs.storage.block_cache import BlockCache, CachedRange, FoundBlock
 from ctxfs.storage.journal import Known
+from ctxfs.storage.members import Place
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Fetch, Hydrate, Operation
 
@@ -25,18 +27,23 @@ DAMAGED_MOST = 3
 class RemoteContentLoader:
     """See the module docstring. Raises RemoteChanged, NotFound, Denied at once, RemoteUnavailable after `answer_seconds`."""
 
-    def __init__(self, pool: TransferPool, *, prefix: str, answer_seconds: float = STORE_TIMEOUT) -> None:
+    def __init__(self, pool: TransferPool, *, prefix: str, answer_seconds: float = STORE_TIMEOUT,
+                 place_of: Callable[[Known], Place | None] = lambda source: None) -> None:
+        """`place_of`: where a member's bytes are; raises RemoteChanged."""
         self._pool = pool
         self._prefix = prefix
         self._answer_seconds = answer_seconds
+        self._place_of = place_of
 
     async def fetch(self, source: Known, start: int, count: int) -> None:
         """See core.ports.RemoteContent."""
-        await self._persist(Fetch(key=self._prefix + source.key, etag=source.etag, size=source.size, start=start, count=count))
+        await self._persist(Fetch(key=self._prefix + source.key, etag=source.etag, size=source.size, start=start, count=count,
+                                  place=self._place_of(source)))
 
     async def hydrate(self, source: Known, path: str) -> None:
         """See core.ports.RemoteContent."""
-        await self._persist(Hydrate(key=self._prefix + source.key, etag=source.etag, size=source.size, path=path))
+        await self._persist(Hydrate(key=self._prefix + source.key, etag=source.etag, size=source.size, path=path,
+                                    place=self._place_of(source)))
 
     async def _persist(self, operation: Operation[R]) -> R:
         deadline = trio.current_time() + self._answer_seconds

@@ -20,6 +20,7 @@ from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.members import is_member
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
@@ -141,7 +142,7 @@ class Finisher:
         after = ''
         while batch := self._journal.doomed(DELETE_BATCH, after):
             after = batch[-1].key
-            items = [known for known in batch if not self._is_wanted(known)]
+            items = [known for known in batch if not is_member(known.etag) and not self.is_wanted(known)]
             if items:
                 failed = await self.delete(items)
                 failures += failed
@@ -151,17 +152,17 @@ class Finisher:
 
     def has_deletes(self) -> bool:
         """Whether there is anything to delete or to announce now (looks at DELETE_BATCH tombstones)."""
-        return bool(self._journal.unannounced(1)) or any(not self._is_wanted(known) for known in self._journal.doomed(DELETE_BATCH))
+        return bool(self._journal.unannounced(1)) or any(not self.is_wanted(known) for known in self._journal.doomed(DELETE_BATCH))
 
     def held_deletes(self) -> int:
         """How many deletions wait for a program that has the file open (of DELETE_BATCH tombstones)."""
-        return sum(self._is_wanted(known) and self._is_open(known) for known in self._journal.doomed(DELETE_BATCH))
+        return sum(self.is_wanted(known) and self._is_open(known) for known in self._journal.doomed(DELETE_BATCH))
 
     def _is_open(self, known: Known) -> bool:
         owner = self._db.live_inode(known.ino)
         return owner is not None and owner.nlink == 0 and owner.open_count > 0
 
-    def _is_wanted(self, known: Known) -> bool:
+    def is_wanted(self, known: Known) -> bool:
         """A tombstone that must wait: its key is about to be overwritten by another file's upload, an open-unlinked file still reads
         it, or it is the only copy of a clean inode that was not copied yet."""
         path = key_to_path(known.key)

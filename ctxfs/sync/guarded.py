@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ctxfs.errors import Contradicted, OutOfTurn, Unanswered
-from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Write
+from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Condition, Write
 from ctxfs.sync.abilities import Abilities
 from ctxfs.sync.abort_slots import AbortSlots
+from ctxfs.sync.archive_protocol import CommitArchive
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Copy, DeleteDone, DeleteMany, ItemFailure, Operation, PutBytes, PutFile
 from ctxfs.sync.turns import Turns
@@ -18,7 +19,7 @@ from ctxfs.sync.turns import Turns
 R = TypeVar('R')
 
 _ATTEMPTS = 3
-_WRITES = (PutFile, PutBytes, Copy, DeleteMany)
+_WRITES = (PutFile, PutBytes, Copy, DeleteMany, CommitArchive)
 
 
 def needs_turn(known: Capabilities, operation: Operation[Any]) -> bool:
@@ -28,6 +29,8 @@ def needs_turn(known: Capabilities, operation: Operation[Any]) -> bool:
         return known.needs_turn(Write.PUT, operation.condition)
     if isinstance(operation, Copy):
         return known.needs_turn(Write.COPY, operation.condition)
+    if isinstance(operation, CommitArchive):
+        return known.needs_turn(Write.PUT, Condition(absent=True))
     if isinstance(operation, DeleteMany):
         return known.deletes_need_turn and any(etag is not None for _, etag in operation.items)
     return False

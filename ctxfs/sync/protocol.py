@@ -9,16 +9,21 @@ File contents never cross the pipe: paths and keys do. Both ends are one install
 """
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from ctxfs import errors
 from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
+from ctxfs.storage.members import Place
 from ctxfs.storage.object_store import ALWAYS, Condition
+from ctxfs.sync import archive_protocol as archives
 from ctxfs.sync.error_travel import describe as describe
 from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
+from ctxfs.sync.messages import ItemFailure as ItemFailure
+from ctxfs.sync.messages import Message
+from ctxfs.sync.messages import Operation as Operation
 from ctxfs.sync.worker_options import WorkerOptions as WorkerOptions
 
 R = TypeVar('R')
@@ -26,11 +31,7 @@ R = TypeVar('R')
 NO_SLOT = -1     # no upload has it: the operation cannot be aborted
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
-    """Base of all that crosses: encoded as an array, because names would cost more than the values."""
-
-
-class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
+class PutDone(Message, frozen=True, kw_only=True, array_like=True):
     """What became of an upload. At most one flag is set.
 
     `is_skipped`: the content equals the base version, nothing was sent, `etag` is the base's. `is_aborted`: the slot was set before the
@@ -50,23 +51,13 @@ class PutDone(_Message, frozen=True, kw_only=True, array_like=True):
         return not (self.is_skipped or self.is_aborted or self.is_recovered)
 
 
-class CopyDone(_Message, frozen=True, kw_only=True, array_like=True):
+class CopyDone(Message, frozen=True, kw_only=True, array_like=True):
     etag: str
     size: int
     lifecycle: str = ''
 
 
-class ItemFailure(_Message, frozen=True, kw_only=True, array_like=True):
-    """One item of a batch that failed; `error()` is the exception."""
-    key: str
-    name: str
-    message: str
-
-    def error(self) -> errors.CtxfsError:
-        return revive(self.name, self.message)
-
-
-class HeadItem(_Message, frozen=True, kw_only=True, array_like=True):
+class HeadItem(Message, frozen=True, kw_only=True, array_like=True):
     """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others). `lifecycle`: what the object
     carries; with `wants_tags` only if its tag says so too, where the store has tags. `sha256`: of the content."""
     key: str
@@ -78,14 +69,14 @@ class HeadItem(_Message, frozen=True, kw_only=True, array_like=True):
     sha256: str = ''
 
 
-class FetchDone(_Message, frozen=True, kw_only=True, array_like=True):
+class FetchDone(Message, frozen=True, kw_only=True, array_like=True):
     """Blocks [start, stop) are in the cache; `fetched` bytes came from the store (the others were there)."""
     start: int
     stop: int
     fetched: int
 
 
-class WarmDone(_Message, frozen=True, kw_only=True, array_like=True):
+class WarmDone(Message, frozen=True, kw_only=True, array_like=True):
     """The first `done` items were dealt with: those numbered in `skipped` did not fit into the budget, `failures` cannot be had (by another
     version in the bucket, among others), all others are in the cache. `cause`: why it stopped before the end; None when its time was over.
     `seconds` were spent in `requests`, `least` of them in the shortest."""
@@ -99,24 +90,24 @@ class WarmDone(_Message, frozen=True, kw_only=True, array_like=True):
     cause: ItemFailure | None = None
 
 
-class HydrateDone(_Message, frozen=True, kw_only=True, array_like=True):
+class HydrateDone(Message, frozen=True, kw_only=True, array_like=True):
     """The file is complete; `fetched` bytes came from the store, the rest from the block cache."""
     size: int
     fetched: int
 
 
-class AdoptDone(_Message, frozen=True, kw_only=True, array_like=True):
+class AdoptDone(Message, frozen=True, kw_only=True, array_like=True):
     """How many staged files are in the cache now; `missing` are paths that were gone or had another size (not an error)."""
     adopted: int
     missing: list[str]
 
 
-class IndexPart(_Message, frozen=True, kw_only=True, array_like=True):
+class IndexPart(Message, frozen=True, kw_only=True, array_like=True):
     """A run of merged index records, sorted by path over the whole stream."""
     records: list[IndexRecord]
 
 
-class IndexDone(_Message, frozen=True, kw_only=True, array_like=True):
+class IndexDone(Message, frozen=True, kw_only=True, array_like=True):
     """`names`: the index objects that this stream covers (give them as `seen` next time). `segments` and `segment_bytes` / `base_bytes`
     say whether compaction is due; `skipped`: unreadable objects, with the reason."""
     names: list[str]
@@ -127,45 +118,41 @@ class IndexDone(_Message, frozen=True, kw_only=True, array_like=True):
     is_compaction_due: bool
 
 
-class ListDone(_Message, frozen=True, kw_only=True, array_like=True):
+class ListDone(Message, frozen=True, kw_only=True, array_like=True):
     objects: int
     prefixes: int
 
 
-class SegmentDone(_Message, frozen=True, kw_only=True, array_like=True):
+class SegmentDone(Message, frozen=True, kw_only=True, array_like=True):
     name: str
     size: int
 
 
-class CompactDone(_Message, frozen=True, kw_only=True, array_like=True):
+class CompactDone(Message, frozen=True, kw_only=True, array_like=True):
     """`name` is '' when there was nothing to merge. `removed`: covered objects past their grace time that were deleted."""
     name: str
     records: int
     removed: int
 
 
-class DeleteDone(_Message, frozen=True, kw_only=True, array_like=True):
+class DeleteDone(Message, frozen=True, kw_only=True, array_like=True):
     """Everything not in `failures` is gone (or never was there)."""
     failures: list[ItemFailure]
 
 
-class TidyDone(_Message, frozen=True, kw_only=True, array_like=True):
+class TidyDone(Message, frozen=True, kw_only=True, array_like=True):
     removed: int
 
 
-class ProbeDone(_Message, frozen=True, kw_only=True, array_like=True):
+class ProbeDone(Message, frozen=True, kw_only=True, array_like=True):
     capabilities: dict[str, Any]
 
 
-class CheckDone(_Message, frozen=True, kw_only=True, array_like=True):
+class CheckDone(Message, frozen=True, kw_only=True, array_like=True):
     pass
 
 
 # --- operations ------------------------------------------------------------------------------------------------------------------
-
-class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Base of all requests; the parameter is the type of the result."""
-
 
 class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Upload the staging file at `path`, which must have `size` bytes and, when given, `mtime_ns` at the start and at the end.
@@ -235,21 +222,23 @@ class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True,
 
 class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Bring blocks [start, start + count) of the version `etag` of `size` bytes into the block cache. RemoteChanged when the object is
-    another version by now."""
+    another version by now. `place`: where it lies if it is a member, the archive by its full key."""
     key: str
     etag: str
     size: int
     start: int = 0
     count: int = 1
+    place: Place | None = None
 
 
-class WarmItem(_Message, frozen=True, kw_only=True, array_like=True):
-    """Blocks [start, start + count) of one version; `count` 0: to its end."""
+class WarmItem(Message, frozen=True, kw_only=True, array_like=True):
+    """Blocks [start, start + count) of one version; `count` 0: to its end. `place` as in Fetch."""
     key: str
     etag: str
     size: int
     start: int = 0
     count: int = 0
+    place: Place | None = None
 
 
 class Warm(Operation[WarmDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -266,9 +255,10 @@ class Hydrate(Operation[HydrateDone], frozen=True, kw_only=True, array_like=True
     etag: str
     size: int
     path: str
+    place: Place | None = None
 
 
-class AdoptItem(_Message, frozen=True, kw_only=True, array_like=True):
+class AdoptItem(Message, frozen=True, kw_only=True, array_like=True):
     path: str
     key: str
     etag: str
@@ -328,23 +318,24 @@ class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=T
 
 
 AnyOperation = (PutFile | PutBytes | Heartbeat | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
-                | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry)
+                | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry | archives.ArchiveOperation)
 #: what a streaming operation yields before its result
-STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
+STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart, **archives.STREAMED}
 RESULTS: dict[type[Any], Any] = {
     PutFile: PutDone, PutBytes: PutDone, Heartbeat: CheckDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
     Fetch: FetchDone, Warm: WarmDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
-    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone}
+    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone,
+    **archives.RESULTS}
 
 
 # --- envelopes -------------------------------------------------------------------------------------------------------------------
 
-class Start(_Message, frozen=True, kw_only=True, array_like=True):
+class Start(Message, frozen=True, kw_only=True, array_like=True):
     """The first frame to a worker. It answers `Ready` or `Failed` with id 0."""
     options: WorkerOptions
 
 
-class Request(_Message, frozen=True, kw_only=True, array_like=True):
+class Request(Message, frozen=True, kw_only=True, array_like=True):
     """`credit`: how many `Part`s may be sent before the first `Credit` comes. `wants_progress`: send `Progress` as bytes move."""
     id: int
     operation: AnyOperation
@@ -352,55 +343,55 @@ class Request(_Message, frozen=True, kw_only=True, array_like=True):
     wants_progress: bool = False
 
 
-class Credit(_Message, frozen=True, kw_only=True, array_like=True):
+class Credit(Message, frozen=True, kw_only=True, array_like=True):
     id: int
     count: int = 1
 
 
-class Cancel(_Message, frozen=True, kw_only=True, array_like=True):
+class Cancel(Message, frozen=True, kw_only=True, array_like=True):
     """Nobody waits for this request any more: stop where nothing is left half done. It is still answered."""
     id: int
 
 
-class LogLevel(_Message, frozen=True, kw_only=True, array_like=True):
+class LogLevel(Message, frozen=True, kw_only=True, array_like=True):
     """Log so much from now on."""
     level: int
 
 
-class Limit(_Message, frozen=True, kw_only=True, array_like=True):
+class Limit(Message, frozen=True, kw_only=True, array_like=True):
     """The block cache's bound in bytes is now this."""
     cache_bytes: int
 
 
-class Learn(_Message, frozen=True, kw_only=True, array_like=True):
+class Learn(Message, frozen=True, kw_only=True, array_like=True):
     """What the store can do is now known to be this."""
     capabilities: dict[str, Any]
 
 
-class Ready(_Message, frozen=True, kw_only=True, array_like=True):
+class Ready(Message, frozen=True, kw_only=True, array_like=True):
     pid: int
 
 
-class Part(_Message, frozen=True, kw_only=True, array_like=True):
+class Part(Message, frozen=True, kw_only=True, array_like=True):
     """`value` is one encoded element of a stream."""
     id: int
     value: msgspec.Raw
 
 
-class Progress(_Message, frozen=True, kw_only=True, array_like=True):
+class Progress(Message, frozen=True, kw_only=True, array_like=True):
     """`done` bytes of this transfer have moved in all."""
     id: int
     done: int
 
 
-class Reply(_Message, frozen=True, kw_only=True, array_like=True):
+class Reply(Message, frozen=True, kw_only=True, array_like=True):
     """`value` is the encoded result, of the type that RESULTS names for the operation; `cpu`: seconds that it took of the worker's CPU."""
     id: int
     value: msgspec.Raw
     cpu: float = 0.0
 
 
-class Failed(_Message, frozen=True, kw_only=True, array_like=True):
+class Failed(Message, frozen=True, kw_only=True, array_like=True):
     """`retry_after`: seconds in which the store does not want to be asked."""
     id: int
     name: str
@@ -418,7 +409,7 @@ _value_decoders = {kind: msgspec.msgpack.Decoder(result).decode for kind, result
 _part_decoders = {kind: msgspec.msgpack.Decoder(part).decode for kind, part in STREAMED.items()}
 
 
-def frame(message: _Message) -> bytes:
+def frame(message: Message) -> bytes:
     """The message as it goes over the pipe, length included."""
     buffer = bytearray(LENGTH.size)
     _encoder.encode_into(message, buffer, LENGTH.size)

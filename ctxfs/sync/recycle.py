@@ -34,6 +34,7 @@ from ctxfs.storage.inode import Content
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import EnsureExpiry, Head, HeadItem
 from ctxfs.sync.reconcile import Reconciler
@@ -56,7 +57,7 @@ _EXPIRED = ('SELECT key, etag, size, ino, revision, sha256, doomed, lifecycle, u
 class Recycler:
     """See the module docstring. `now_ns`: this host's clock."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, rules: Rules, reconciler: Reconciler, finisher: Finisher,
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | ArchiveView, *, rules: Rules, reconciler: Reconciler, finisher: Finisher,
                  prefix: str, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._db = db
         self._journal = journal

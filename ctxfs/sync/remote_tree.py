@@ -22,6 +22,8 @@ from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_mirror import ArchiveMirror
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, ListPages
@@ -41,11 +43,13 @@ class RemoteTreeLoader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, doubt: Doubt,
-                 prefix: str, below: str = '', answer_seconds: float = 0.75 * STORE_TIMEOUT) -> None:
+                 prefix: str, below: str = '', answer_seconds: float = 0.75 * STORE_TIMEOUT, mirror: ArchiveMirror | None = None) -> None:
+        """`mirror`: of the archive log, where the context is in Archive mode."""
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
-        self._pool = pool
+        self._pool = pool if mirror is None else ArchiveView(pool, mirror, prefix=prefix)
+        self._mirror = mirror
         self._doubt = doubt
         self._prefix = prefix
         self._answer_seconds = answer_seconds
@@ -55,7 +59,7 @@ class RemoteTreeLoader:
         self.polls = 0
         self.last_poll = 0.0
         self.index = RemoteIndex(db, journal, pool, prefix=prefix, below=below)
-        self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
+        self.changes = RemoteChanges(db, journal, reconciler, self._pool, index=self.index, prefix=prefix, mirror=mirror)
         self._complete = trio.Event()
         self._was_complete = bool(db.meta('was_listed'))
         #: the tree as an earlier mount left it has to do
@@ -73,9 +77,10 @@ class RemoteTreeLoader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_grace)
             await self._until_it_works(self._doubt.resolve)
-            await self._until_it_works(self.index.read)
+            await self._until_it_works(self.changes.read_index)
             self._index_read.set()
             await self._until_it_works(lambda: self.changes.list_all(priority=Priority.INTERACTIVE))
+            await self.changes.agree_with_archives()
             await self._until_it_works(self.changes.finish)
             nursery.cancel_scope.cancel()
         self._finish()
@@ -181,6 +186,10 @@ class RemoteTreeLoader:
                 prefixes = [prefix[len(self._prefix):] for prefix in page.prefixes]
                 self._reconciler.apply_directory(objects, [prefix for prefix in prefixes if not prefix.startswith('.ctxfs/')])
                 await trio.lowlevel.checkpoint()
+        if self._mirror is not None:
+            found = self._mirror.level(key)
+            self._mirror.apply_members([info.key for info in found.objects])
+            self._reconciler.apply_directory([], found.prefixes)
         if self._db.dir_key(directory.ino) == key:
             self._listed.add(directory.ino)
 

@@ -27,6 +27,8 @@ from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_flush import Again, NotTaken
+from ctxfs.sync.archiver import Archiver
 from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
@@ -45,6 +47,8 @@ PLAN_BATCH = 500
 #: inodes planned, or marked, without a pause: about 3 ms of the loop
 PLAN_SLICE = 40
 IN_FLIGHT = 32
+#: inodes in one commit of Archive mode; the next ones are another commit's
+COMMIT_WORKS = 100_000
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
 #: what the system says and may not say again
@@ -73,7 +77,8 @@ class Rounds:
     """See the module docstring. `begin`, then `run` as often as there is something to retry."""
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, gating: Gating,
-                 localiser: Localiser, conflicts: ConflictKeeper, prefix: str) -> None:
+                 localiser: Localiser, conflicts: ConflictKeeper, prefix: str, archiver: Archiver | None = None) -> None:
+        """`archiver`: of a context in Archive mode."""
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -84,6 +89,7 @@ class Rounds:
         self._localiser = localiser
         self._conflicts = conflicts
         self._prefix = prefix
+        self._archiver = archiver
         self._selection: Selection = Everything()
         self._moves: dict[int, int] = {}
         #: inodes that this flush uploads as they are at one instant
@@ -108,15 +114,74 @@ class Rounds:
             done = 0
             after, now_ns = 0, time.time_ns()
             waiting: list[Work] = []
+            packing: list[Work] = []
             while batch := await self._next_works(now_ns, after):
                 works, after = batch
+                if self._archiver is not None:
+                    works = self._divide(works, packing)
                 ready = [work for work in works if not work.blocked_by]
                 waiting += [work for work in works if work.blocked_by]
                 done += await self._run_all(ready, task)
+                if len(packing) >= COMMIT_WORKS:
+                    done += await self._archive(packing, task)
+                    packing = []
+            done += await self._archive(packing, task)
             if waiting and not done and not self._selection.is_over:
                 done += await self._break_cycle(waiting[0], task)
             if not done:
                 return
+
+    # --- archives -----------------------------------------------------------------------------------------------------------------
+
+    def _divide(self, works: list[Work], packing: list[Work]) -> list[Work]:
+        """What goes into archives is added to `packing`; the rest is returned."""
+        assert self._archiver is not None
+        rest = []
+        for work in works:
+            if self._archiver.plan.takes(work):
+                packing.append(work)
+            else:
+                rest.append(work._replace(needs_bytes=True) if self._archiver.plan.needs_bytes(work) else work)
+        return rest
+
+    async def _archive(self, works: list[Work], task: SyncTask) -> int:
+        """Commit these works together, and what is deleted; how many got somewhere."""
+        if self._archiver is None or self._selection.is_over or not (works or self._archiver.has_deletes()):
+            return 0
+        works = _without_blocked(works)
+        inos = {work.inode.ino for work in works}
+        self.uploading |= inos
+        try:
+            outcomes = await self._archiver.flush(works, as_it_is=lambda inode: inode.ino in self._as_it_is and inode.content == Content.STAGED)
+        except (CtxfsError, OSError) as error:
+            for work in works:
+                self._fail(work, task, error)
+            if not works:
+                raise
+            return 0
+        finally:
+            self.uploading -= inos
+            for work in works:
+                self._unplan(work)
+        done = [await self._conclude(work, task, error) for work, error in outcomes if not isinstance(error, NotTaken)]
+        left = [work for work, error in outcomes if isinstance(error, NotTaken)]
+        return sum(done) + await self._run_all(left, task)
+
+    async def _conclude(self, work: Work, task: SyncTask, error: Exception | None) -> bool:
+        """Handle how a work ended that was committed with others, or was not. True if the journal moved on, or may."""
+        inode = work.inode
+        if error is None:
+            _Meter(task, self._selection.note_progress).note(inode.size if work.row.reason & Reason.CONTENT else 0)
+            task.files_done += 1
+            if inode.ino in self._as_it_is:
+                self._selection.took_as_it_is(inode.ino)
+            self._selection.note_success()
+            return True
+        if isinstance(error, Again):
+            return True
+        if isinstance(error, Moved):
+            return self._note_move(work, task)
+        return await self._settle_error(work, task, error)
 
     async def _next_works(self, now_ns: int, after: int) -> tuple[list[Work], int] | None:
         """What is to be done for the next PLAN_BATCH inodes after the number `after`, and the last one's number; None: there are no more.
@@ -198,23 +263,31 @@ class Rounds:
             await self._carry_out(work, meter)
         except Moved:
             return self._note_move(work, task)
-        except TargetConflict as conflict:
-            is_settled = await self._settle(work, task, partial(self._conflicts.target_changed, inode, conflict.key, self._revision_of(work)))
-            self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
-            return is_settled
-        except SourceLost as lost:
-            return await self._settle(work, task, partial(self._conflicts.source_lost, inode, lost.known))
-        except (CtxfsError, OSError) as error:
-            self._fail(work, task, error)
-            return False
+        except (CtxfsError, OSError, TargetConflict, SourceLost) as error:
+            return await self._settle_error(work, task, error)
         finally:
             self.uploading.discard(inode.ino)
-            inode.is_planned = False
-            inode.marked = 0 if inode.marked != Reason.INDEX else inode.marked
+            self._unplan(work)
         meter.note(inode.size if work.row.reason & Reason.CONTENT else 0)
         task.files_done += 1
         self._selection.note_success()
         return True
+
+    @staticmethod
+    def _unplan(work: Work) -> None:
+        work.inode.is_planned = False
+        work.inode.marked = 0 if work.inode.marked != Reason.INDEX else work.inode.marked
+
+    async def _settle_error(self, work: Work, task: SyncTask, error: Exception) -> bool:
+        """True if the journal moved on."""
+        if isinstance(error, TargetConflict):
+            is_settled = await self._settle(work, task, partial(self._conflicts.target_changed, work.inode, error.key, self._revision_of(work)))
+            self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
+            return is_settled
+        if isinstance(error, SourceLost):
+            return await self._settle(work, task, partial(self._conflicts.source_lost, work.inode, error.known))
+        self._fail(work, task, error)
+        return False
 
     async def _carry_out(self, work: Work, meter: _Meter) -> None:
         if work.is_retiring:
@@ -225,6 +298,8 @@ class Rounds:
             await self._uploader.run_as_it_is(work.inode, meter.note)
             self._selection.took_as_it_is(work.inode.ino)
         else:
+            if self._archiver is not None:
+                self._archiver.check(work)
             await self._uploader.run(work, meter.note)
 
     async def _settle(self, work: Work, task: SyncTask, settle: Callable[[], Awaitable[None]]) -> bool:
@@ -317,3 +392,13 @@ class Rounds:
                 self._gating.settle(inode)
                 self._journal.mark(inode, Reason.NAMES)
         return [inode.ino for inode in inodes if inode.is_dir]
+
+
+def _without_blocked(works: list[Work]) -> list[Work]:
+    """Those that wait for none but others of them: they are committed at once."""
+    while True:
+        inos = {work.inode.ino for work in works}
+        ready = [work for work in works if work.blocked_by <= inos]
+        if len(ready) == len(works):
+            return works
+        works = ready
