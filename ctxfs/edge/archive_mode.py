@@ -64,14 +64,18 @@ class ArchiveMode:
         """See RemoteContentLoader."""
         return None if self.mirror is None else self.mirror.place_of(source)
 
+    def recorder(self, writers: GuardedPool) -> ModeRecorder:
+        options = self._base.options
+        return ModeRecorder(writers, prefix=self._base.prefix.removesuffix(options.below), name=options.context_name,
+                            mode=options.policy.upload_policy.upload_mode, is_done=options.is_mode_recorded)
+
     def archiver(self, writers: GuardedPool, uploader: Uploader, finisher: Finisher, recycler: Recycler, auditor: Auditor) -> Archiver | None:
         base, mirror = self._base, self.mirror
         if mirror is None:
             return None
         plan = ArchivePlan(base.db, base.journal, base.staging, mirror=mirror, rules=base.rules, prefix=base.prefix)
-        intents = Intents(base.db, base.journal, on_arrived=auditor.arrived)
-        recorder = ModeRecorder(writers, base.db, prefix=mirror.context_prefix, name=base.options.context_name, mode='Archive')
+        intents = Intents(base.db, base.journal, number=mirror.number, on_arrived=auditor.arrived)
         committer = ArchiveCommitter(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, uploader=uploader,
-                                     host=base.options.host_id, scratch=Path(base.options.state_dir) / 'packing', prepare=recorder.record)
+                                     host=base.options.host_id, scratch=Path(base.options.state_dir) / 'packing')
         return Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, uploader=uploader,
                         recycler=recycler, prefix=base.prefix, is_wanted=finisher.is_wanted, cores=os.cpu_count() or 1)

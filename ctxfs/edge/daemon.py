@@ -312,7 +312,7 @@ class Mount:
                             displaced=archives.displaced)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix, uploader=uploader,
-            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor),
+            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor), prepare=archives.recorder(writers).record,
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)

@@ -15,7 +15,7 @@ looked at, at most: numbers of old commits come free when a base has replaced th
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -53,11 +53,11 @@ TOUCHED = 2500
 
 
 class ArchiveCommitter:
-    """See the module docstring. `scratch`: where parts grow. `prepare`: awaited before the first byte is sent. `told(key, etag, before)`: a member
+    """See the module docstring. `scratch`: where parts grow. `told(key, etag, before)`: a member
     was written in the place of that version, or removed (etag '')."""
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | GuardedPool, *, mirror: ArchiveMirror, plan: ArchivePlan,
-                 intents: Intents, uploader: Uploader, host: str, scratch: Path, prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+                 intents: Intents, uploader: Uploader, host: str, scratch: Path,
                  told: Callable[[str, str, str], object] = lambda key, etag, before: None) -> None:
         self._db = db
         self._journal = journal
@@ -68,7 +68,6 @@ class ArchiveCommitter:
         self._uploader = uploader
         self._host = host
         self._scratch = scratch
-        self._prepare = prepare
         self._told = told
         mirror.settle_own = intents.settle
         scratch.mkdir(mode=0o700, exist_ok=True)
@@ -89,7 +88,6 @@ class ArchiveCommitter:
     async def commit(self, flush: Flush) -> None:
         """All that is written, and what is deleted. What others committed in between, and concerns it, is in the works' outcomes. Raises what the
         store says: RemoteUnavailable where nobody knows whether it is done."""
-        await self._prepare()
         number, refs = self._mirror.number + 1, flush.refs(lambda part: self.part(flush, part))
         lifecycles = [flush.parts[part][0].lifecycle for part in flush.parts_in()] or ['']
         flush.archives = [ArchiveInfo(log_format.archive_name(number, host=self._host, created_ns=time.time_ns()), 0, lifecycle)
@@ -104,6 +102,8 @@ class ArchiveCommitter:
             self._intents.give_up(flush.nonce)
             for work in flush.works:
                 flush.fail(work, Again())
+        finally:
+            self._intents.rest()
 
     def _intent(self, flush: Flush, number: int) -> Intent:
         written = [Written(item.choice.key, item.choice.work.inode.ino, flush.revisions[item.choice.work.inode.ino][0], item.result.etag,
@@ -124,12 +124,14 @@ class ArchiveCommitter:
     async def _commit(self, flush: Flush, refs: list[PartRef]) -> None:
         """Raises Again, and as `commit`."""
         async with self._mirror.lock:
-            for _ in range(ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 until = boot_seconds() + COMMIT_SECONDS
                 await self._mirror.catch_up_locked()
                 self._check_current(flush)
                 header = LogHeader(kind='commit', number=self._mirror.number + 1, nonce=flush.nonce, host=self._host, created_ns=time.time_ns(),
                                    archives=flush.archives)
+                if attempt:
+                    self._intents.begin(self._intent(flush, header.number))
                 more, touched = self._more(flush)
                 try:
                     await self._pool.call(CommitArchive(key=self._mirror.context_prefix + log_format.commit_key(header.number), header=header,

@@ -48,7 +48,8 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
 class Intents:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, *, on_arrived: Callable[[Known], object] = lambda known: None) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, *, number: int = 0, on_arrived: Callable[[Known], object] = lambda known: None) -> None:
+        """`number`: up to which the log was read."""
         self._db = db
         self._journal = journal
         self._on_arrived = on_arrived
@@ -56,11 +57,20 @@ class Intents:
             intent.nonce: intent for intent in msgspec.msgpack.decode(db.meta(_META) or b'\x90', type=list[Intent])}
         #: names of archives of commits that can never happen any more
         self.orphans: list[str] = []
+        #: being committed: it goes on with the next number where another has its own
+        self._active = ''
+        for intent in [intent for intent in self._open.values() if intent.number <= number]:
+            self.orphans += intent.archives
+            del self._open[intent.nonce]
 
     def begin(self, intent: Intent) -> None:
-        """It is about to be sent."""
-        self._open[intent.nonce] = intent
+        """It is about to be sent, with this number."""
+        self._open[intent.nonce], self._active = intent, intent.nonce
         self._store()
+
+    def rest(self) -> None:
+        """Nothing is being committed."""
+        self._active = ''
 
     def end(self, nonce: str) -> None:
         """How it ended is recorded; call it in the transaction that does so."""
@@ -89,7 +99,7 @@ class Intents:
 
     def _pass(self, header: LogHeader, intent: Intent | None) -> None:
         """What had this number or an earlier one, and is not `intent`, will never be."""
-        past = [other for other in self._open.values() if other.number <= header.number]
+        past = [other for other in self._open.values() if other.number <= header.number and (other is intent or other.nonce != self._active)]
         for other in past:
             if other is not intent:
                 self.orphans += [] if header.kind == 'base' else other.archives     # a base does not say whose they were

@@ -100,7 +100,7 @@ class ArchiveLog:
 
     def read(self, log: Log, since: int = 0) -> Iterator[Entry]:
         """What came after `since`; the first may be a base."""
-        needed = log.needed(since)
+        needed = log.needed(since) if log.number > since else []
         run = map if self._executor is None else self._executor.map
         for start in range(0, len(needed), 16):
             for body in run(self._open, needed[start:start + 16]):
@@ -111,7 +111,7 @@ class ArchiveLog:
             if info.size <= _RANGE:
                 return io.BytesIO(self._store.get(info.key, if_match=info.etag))
             parts = (self._store.get(info.key, start, min(start + _RANGE, info.size), if_match=info.etag) for start in range(0, info.size, _RANGE))
-            file = tempfile.TemporaryFile(prefix='ctxfs-log-', dir=self._scratch_dir)
+            file = tempfile.TemporaryFile(prefix='ctxfs-log-', dir=self._scratch_dir)      # noqa: SIM115 - who reads it drops it
             for part in parts:
                 file.write(part)
             file.seek(0)
@@ -156,9 +156,7 @@ class ArchiveLog:
         return log.number, count, len(gone) - len(failures)
 
     def _write_base(self, log: Log, host: str) -> int:
-        entries = list(self.read(log))
-        resets = [number for number, entry in enumerate(entries) if entry.header.is_reset]
-        entries = entries[resets[-1]:] if resets else entries
+        entries = since_reset(list(self.read(log)))
         archives = {info.name: info for entry in entries for info in entry.header.archives}
         present = self._present()
         dropped = sorted({name for entry in entries for name in entry.header.dropped if name in present})
@@ -192,6 +190,21 @@ def merged(entries: Sequence[Entry]) -> Iterator[MemberRecord]:
         _numbered(entry.header.number, entry) for entry in entries]
     for _, same in itertools.groupby(heapq.merge(*streams, key=operator.itemgetter(0, 1)), key=operator.itemgetter(0)):
         yield _last(same)
+
+
+def members_of(store: ObjectStore, prefix: str, *, below: str = '') -> Iterator[MemberRecord]:
+    """What is in archives of a context now, below a key, in the order of paths."""
+    log = ArchiveLog(store, prefix)
+    found = log.look()
+    for item in merged(since_reset(list(log.read(found)))):
+        if item.place is not None and item.record.path.startswith(below):
+            yield item
+
+
+def since_reset(entries: list[Entry]) -> list[Entry]:
+    """Without those that a later one makes void."""
+    resets = [number for number, entry in enumerate(entries) if entry.header.is_reset]
+    return entries[resets[-1]:] if resets else entries
 
 
 def _numbered(number: int, entry: Entry) -> Iterator[tuple[str, int, MemberRecord]]:

@@ -4,6 +4,8 @@ Owns these messages (messages.py has their bases, protocol.py the table of all).
 """
 from __future__ import annotations
 
+from typing import Any
+
 from ctxfs.records import Attrs
 from ctxfs.storage.archive_log_format import LogHeader, MemberRecord
 from ctxfs.storage.members import Place
@@ -115,5 +117,5 @@ class WriteBase(Operation[BaseDone], frozen=True, kw_only=True, array_like=True,
 
 
 ArchiveOperation = Pack | SendArchive | CommitArchive | ReadLog | WriteBase
-STREAMED = {ReadLog: LogPart}
-RESULTS = {Pack: PackDone, SendArchive: SendDone, CommitArchive: CommitDone, ReadLog: LogDone, WriteBase: BaseDone}
+STREAMED: dict[type[Any], Any] = {ReadLog: LogPart}
+RESULTS: dict[type[Any], Any] = {Pack: PackDone, SendArchive: SendDone, CommitArchive: CommitDone, ReadLog: LogDone, WriteBase: BaseDone}

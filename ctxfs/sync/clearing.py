@@ -30,7 +30,7 @@ from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.protocol import CompactIndex
 
 #: what a context keeps of ctxfs's own when it is cleared: its policy, the index (with tombstones), and what its mounts agree by
-_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'index/', 'turn/', 'mounts/'))
+_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'mode', 'index/', 'turn/', 'mounts/'))
 #: a mount that goes on writing into a context that is cleared by force is not waited for
 _PASSES = 5
 

@@ -18,7 +18,6 @@ from ctxfs.storage.object_store import Condition, ObjectStore
 from ctxfs.sync.protocol import Operation, PutBytes
 
 MODE_NAME = RESERVED_DIR + 'mode'
-_META = 'context_mode'
 
 
 class WrongMode(CtxfsError):
@@ -28,14 +27,6 @@ class WrongMode(CtxfsError):
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     version: int = 1
-
-
-class Notes(Protocol):
-    """What is remembered across mounts (the tree database's `meta`)."""
-
-    def meta(self, name: str) -> Any: ...
-
-    def set_meta(self, name: str, value: Any) -> None: ...
 
 
 class Writers(Protocol):
@@ -88,18 +79,18 @@ def refusal(name: str, found: str, wanted: str) -> str:
 
 
 class ModeRecorder:
-    """Records the mode of one mount's context, once."""
+    """Records the mode of one mount's context, once. `is_done`: it is recorded already."""
 
-    def __init__(self, pool: Writers, notes: Notes, *, prefix: str, name: str, mode: str) -> None:
+    def __init__(self, pool: Writers, *, prefix: str, name: str, mode: str, is_done: bool = False) -> None:
         self._pool = pool
-        self._notes = notes
         self._prefix = prefix
         self._name = name
         self._mode = mode
+        self._is_done = is_done
 
     async def record(self) -> None:
         """Before anything else is written. Raises WrongMode."""
-        if self._notes.meta(_META) == self._mode:
+        if self._is_done:
             return
         try:
             await self._pool.call(PutBytes(key=self._prefix + MODE_NAME, body=encoded(self._mode), condition=Condition(absent=True),
@@ -107,4 +98,4 @@ class ModeRecorder:
         except RemoteChanged:
             other = 'File' if self._mode == 'Archive' else 'Archive'
             raise WrongMode(refusal(self._name, other, self._mode)) from None
-        self._notes.set_meta(_META, self._mode)
+        self._is_done = True

@@ -40,7 +40,7 @@ from ctxfs.sync.protocol import HeadItem
 from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
-OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/', 'turn/', 'mounts/'))
+OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'mode', 'archive/', 'turn/', 'mounts/'))
 _decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 

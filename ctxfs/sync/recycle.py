@@ -33,8 +33,8 @@ from ctxfs.rules import Rules
 from ctxfs.storage.inode import Content
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.archive_view import ArchiveView
+from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import EnsureExpiry, Head, HeadItem
 from ctxfs.sync.reconcile import Reconciler

@@ -77,8 +77,9 @@ class Rounds:
     """See the module docstring. `begin`, then `run` as often as there is something to retry."""
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, gating: Gating,
-                 localiser: Localiser, conflicts: ConflictKeeper, prefix: str, archiver: Archiver | None = None) -> None:
-        """`archiver`: of a context in Archive mode."""
+                 localiser: Localiser, conflicts: ConflictKeeper, prefix: str, archiver: Archiver | None = None,
+                 prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+        """`archiver`: of a context in Archive mode. `prepare`: awaited before the first work of a run."""
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -90,6 +91,7 @@ class Rounds:
         self._conflicts = conflicts
         self._prefix = prefix
         self._archiver = archiver
+        self._prepare = prepare
         self._selection: Selection = Everything()
         self._moves: dict[int, int] = {}
         #: inodes that this flush uploads as they are at one instant
@@ -117,6 +119,8 @@ class Rounds:
             packing: list[Work] = []
             while batch := await self._next_works(now_ns, after):
                 works, after = batch
+                if works:
+                    await self._prepare()
                 if self._archiver is not None:
                     works = self._divide(works, packing)
                 ready = [work for work in works if not work.blocked_by]
