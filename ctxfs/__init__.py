@@ -1,7 +1,8 @@
 """ctxfs: a context (a directory of an object-store bucket) mounted as a real disk.
 
 The Python API has the names of AgentBay's SDK: `from ctxfs import ContextService` for contexts and their files without a mount
-(ctxfs.edge.context_service), ContextManager for this host's mounts (ctxfs.edge.context_manager), ContextSync and SyncPolicy (ctxfs.edge.sdk_policy).
+(ctxfs.edge.context_service), ContextManager for this host's mounts (ctxfs.edge.context_manager), ContextSync and SyncPolicy (ctxfs.edge.sdk_policy);
+`session` mounts contexts for the life of a block (ctxfs.edge.session).
 """
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ _EXPORTS = {name: module for module, names in {
     'ctxfs.edge.service_results': (
         'AgentBayError', 'ClearContextResult', 'ClearanceTimeoutError', 'Context', 'ContextFileEntry', 'ContextFileListResult',
         'ContextListParams', 'ContextListResult', 'ContextResult', 'FileUrlResult', 'OperationResult'),
+    'ctxfs.edge.session': ('Session', 'session'),
+    'ctxfs.edge.sdk_session': ('CreateSessionParams', 'SessionResult'),
     'ctxfs.edge.sdk_policy': (
         'BWList', 'ContextSync', 'DeletePolicy', 'DownloadPolicy', 'DownloadStrategy', 'ExtractPolicy', 'Lifecycle', 'MappingPolicy',
         'RecyclePolicy', 'SyncPolicy', 'UploadMode', 'UploadPolicy', 'UploadStrategy', 'WhiteList'),

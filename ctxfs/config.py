@@ -43,6 +43,8 @@ DEFAULT_CACHE_LIMIT = 10 * GIB
 DEFAULT_POLL = 10.0
 #: how long a program waits for a store that does not answer, before EIO
 STORE_TIMEOUT = 60.0
+#: parts of large files that may be on their way at once
+UNDER_WAY_BYTES = 256 << 20
 #: one block of the block cache: a smaller bound could hold nothing
 MIN_CACHE_SIZE = 1 << 20
 #: -o options that go to mount(2) as they are; the rest of -o is ctxfs's own
@@ -103,6 +105,12 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     audit_log: str | None = None
     #: the bucket says in which mode the context is kept, and it is this one
     is_mode_recorded: bool = False
+    #: bytes a second, and operations at once that no program waits for; 0: no limit
+    upload_rate: float = 0.0
+    download_rate: float = 0.0
+    transfers: int = 0
+    #: (host, port) where metrics are served; None: nowhere
+    metrics_addr: tuple[str, int] | None = None
 
     @property
     def silence(self) -> float:
@@ -111,8 +119,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def final_seconds(self) -> float:
-        """How long the last upload, at an unmount, goes on trying."""
-        return 2 * self.store_timeout
+        """How long the last upload, at an unmount, goes on trying; beside what its own bound on bytes a second takes for what is under way."""
+        return 2 * self.store_timeout + (UNDER_WAY_BYTES / self.upload_rate if self.upload_rate else 0.0)
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -140,6 +148,9 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     log_json: bool | None = None
     lag_alarm: str | float | None = None
     audit_log: str | None = None
+    max_upload_rate: str | int | None = None
+    max_download_rate: str | int | None = None
+    transfers: int | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
 

@@ -22,6 +22,7 @@ import msgspec
 from ctxfs.config import FileConfig, Preference, file_store_url, nearest, normalise_store_url, parse_fuse_options, parse_size, parse_toml
 from ctxfs.durations import lag_alarm_of, poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.errors import UsageError
+from ctxfs.limits import metrics_addr_of, rate_of, transfers_of
 
 #: for all users of the host
 SYSTEM_FILE = Path('/etc/ctxfs/config.toml')
@@ -51,6 +52,10 @@ class NamedMount(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     log_json: bool | None = None
     lag_alarm: str | float | None = None
     audit_log: str | None = None
+    max_upload_rate: str | int | None = None
+    max_download_rate: str | int | None = None
+    transfers: int | None = None
+    metrics_addr: str | None = None
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +174,8 @@ def _absolute(text: str, origin: str) -> str:
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
     'store': normalise_store_url, 'cache_size': parse_size, 'sync_every': sync_every_of, 'poll_every': poll_every_of,
-    'store_timeout': store_timeout_of, 'lag_alarm': lag_alarm_of,
+    'store_timeout': store_timeout_of, 'lag_alarm': lag_alarm_of, 'transfers': transfers_of, 'metrics_addr': metrics_addr_of,
+    'max_upload_rate': lambda text: rate_of(text, '--max-upload-rate'), 'max_download_rate': lambda text: rate_of(text, '--max-download-rate'),
     'options': lambda text: parse_fuse_options([text])}
 
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     'edge': {'base', 'storage', 'core', 'sync'},
 }
 #: modules of the package itself: what all others may know
-BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.config_file', 'ctxfs.durations', 'ctxfs.logs',
+BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.config_file', 'ctxfs.durations', 'ctxfs.limits', 'ctxfs.logs',
         'ctxfs.nearest', 'ctxfs.patterns', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse', 'ctxfs.policy_text',
         'ctxfs.private_files', 'ctxfs.records', 'ctxfs.rules', 'ctxfs.store_url'}
 #: no third-party package has two importers, so that it can be replaced, and its errors translated, in one place
@@ -36,6 +36,8 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'click': ('ctxfs.edge.cli*',),
     'diskcache': ('ctxfs.storage.cache_database',),
     'exceptiongroup': ('ctxfs.edge.daemon',),
+    'greenlet': ('ctxfs.storage.fibers',),
+    'prometheus_client': ('ctxfs.edge.metrics_server',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),
     're2': ('ctxfs.patterns',),
     'rich': ('ctxfs.edge.progress',),
@@ -47,7 +49,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'zstandard': ('ctxfs.storage.index_format',),
 }
 #: where a distribution has another name than its package
-DISTRIBUTIONS = {'re2': 'google-re2'}
+DISTRIBUTIONS = {'re2': 'google-re2', 'prometheus_client': 'prometheus-client'}
 #: languages more than libraries: anywhere, but trio not where everything is synchronous
 ANYWHERE = {'msgspec', 'trio'}
 FORBIDDEN = {('storage', 'trio'), ('base', 'trio')}

@@ -11,11 +11,12 @@ from ctxfs.edge.cli_audit import audited
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, print_table, printable
 from ctxfs.edge.context_desk import open_desk
 from ctxfs.edge.progress import Transfer
+from ctxfs.sync import copying
 
 
 @click.group()
 def context() -> None:
-    """Create, list, show, rename, clear and delete contexts."""
+    """Create, list, show, rename, copy, clear and delete contexts."""
 
 
 @context.command()
@@ -80,6 +81,31 @@ def rename(invocation: Invocation, reference: str, name: str) -> int:
         record = desk.rename(record, name)
     if invocation.as_json:
         print_json(record)
+    return 0
+
+
+@context.command()
+@click.argument('source', metavar='SRC')
+@click.argument('target', metavar='DST')
+@click.option('--create', is_flag=True, help='Make DST if there is no context of that name.')
+@click.option('--update', is_flag=True, help='DST may have files: those that SRC does not have are removed.')
+@common_options
+def copy(invocation: Invocation, source: str, target: str, create: bool, update: bool) -> int:
+    """Make DST a copy of SRC, inside the store. Cut short, the same command goes on with it.
+
+    SRC may be in use; DST must not be, and cannot be mounted before it is whole.
+    """
+    with audited(invocation, 'context-copy', source=source) as line, open_desk(invocation) as desk:
+        found, into = desk.registry.find(source), desk.target(target, create=create)
+        line.about(into)
+        into = desk.begin_copy(found, into, update=update)
+        with Transfer(f'copy {found.name}', quiet=invocation.as_json) as progress:
+            copied = desk.finish_copy(found, into, progress)
+    if invocation.as_json:
+        print_json({'id': into.id, 'name': into.name, 'objects': copied.objects, 'bytes': copied.bytes, 'equal': copied.equal,
+                    'removed': copied.removed})
+    else:
+        print(printable(f'{into.name}: {", ".join(copying.described(copied))}'))
     return 0
 
 

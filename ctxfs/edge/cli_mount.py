@@ -40,12 +40,14 @@ from ctxfs.edge.progress import Progress
 from ctxfs.edge.runtime_dir import find_mounts, runtime_dir_of
 from ctxfs.edge.service_credentials import use_service_credentials
 from ctxfs.errors import CtxfsError, Exists, InvalidArgument, NotFound, UsageError
+from ctxfs.limits import Address, metrics_addr_of, rate_of, transfers_of
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
 from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.storage.stores import directory_of
 from ctxfs.sync import clearing, context_mode
 from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
@@ -71,6 +73,10 @@ _T = TypeVar('_T')
 @click.option('--sync-every', metavar='TIME', help='Upload so long after a change, like 30s or 5m; 0: on close; unmount: only then.')
 @click.option('--poll-every', metavar='TIME', help='Look for remote changes so often (default: 10s).')
 @click.option('--store-timeout', metavar='TIME', help='How long a program waits for a store that does not answer (default: 60s).')
+@click.option('--max-upload-rate', metavar='RATE', help='Send at most so many bytes a second, like 512K or 10M.')
+@click.option('--max-download-rate', metavar='RATE', help='Receive at most so many; what a program waits for goes before the rest.')
+@click.option('--transfers', type=int, metavar='N', help='Have at most N files transferred at once, beside what programs wait for.')
+@click.option('--metrics-addr', metavar='[HOST:]PORT', help='Serve metrics for Prometheus over HTTP there (HOST: 127.0.0.1).')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
 @click.option('--log-json', is_flag=True, help='Log lines as JSON (default: text, or what journald reads where it listens).')
@@ -94,6 +100,7 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
     use_service_credentials(os.environ)
     fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
+    _check_limits(settings, url)
     if wait_download and foreground:
         raise UsageError('--wait-download needs a mount in the background; leave out --foreground')
     preflight.check_fuse()
@@ -117,6 +124,8 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
         started = launch.Started(os.getpid(), '') if foreground else launch.start(options)
         _note_use(store, context)
         _say(started.note)
+        if wishes.metrics_addr is not None and not wishes.metrics_addr.is_loopback:
+            _say(f'whoever reaches {wishes.metrics_addr} can read the metrics, with the names of context and mount point')
         _say(chooser.keep(store, context, read_only=options.read_only))
         if chooser.is_kept:
             tell('policy-set', contextId=context.id, context=context.name)
@@ -152,6 +161,10 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True):
     is_poll_given: bool
     wait_download: bool
     store_timeout: float
+    upload_rate: float
+    download_rate: float
+    transfers: int
+    metrics_addr: Address | None
     #: of --sync-every
     sync_every: float | None
     #: of config.toml: for policies that upload by themselves and have no period
@@ -194,13 +207,30 @@ def _wishes(invocation: Invocation, settings: dict[str, Any], *, read_only: bool
         lag_alarm=lag_alarm_of(settings['lag_alarm']) if settings['lag_alarm'] is not None else _of_config(invocation, lag_alarm_of, 'lag_alarm'),
         sync_every=sync_every_of(settings['sync_every']),
         default_sync_every=_of_config(invocation, sync_every_of, 'sync_every'),
+        upload_rate=_rate(invocation, settings, 'max_upload_rate'), download_rate=_rate(invocation, settings, 'max_download_rate'),
+        transfers=transfers_of(settings['transfers']) if settings['transfers'] is not None
+        else _of_config(invocation, transfers_of, 'transfers'), metrics_addr=metrics_addr_of(settings['metrics_addr']),
         poll_every=poll_every_of(settings['poll_every']) if settings['poll_every'] is not None
         else _of_config(invocation, poll_every_of, 'poll_every'),
         store_timeout=store_timeout_of(settings['store_timeout']) if settings['store_timeout'] is not None
         else _of_config(invocation, store_timeout_of, 'store_timeout'))
 
 
-def _of_config(invocation: Invocation, read: Callable[[str | float | None], _T], key: str) -> _T:
+def _rate(invocation: Invocation, settings: dict[str, Any], key: str) -> float:
+    def read(text: Any) -> float:
+        return rate_of(text, f'--{key.replace("_", "-")}')
+    return read(settings[key]) if settings[key] is not None else _of_config(invocation, read, key)
+
+
+def _check_limits(settings: dict[str, Any], store_url: str) -> None:
+    """A limit that would do nothing must not pass; one of the config file is about all stores."""
+    for key in ('max_upload_rate', 'max_download_rate'):
+        if settings[key] is not None and directory_of(store_url) is not None:
+            option = f'--{key.replace("_", "-")}'
+            raise UsageError(f'{option} has no effect on a file:// store, which no request goes to; leave it out')
+
+
+def _of_config(invocation: Invocation, read: Callable[[Any], _T], key: str) -> _T:
     try:
         return read(getattr(invocation.config, key))
     except UsageError as e:
@@ -219,7 +249,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
         store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
             invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
         context = preflight.find_context(store, reference, create=may_make and create, created=created)
-        clearing.check_not_clearing(context)
+        clearing.check_whole(context)
         return store, context
     except NotFound:
         if create and refusal is not None:
@@ -245,6 +275,7 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
         log_level=wishes.log_level, log_style=wishes.log_style, lag_alarm=wishes.lag_alarm, audit_log=audit_log,
+        upload_rate=wishes.upload_rate, download_rate=wishes.download_rate, transfers=wishes.transfers, metrics_addr=wishes.metrics_addr,
         is_mode_recorded=is_mode_recorded)
 
 

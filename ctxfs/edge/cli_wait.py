@@ -5,24 +5,19 @@ Owns what these two promise when they exit 0: it is in the bucket. It must not k
 from __future__ import annotations
 
 import os
-import posixpath
 import time
-from typing import Any
 
 import click
 
 from ctxfs.config import nearest
 from ctxfs.edge import flush_wait, preflight
-from ctxfs.edge.cli_common import Invocation, common_options, names_of, print_json, select, select_running
-from ctxfs.edge.client import ControlClient, NoAnswer
+from ctxfs.edge.cli_common import Invocation, common_options, names_of, print_json, select
+from ctxfs.edge.cli_orders import order, targets
 from ctxfs.edge.download_wait import left_to_download
-from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.progress import Progress
 from ctxfs.edge.runtime_dir import Mount
-from ctxfs.errors import CtxfsError, NotFound, UsageError
+from ctxfs.errors import CtxfsError, NotFound
 from ctxfs.storage.registry import Registry
-
-PROGRESS_SECONDS = 0.5
 
 
 @click.command()
@@ -84,9 +79,10 @@ def _check_known(invocation: Invocation, reference: str, mounts: list[Mount]) ->
 @common_options
 def sync(invocation: Invocation, reference: str | None, path: str | None, mode: str, no_wait: bool) -> int:
     """Upload what is pending now, or have what is in the bucket at PATH (relative to the mount's root) here, names and content."""
-    mounts, relative = _targets(invocation, reference, path)
+    mounts, relative = targets(invocation, reference, path)
+    left = flush_wait.left_to_upload if mode == 'upload' else left_to_download
     with Progress(quiet=invocation.as_json) as progress:
-        results = [_sync_one(mount, relative, mode, not no_wait, progress) for mount in mounts]
+        results = [order(mount, 'sync', progress, left, path=relative, mode=mode, wait=not no_wait) for mount in mounts]
     if invocation.as_json:
         print_json({'ok': all(r['ok'] for r in results), 'mounts': results})
     failed = [f'{r["contextName"]} ({r["mountpoint"]}): {r["message"]}' for r in results if not r['ok']]
@@ -96,41 +92,3 @@ def sync(invocation: Invocation, reference: str | None, path: str | None, mode: 
         for remark in [f'{r["contextName"]}: {r["message"]}' for r in results if r['message']]:
             click.echo(remark, err=True)
     return 0
-
-
-def _targets(invocation: Invocation, reference: str | None, path: str | None) -> tuple[list[Mount], str | None]:
-    """The mounts and the path below their root. A lone path inside a mount means both."""
-    if reference is not None and path is None:
-        place = real_mountpoint(reference)
-        for mount in (m for m in invocation.mounts() if m.is_alive()):
-            if place.startswith(mount.record.mountpoint + os.sep):
-                return [mount], os.path.relpath(place, mount.record.mountpoint)
-    mounts = select_running(invocation, reference)
-    return mounts, None if path is None else _below_root(path, mounts)
-
-
-def _below_root(path: str, mounts: list[Mount]) -> str:
-    for mount in mounts:
-        if path == mount.record.mountpoint or path.startswith(mount.record.mountpoint + os.sep):
-            path = path[len(mount.record.mountpoint):]
-            break
-    relative = posixpath.normpath(path.lstrip('/') or '.')
-    if relative == '..' or relative.startswith('../'):
-        raise UsageError(f'{path} is outside of the mount')
-    return '' if relative == '.' else relative
-
-
-def _sync_one(mount: Mount, path: str | None, mode: str, wait: bool, progress: Progress) -> dict[str, Any]:
-    """The daemon's answer, however long it takes, with progress meanwhile over a second connection."""
-    with ControlClient(mount.socket) as client:
-        client.send('sync', path=path, mode=mode, wait=wait)
-        while True:
-            try:
-                result = client.receive(PROGRESS_SECONDS)
-                break
-            except NoAnswer:
-                status = flush_wait.ask_status(mount)
-                if status is not None:
-                    progress.update(mount, flush_wait.left_to_upload(status) if mode == 'upload' else left_to_download(status))
-    r = mount.record
-    return {'contextId': r.context_id, 'contextName': r.context_name, 'mountpoint': r.mountpoint, 'ok': True, 'message': '', **result}

@@ -17,11 +17,11 @@ from ctxfs.config import load_host_id
 from ctxfs.edge import preflight
 from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.state_lock import is_locked
-from ctxfs.errors import Denied, InUse
+from ctxfs.errors import Denied, InUse, NotFound
 from ctxfs.storage.heartbeats import Beat, live_mounts
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
-from ctxfs.sync import clearing
+from ctxfs.sync import clearing, copying
 from ctxfs.sync.context_files import ContextFiles
 
 _LOOKS = 8
@@ -87,13 +87,32 @@ class ContextDesk:
     def finish_clearing(self, record: ContextRecord, progress: Callable[[int], None] = lambda count: None) -> int:
         return clearing.finish(self.store, record, host=self.host, progress=progress)
 
+    def begin_copy(self, source: ContextRecord, target: ContextRecord, *, update: bool) -> ContextRecord:
+        """See copying.begin. Raises InUse also for what this host has mounted, and for a source that is not whole."""
+        clearing.check_whole(source)
+        if local := self._local(target.id):
+            raise InUse(f'context {target.name} is mounted here at {local[0].mountpoint}; unmount it first')
+        return copying.begin(self.store, source, target, update=update, is_dead=self._is_dead)
+
+    def finish_copy(self, source: ContextRecord, target: ContextRecord, progress: copying.Progress = lambda objects, size: None) -> copying.Copied:
+        return copying.finish(self.store, source, target, host=self.host, progress=progress)
+
+    def target(self, reference: str, *, create: bool) -> ContextRecord:
+        """The context to copy to, made where there is none with `create`. Raises NotFound."""
+        try:
+            return self.registry.find(reference)
+        except NotFound as error:
+            if create:
+                return self.registry.create(reference)
+            raise NotFound(f'{error}; --create makes a new one') from error
+
     def rename(self, record: ContextRecord, name: str) -> ContextRecord:
         return clearing.renamed(self.store, record, name)
 
     def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
         """Raises InUse where nothing may be added."""
         if for_writing:
-            clearing.check_not_clearing(record)
+            clearing.check_whole(record)
         return ContextFiles(self.store, record.id, host=self.host)
 
 

@@ -99,16 +99,22 @@ class PendingSync(ThreadCall[ContextSyncResult]):
 
 
 class ContextManager:
-    """The contexts that are mounted on this host by this user. `session` is kept and not used: here a host stands for it."""
+    """The contexts of a session (ctxfs.edge.session); without one, all that are mounted on this host by this user. Any other `session` is kept and
+    not used: here a host stands for it."""
 
     def __init__(self, session: object = None) -> None:
         self.session = session
+
+    def _all(self) -> list[Mount]:
+        """Raises UsageError for a config file that is wrong."""
+        mounts: Callable[[], list[Mount]] | None = getattr(self.session, 'mounts', None)
+        return mounts() if mounts is not None else select(Invocation(None, None, False).mounts(), None)
 
     def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> ContextInfoResult:
         """Running and recent uploads and downloads, of mounts and of those that have ended. `path`: a mount point, or a path below one."""
         request_id, found, failures = str(uuid.uuid4()), [], []
         try:
-            for mount in _mounts(context_id, path):
+            for mount in _chosen(self._all(), context_id, path):
                 try:
                     found += _status_of(mount, path, task_type)
                 except CtxfsError as error:
@@ -126,7 +132,7 @@ class ContextManager:
         without a loop, which waits. With `callback` it returns at once, and `callback(success)` is called from a background thread.
         `max_retries` times `retry_interval` (ms) is how long is waited; what is not done then goes on all the same."""
         request_id = str(uuid.uuid4())
-        requests, problem = _begin(context_id, path, mode)
+        requests, problem = _begin(self._all, context_id, path, mode)
         seconds = max(0, max_retries) * max(0, retry_interval) / 1000
 
         def work() -> ContextSyncResult:
@@ -147,9 +153,7 @@ def _given(text: str | None) -> str | None:
     return text if text is not None and text.strip() else None
 
 
-def _mounts(context_id: str | None, path: str | None) -> list[Mount]:
-    """Raises UsageError for a config file that is wrong."""
-    found = select(Invocation(None, None, False).mounts(), None)
+def _chosen(found: list[Mount], context_id: str | None, path: str | None) -> list[Mount]:
     if _given(context_id) is not None:
         found = [mount for mount in found if mount.record.context_id == context_id]
     if _given(path) is not None:
@@ -186,7 +190,7 @@ def _status_of(mount: Mount, path: str | None, task_type: str | None) -> list[Co
 _Request = tuple[Mount, ControlClient]
 
 
-def _begin(context_id: str | None, path: str | None, mode: str | None) -> tuple[list[_Request], str]:
+def _begin(all_mounts: Callable[[], list[Mount]], context_id: str | None, path: str | None, mode: str | None) -> tuple[list[_Request], str]:
     """Ask the daemons; returns the requests whose answers are to come, or why nothing was asked."""
     if (_given(context_id) is None) != (_given(path) is None):
         return [], _BOTH_OR_NEITHER
@@ -194,7 +198,7 @@ def _begin(context_id: str | None, path: str | None, mode: str | None) -> tuple[
         return [], f'mode {mode!r} is unknown; write upload or download'
     requests: list[_Request] = []
     try:
-        mounts = [mount for mount in _mounts(context_id, path) if mount.is_alive()]
+        mounts = [mount for mount in _chosen(all_mounts(), context_id, path) if mount.is_alive()]
         if not mounts:
             what = 'no context is' if _given(context_id) is None else f'{context_id} is not'
             return [], f'{what} mounted' + (f' at {path}' if _given(path) is not None else ' on this host')

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.context_desk import ContextDesk, new_desk
+from ctxfs.edge.sdk_session import CreateSessionParams, SdkSession, SessionResult, create_session
 from ctxfs.edge.service_results import (
     AgentBayError,
     ClearanceTimeoutError,
@@ -125,6 +126,19 @@ class ContextService:
             desk.finish_clearing(desk.begin_clearing(record, deletes=True, force=force))
             return True
         return _operation(act, f'Failed to delete context {context.id}')
+
+    def copy(self, context: Context, name: str, *, update: bool = False) -> ContextResult:
+        """Beyond the SDK: the context of that name becomes a copy of `context`, made where there is none; returns when it is whole. Refused while it
+        is mounted somewhere, and where it has files unless `update`. Cut short, the same call goes on with it."""
+        request_id = new_request_id()
+        try:
+            desk, source = self._found(context.id)
+            target = desk.begin_copy(source, desk.target(name, create=True), update=update)
+            desk.finish_copy(source, target)
+            record = desk.registry.find(target.id)
+        except CtxfsError as error:
+            return ContextResult(request_id, error_message=message_of(error, f'Failed to copy context {context.id}'))
+        return ContextResult(request_id, True, record.id, Context.of(record))
 
     def _found(self, context_id: str) -> tuple[ContextDesk, ContextRecord]:
         desk = self._desk(reference=context_id)
@@ -276,8 +290,17 @@ def _numbered(files: ContextFiles, folder: str, number: int, size: int) -> Entry
 
 
 class AgentBay:
-    """Stands where the SDK's client stands, for its `context` alone: `agent_bay.context.get(…)`. `api_key` is taken and not used: credentials
+    """Stands where the SDK's client stands, for contexts and the sessions that have them mounted. `api_key` is taken and not used: credentials
     are the store's own."""
 
     def __init__(self, api_key: str = '', *, store: str | None = None, state_dir: str | None = None) -> None:
         self.context = ContextService(store, state_dir=state_dir)
+        self._where = {'store': store, 'state_dir': state_dir}
+
+    def create(self, params: CreateSessionParams | None = None) -> SessionResult:
+        """A session: the contexts of `params` are mounted on this host, at their paths."""
+        return create_session(params, **self._where)
+
+    def delete(self, session: SdkSession, sync_context: bool = False) -> OperationResult:
+        """The end of the session. With `sync_context` it returns when everything is in the bucket."""
+        return session.delete(sync_context)

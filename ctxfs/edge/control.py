@@ -58,7 +58,8 @@ class MountControl(Protocol):
         bytes}, conflicts, nextUpload (0: none by a clock), tasks […], uploading [path], failedFiles, failed [{path, error, attempt, nextRetry}],
         unmountable [{key, reason}], rates {uploadBytes, downloadBytes}, policy {source, period, autoUpload, autoDownload, whiteLists, conflict},
         cache {used, dirty, kept, limit, full, damaged}, remote {isComplete, objects, error, lastPoll}, audit {path, lines, lost, error} or null,
-        quarantine {files, bytes, directory} or null. Lists are cut at 100."""
+        quarantine {files, bytes, directory} or null, limits {uploadBytes, downloadBytes, transfers}, requests {kind: {count, errors, retries,
+        bytesSent, bytesReceived, seconds}}. Lists are cut at 100."""
 
     async def info(self, context_id: str | None = None, path: str | None = None, task_type: str | None = None) -> dict[str, Any]:
         """{"contextStatusData": […]}: AgentBay's ContextStatusData of the uploads and downloads that run, and of the last that ended."""
@@ -105,12 +106,19 @@ class MountControl(Protocol):
     async def log_level(self, level: Literal['debug', 'info', 'warning', 'error'] | None = None) -> dict[str, Any]:
         """How much the daemon and its workers log, from now on: {"level", "was"}. Without `level` nothing changes."""
 
+    async def cache_warm(self, path: str, wait: bool = True) -> dict[str, Any]:
+        """Content of what the mount knows at and below `path` comes into the cache, which may evict other content for it: {"ok", "files",
+        "bytes", "message"} as `sync`."""
+
+    async def cache_drop(self, path: str | None = None) -> dict[str, Any]:
+        """Clean content at and below `path`, or all of it, leaves the cache: {"entries", "bytes"}."""
+
     async def shutdown(self) -> dict[str, Any]:
         """Unmount and end as after `fusermount3 -u`; returns once that has begun."""
 
 
 METHODS = ('status', 'info', 'mount_info', 'sync', 'wait', 'pause', 'resume', 'explain', 'conflicts', 'resolve', 'statistics', 'policy', 'watch',
-           'log_level', 'shutdown')
+           'log_level', 'cache_warm', 'cache_drop', 'shutdown')
 
 
 def methods_of(control: MountControl) -> dict[str, Method]:

@@ -38,6 +38,7 @@ from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
+from ctxfs.edge.metrics_text import labels_of
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_status import Parts
@@ -47,6 +48,7 @@ from ctxfs.edge.state_lock import locked
 from ctxfs.edge.store_access import StoreAccess
 from ctxfs.edge.supervision import kept_running, supervised
 from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
+from ctxfs.limits import Address
 from ctxfs.rules import Rules
 from ctxfs.storage.audit_log import AuditLog, about
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
@@ -78,6 +80,7 @@ from ctxfs.sync.room import DirtyBound, clean_share
 from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Uploader
 from ctxfs.sync.warmup import Warmup
 
@@ -88,6 +91,8 @@ WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
 #: a read that is still at it after so many times the wait for a store that does not answer is ended: the store answers, but too slowly
 READ_LIMIT = 5 / 3
+#: the widest read-ahead of two readers, with what was asked for before them
+READ_BYTES = 64 << 20
 #: how often the cache learns what was used
 TOUCH_SECONDS = 60.0
 
@@ -149,6 +154,12 @@ def _set_up_process(options: MountOptions) -> None:
     log.debug('open files: %d, raised to %d', soft, hard)
 
 
+def _read_seconds(options: MountOptions) -> float:
+    """A bound on what may come in a second is no fault of the store: as much as a read can wait for takes its time."""
+    own = READ_BYTES / options.download_rate if options.download_rate else 0.0
+    return READ_LIMIT * options.store_timeout + own
+
+
 class Mount:
     """The parts of one mount and their life. Made before anything is mounted; raises ctxfs.errors."""
 
@@ -190,6 +201,7 @@ class Mount:
                 log.info('other white lists than before: %s', await self._regater.run())
             if not options.read_only:
                 await self._heartbeat.begin(options.context_id)
+            close_metrics = self._serve_metrics()
             self._attach()
             nursery.start_soon(supervised, self._remote.run)
             nursery.start_soon(supervised, self._invalidator.run)
@@ -209,8 +221,18 @@ class Mount:
             await nursery.start(self._handle_signals)      # before anybody hears that it is ready: a stop may follow at once
             result = await self._serve(ready)
             await self._answers.end(server)
+            await trio.to_thread.run_sync(close_metrics)
             nursery.cancel_scope.cancel()
         return 0 if result.ok else 1
+
+    def _serve_metrics(self) -> Callable[[], None]:
+        """Where that is wanted; what ends it. Raises CtxfsError."""
+        options = self._options
+        if options.metrics_addr is None:
+            return lambda: None
+        from ctxfs.edge.metrics_server import MetricsServer  # 0.1 s of import that other mounts do not need
+        labels = labels_of(options.context_id, options.context_name, options.mountpoint)
+        return MetricsServer(Address(*options.metrics_addr), labels, self._answers.measured).close
 
     def _attach(self) -> None:
         options = self._options
@@ -311,8 +333,9 @@ class Mount:
         uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix,
                             displaced=archives.displaced)
         rounds = Rounds(
-            db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix, uploader=uploader,
-            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor), prepare=archives.recorder(writers).record,
+            db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
+            uploader=uploader, together=Together(db, writers, uploader=uploader), prepare=archives.recorder(writers).record,
+            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)
@@ -329,7 +352,7 @@ class Mount:
         self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
                                                  xattrs=XAttrs(db, self._fs) if options.xattrs else None,
-                                                 read_seconds=READ_LIMIT * options.store_timeout, space=self._space)
+                                                 read_seconds=_read_seconds(options), space=self._space)
         pool.courtesy.served = lambda: self._adapter.requests
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
@@ -338,7 +361,8 @@ class Mount:
         self._answers = Answers(
             Parts(options=options, rules=self._rules, db=db, journal=journal, staging=staging, cache=self._cache, pool=pool,
                   engine=self._engine, remote=self._remote, tasks=self._tasks, schedule=self._schedule, reads=self._blocks, warmup=self._warmup,
-                  downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks),
+                  downloads=Downloads(db, pool, self._cache, prefix=prefix, remote=self._remote, engine=self._engine, tasks=self._tasks,
+                                      let_go=self._blocks.let_go),
                   known_inodes=self._fs.known_inodes, recycle=self._recycler.state, audit=self._audit, refusal=lambda: self._room.refusal,
                   damage=self._damage),
             ConflictDesk(db, journal, self._fs, gating=self._gating, invalidator=self._invalidator, read_only=options.read_only),

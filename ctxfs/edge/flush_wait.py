@@ -72,6 +72,16 @@ def _wait_for(mount: Mount, timeout: float | None, report: Report, asker: _Asker
             return outcome(mount, ok=False, pending=pending, message=f'still {describe(pending)} pending after {round(timeout or 0, 1):g} s')
 
 
+def wait_detached(mount: Mount, seconds: float) -> bool:
+    """Until the mount point is gone; False where it is not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while mount.is_attached():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS / 4)
+    return True
+
+
 class _Asker:
     """Has a mount that serves upload now what it would upload later, and knows why it could not."""
 

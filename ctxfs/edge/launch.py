@@ -87,7 +87,7 @@ def _spawn(options: MountOptions, writer: int) -> subprocess.Popen[bytes]:
     try:
         with _open_log(Path(options.log_file)) as log_file:
             return subprocess.Popen([sys.executable, '-m', DAEMON_MODULE], stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, cwd='/',
-                                    env=_environment(), start_new_session=True, pass_fds=(writer,), umask=0o077)
+                                    env=child_environment(), start_new_session=True, pass_fds=(writer,), umask=0o077)
     except OSError as e:
         raise MountFailed(f'cannot start the mount process: {e}') from e
     finally:
@@ -104,7 +104,7 @@ def _open_log(path: Path) -> Any:
     return os.fdopen(fd, 'ab')
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Ours, so that credentials arrive; and the package is found from / also where it runs from a checkout."""
     env = dict(os.environ, PYTHONSAFEPATH='1')
     root = os.path.dirname(os.path.dirname(os.path.abspath(ctxfs.__file__)))

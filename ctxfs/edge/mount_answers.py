@@ -5,12 +5,14 @@ Owns which part gets what, and the life of the background ones. It must not know
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
 from ctxfs.edge.control import Server
 from ctxfs.edge.lag_alarm import LagAlarm
 from ctxfs.edge.live_tally import LiveTally
+from ctxfs.edge.mount_cache import CacheDesk
 from ctxfs.edge.mount_conflicts import ConflictDesk
 from ctxfs.edge.mount_control import DaemonControl
 from ctxfs.edge.mount_events import Narrator, log_published
@@ -34,11 +36,17 @@ class Answers:
         self._narrator = Narrator(events, self._tally, parts.tasks)
         self._service = ServiceTask(self._tally, parts.options.mountpoint)
         self._lag = LagAlarm(self._tally, parts.schedule, parts.options.lag_alarm)
+        report = StatusReport(parts, self._tally, self._lag)
+
+        def note_dropped() -> None:
+            parts.warmup.note_dropped()
+            report.note_cache()
         self.control = DaemonControl(
-            StatusReport(parts, self._tally, self._lag), Explainer(parts), desk,
+            report, Explainer(parts), desk,
             engine=parts.engine, tasks=parts.tasks, events=events, switch=parts.schedule,
             request_unmount=request_unmount, collect_dirty_pages=collect_dirty_pages, download=parts.downloads.download,
-            wait_download=parts.warmup.wait_idle, tell_workers=parts.pool.set_log_level)
+            wait_download=parts.warmup.wait_idle, tell_workers=parts.pool.set_log_level,
+            cache=CacheDesk(parts.downloads, note_dropped=note_dropped, spawn=parts.engine.spawn))
 
     async def run(self, notifier: Notifier | None = None) -> None:
         with log_published(self._events):
@@ -47,6 +55,10 @@ class Answers:
                 nursery.start_soon(self._service.run, notifier)
                 nursery.start_soon(self._lag.run)
                 await self._narrator.run()
+
+    async def measured(self) -> dict[str, Any]:
+        """What metrics are made from."""
+        return {'status': await self.control.status(), 'statistics': await self.control.statistics()}
 
     def unmounting(self) -> None:
         """Somebody asked for the end of the mount."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import trio
 
 from ctxfs import logs
+from ctxfs.edge.mount_cache import CacheDesk
 from ctxfs.edge.mount_conflicts import ConflictDesk, Keep
 from ctxfs.edge.mount_explain import Explainer
 from ctxfs.edge.mount_status import Schedule, StatusReport
@@ -31,7 +32,7 @@ class DaemonControl:
     def __init__(self, report: StatusReport, explainer: Explainer, desk: ConflictDesk, *, engine: UploadEngine, tasks: TaskLog, events: EventHub,
                  switch: Schedule, request_unmount: Callable[[], None], collect_dirty_pages: Callable[[], Awaitable[None]],
                  download: Callable[[Sequence[bytes]], Awaitable[FlushResult]], wait_download: Callable[[], Awaitable[FlushResult]],
-                 tell_workers: Callable[[int], None]) -> None:
+                 tell_workers: Callable[[int], None], cache: CacheDesk) -> None:
         self._report = report
         self._explainer = explainer
         self._desk = desk
@@ -44,6 +45,7 @@ class DaemonControl:
         self._download = download
         self._wait_download = wait_download
         self._tell_workers = tell_workers
+        self._cache = cache
         #: set when the final write-back ended, with its result
         self.finished = trio.Event()
         self.final: FlushResult | None = None
@@ -155,6 +157,12 @@ class DaemonControl:
         if level is not None:
             self._tell_workers(logs.set_level(level))
         return {'level': level or was, 'was': was}
+
+    async def cache_warm(self, path: str, wait: bool = True) -> dict[str, Any]:
+        return await self._cache.warm(self._explainer.names_of(path), wait=wait)
+
+    async def cache_drop(self, path: str | None = None) -> dict[str, Any]:
+        return await self._cache.drop(self._explainer.names_of(path or ''))
 
     async def shutdown(self) -> dict[str, Any]:
         self._request_unmount()

@@ -16,7 +16,7 @@ from ctxfs import __version__
 from ctxfs.config import MountOptions
 from ctxfs.edge.lag_alarm import LagAlarm
 from ctxfs.edge.live_tally import LiveTally
-from ctxfs.edge.tally_json import pending_of, tally_to_dict
+from ctxfs.edge.tally_json import pending_of, requests_of, tally_to_dict
 from ctxfs.errors import Damaged
 from ctxfs.policy_text import policy_answer
 from ctxfs.rules import Rules
@@ -152,7 +152,13 @@ class StatusReport:
             'nextUpload': self._next_upload(counts), 'tasks': parts.tasks.to_list(),
             'uploading': [path for ino in list(parts.engine.uploading)[:LISTED] if (path := self._path(ino)) is not None],
             'rates': parts.pool.meter.rates(), 'policy': self._policy_line(), 'recycle': parts.recycle(),
-            'cache': self._cache(), 'remote': self._remote(), 'audit': parts.audit.state(), 'quarantine': self._quarantine}
+            'cache': self._cache(), 'remote': self._remote(), 'audit': parts.audit.state(), 'quarantine': self._quarantine,
+            'limits': self._limits(), 'requests': requests_of(parts.pool.board.tallies())}
+
+    def _limits(self) -> dict[str, Any]:
+        """null: none."""
+        o = self._parts.options
+        return {'uploadBytes': o.upload_rate or None, 'downloadBytes': o.download_rate or None, 'transfers': o.transfers or None}
 
     def _next_upload(self, counts: Tally) -> float:
         """0 where nothing waits for a clock."""
@@ -181,6 +187,10 @@ class StatusReport:
         return {'used': used, 'dirty': staging.used, 'kept': staging.kept, 'limit': self._parts.options.cache_size,
                 'full': self._parts.refusal(), 'damaged': self._parts.cache.damaged}
 
+    def note_cache(self) -> None:
+        """Much of it is gone, or came: who asks next wants to see that."""
+        self._cache_used = (float('-inf'), 0)
+
     def _remote(self) -> dict[str, Any]:
         remote = self._parts.remote
         return {'isComplete': remote.is_complete, 'objects': remote.listed_objects, 'error': str(remote.error or ''),
@@ -200,6 +210,7 @@ class StatusReport:
         return {
             'uptime': round(trio.current_time() - self._started, 3), 'workers': msgspec.to_builtins(parts.pool.statistics()),
             **parts.pool.meter.to_dict(), 'rates': parts.pool.meter.rates(),
+            'requests': requests_of(parts.pool.board.tallies(), with_times=True),
             'cache': {**self._cache(), 'hits': parts.reads.hits, 'misses': parts.reads.misses},
             'warmup': parts.warmup.progress(),
             'inodes': {'known': parts.known_inodes(), 'objects': parts.remote.listed_objects},

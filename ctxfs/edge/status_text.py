@@ -34,6 +34,7 @@ def _mount(mount: dict[str, Any]) -> Iterator[str]:
     yield from _line('policy', _policy(mount.get('policy')))
     if mount.get('paused'):
         yield from _line('paused', f'nothing begins by itself until ctxfs resume {mount["contextName"]}')
+    yield from _line('limits', _limits(mount.get('limits') or {}))
     yield from _line('pending', _pending(mount))
     if (mount.get('lag') or {}).get('alarm'):
         yield from _line('late', f'the oldest change waits longer than {human_seconds(mount["lag"]["limit"])}')
@@ -81,6 +82,14 @@ def _policy(policy: dict[str, Any] | None) -> str | None:
     if not policy.get('autoDownload'):
         parts.append('remote changes only by ctxfs sync --mode download')
     return f'{", ".join(parts)} ({policy.get("source", "default")})'
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    """`uploads 10.0 MiB/s, 4 transfers`."""
+    parts = [f'{what}s {human_bytes(limits[f"{what}Bytes"])}/s' for what in ('upload', 'download') if limits.get(f'{what}Bytes')]
+    if number := limits.get('transfers'):
+        parts.append(f'{number} transfer{"" if number == 1 else "s"} at once')
+    return ', '.join(parts)
 
 
 def _pending(mount: dict[str, Any]) -> str:

@@ -31,6 +31,12 @@ def memory_of(state_root: Path, store_url: str, context_id: str) -> Remembered:
     return Remembered(state_root, store_url, context_prefix(context_id) + RESERVED_DIR)
 
 
+def threads_for(transfers: int) -> int:
+    """Of each worker: enough for so many transfers in one, beside the quarter that is kept for programs that wait."""
+    return max(WorkerOptions.__struct_defaults__[WorkerOptions.__struct_fields__.index('threads') - len(WorkerOptions.__struct_fields__)],
+               -(-4 * transfers // 3) + 1)
+
+
 class StoreAccess:
     """For one mount. Reads what is remembered."""
 
@@ -48,7 +54,9 @@ class StoreAccess:
                                                           'silence': options.silence},
             cache_dir=options.cache_dir, cache_limit=cache_limit, host=options.host_id, uid=options.uid, gid=options.gid, umask=options.umask,
             log_level=logging.getLogger().level, log_style=options.log_style,
-            capabilities=None if self._known is None else msgspec.structs.asdict(self._known))
+            capabilities=None if self._known is None else msgspec.structs.asdict(self._known),
+            upload_rate=options.upload_rate, download_rate=options.download_rate, transfers=options.transfers,
+            threads=threads_for(options.transfers))
 
     def writers(self, pool: TransferPool, db: TreeDB, spawn: Spawn) -> tuple[GuardedPool, Turns]:
         """What writes to the bucket goes through, and what is to be told when all has been written."""

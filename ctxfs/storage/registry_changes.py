@@ -6,6 +6,7 @@ it. Records are changed field by field under their etag, so two hosts never undo
     rename   record: renamingTo → claim of the new name → record: name → the old claim goes
              From the new claim on, whoever looks for the new name completes it. Without it, nothing has happened.
     remove   the claim goes → the record goes        (its state has said `clearing` all the time)
+    copy     record: pre-available, copyOf → its files come → record: available
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import CtxfsError, Exists, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import CtxfsError, Exists, InUse, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.storage.object_store import Condition, ObjectStore
 from ctxfs.storage.registry_entries import IDS, NAMES, Claim, ContextRecord, check_name, checked, converted, encoded, escape_name, json_at
 
@@ -135,10 +136,32 @@ def begin_clearing(store: ObjectStore, context_id: str, *, deletes: bool) -> tup
 
 
 def take_back_clearing(store: ObjectStore, context_id: str) -> None:
-    """Nothing was removed. Raises NotFound."""
-    change_record(store, context_id, lambda value: (value.update(state='available'), value.pop('isDoomed', None)))
+    """Nothing was removed: what was a half copy is one still. Raises NotFound."""
+    change_record(store, context_id, lambda value: (
+        value.update(state='pre-available' if value.get('copyOf') else 'available'), value.pop('isDoomed', None)))
 
 
 def end_clearing(store: ObjectStore, context_id: str) -> None:
     """Its files are gone. What somebody deletes meanwhile stays as it is. Raises NotFound."""
-    change_record(store, context_id, lambda value: None if value.get('isDoomed') else value.update(state='available'))
+    change_record(store, context_id, lambda value: None if value.get('isDoomed') else (value.update(state='available'), value.pop('copyOf', None)))
+
+
+def begin_copy(store: ObjectStore, context_id: str, source_id: str) -> tuple[ContextRecord, str]:
+    """The record, and the state that it had. Raises NotFound, and InUse where it is being cleared, or is a half copy of another context."""
+    was = ''
+
+    def apply(value: dict[str, Any]) -> None:
+        nonlocal was
+        was = str(value.get('state'))
+        if was == 'clearing':
+            raise InUse(f'context {value["name"]} is being cleared or deleted')
+        if value.get('copyOf', source_id) != source_id:
+            raise InUse(f'context {value["name"]} is a half copy of {value["copyOf"]}; finish that copy, or ctxfs context clear {value["name"]}')
+        value.update(state='pre-available', copyOf=source_id)
+    return change_record(store, context_id, apply), was
+
+
+def end_copy(store: ObjectStore, context_id: str) -> None:
+    """It is whole, or nothing was copied into it. Who clears it meanwhile goes on with that. Raises NotFound."""
+    change_record(store, context_id, lambda value: (value.pop('copyOf', None), value.update(state='available'))
+                  if value.get('state') == 'pre-available' else None)

@@ -48,6 +48,8 @@ class ContextRecord(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     renaming_to: str | msgspec.UnsetType = msgspec.UNSET
     #: when its files are gone, it goes as well
     is_doomed: bool | msgspec.UnsetType = msgspec.UNSET
+    #: the id of the context that it is becoming a copy of; as long as it is none it says `pre-available`
+    copy_of: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def prefix(self) -> str:

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from time import sleep
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -29,11 +28,13 @@ import botocore.httpsession
 
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
+from ctxfs.storage import fibers
 from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
 from ctxfs.storage.s3_retry import ATTEMPTS, BUSY, LONGEST_SECONDS, pause, retry_after_of
 from ctxfs.storage.s3_sign import Credentials, presigned_query, signed_headers
 from ctxfs.storage.s3_xml import parse_error
+from ctxfs.storage.traffic import Kind, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class S3Client:
     the server may say nothing before a request has failed."""
 
     def __init__(self, bucket: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', silence: float | None = None) -> None:
+                 addressing: str = 'auto', silence: float | None = None, traffic: Traffic | None = None) -> None:
         self.bucket = bucket
         self._timeouts = Timeouts() if silence is None else Timeouts(connect=min(Timeouts().connect, silence), read=silence)
         self._profile = profile
@@ -69,7 +70,8 @@ class S3Client:
         self._is_virtual = _is_virtual(addressing, self._service_url, bucket)
         origin, self._base = _split_endpoint(self._service_url, bucket, self._is_virtual)
         self.endpoint = origin
-        self._pool = HttpPool(origin, ca_file=_ca_file())
+        self._traffic = traffic or Traffic()
+        self._pool = HttpPool(origin, ca_file=_ca_file(), traffic=self._traffic)
         self._host = origin.partition('//')[2]
         self._sign_body = origin.startswith('http://')
         self._lock = threading.Lock()
@@ -93,25 +95,27 @@ class S3Client:
         repeatable = method in _PLAIN_READS if is_repeatable is None else is_repeatable
         until = time.monotonic() + self._timeouts.read * (3 if repeatable and method == 'PUT' else 1)
         chosen = timeouts or (self._timeouts._replace(read=3 * self._timeouts.read) if is_long else self._timeouts)
+        kind = _kind_of(method, query or {}, headers or {})
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._attempt(method, target, headers or {}, body, what, repeatable, chosen, body_max)
+                return self._attempt(method, target, headers or {}, body, what, repeatable, chosen, body_max, kind)
             except RemoteUnavailable as error:
                 delay = pause(attempt, error.retry_after)
                 may_repeat = repeatable or status_of(error) in BUSY
                 if not may_repeat or timeouts or attempt == ATTEMPTS or delay > LONGEST_SECONDS or time.monotonic() + delay > until:
                     raise
                 log.debug('%s; once more in %.1f s', error, delay)
-            sleep(delay)
+            fibers.sleep(delay)
+            self._traffic.counters.note_retry(kind)
         raise AssertionError('not reached: the last attempt returns or raises')
 
     def _attempt(self, method: str, target: str, headers: Mapping[str, str], body: bytes, what: str, is_repeatable: bool,
-                 timeouts: Timeouts, body_max: int) -> Response:
+                 timeouts: Timeouts, body_max: int, kind: Kind) -> Response:
         """One request; with other credentials once more, where those it had are refused and there are others by now."""
         used = self._current_credentials(what)
         while True:
             response = self._pool.request(method, target, headers=self._sign(method, target, headers, body, used), body=body,
-                                          is_repeatable=is_repeatable, timeouts=timeouts, body_max=body_max)
+                                          is_repeatable=is_repeatable, timeouts=timeouts, body_max=body_max, kind=kind)
             if response.status < 300:
                 return response
             error = self.error(response, what)
@@ -119,6 +123,7 @@ class S3Client:
             if renewed is None:
                 raise error
             log.info('%s; there are other credentials now', error)
+            self._traffic.counters.note_retry(kind)
             used = renewed
 
     def error(self, response: Response, what: str) -> CtxfsError:
@@ -212,6 +217,19 @@ def translate(what: str, bucket: str) -> Iterator[None]:
         raise UsageError(f'{what}: {exc}') from exc
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError) as exc:
         raise RemoteUnavailable(f'{what}: {exc}') from exc
+
+
+def _kind_of(method: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Kind:
+    """As what a request is counted."""
+    if not query:
+        if method == 'PUT' and 'x-amz-copy-source' in headers:
+            return Kind.COPY
+        return Kind[method] if method in Kind.__members__ else Kind.OTHER
+    if 'uploads' in query or ('uploadId' in query and 'partNumber' not in query):
+        return Kind.MULTIPART
+    if 'partNumber' in query:
+        return Kind.COPY if 'x-amz-copy-source' in headers else Kind.PART
+    return Kind.LIST if 'list-type' in query else Kind.DELETE if 'delete' in query else Kind.OTHER
 
 
 def _skew(response: Response) -> float:

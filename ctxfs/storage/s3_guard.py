@@ -11,7 +11,6 @@ when a server refuses what it was found to do. It must not know what is written,
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from ctxfs.errors import (
     RemoteUnavailable,
     Unsupported,
 )
+from ctxfs.storage import fibers
 from ctxfs.storage.keys import KEY_MAX
 from ctxfs.storage.object_store import ALWAYS, UNKNOWN, Capabilities, Condition, Memory, Write
 from ctxfs.storage.s3_client import S3Client
@@ -58,7 +58,7 @@ class Guard:
         self._scratch = scratch
         self._turn_left = turn_left
         self._memory = memory
-        self._probing = threading.Lock()
+        self._probing = fibers.Lock()
         self.learn(known if known is not None or memory is None else memory.recall())
 
     # what the server can do
@@ -192,7 +192,7 @@ class Guard:
             except RemoteUnavailable as exc:
                 if code_of(exc) not in ('ConditionalRequestConflict', 'OperationAborted') or attempt == _CONFLICT_ATTEMPTS:
                     raise
-            time.sleep(0.02 * 2 ** attempt)
+            fibers.sleep(0.02 * 2 ** attempt)
         raise AssertionError('not reached: the last attempt returns or raises')
 
     @contextlib.contextmanager

@@ -17,16 +17,18 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ctxfs.errors import Denied, InvalidArgument, RemoteUnavailable, Unanswered
-from ctxfs.storage.http_body import BoundedResponse, Pace
+from ctxfs.storage import fibers
+from ctxfs.storage.http_body import BoundedResponse, Headers, Pace
+from ctxfs.storage.traffic import Kind, Traffic
 
 #: idle connections kept; one more is closed after its request
-_KEEP = 32
+_KEEP = 128
 #: load balancers drop idle connections after a minute or so, some without a FIN that could be seen
 _IDLE_SECONDS = 45.0
 #: servers do so after as little as 5 s (hypercorn, node); a close that crosses a request leaves its outcome unknown, so one that must not be
@@ -36,7 +38,8 @@ _FRESH_SECONDS = 2.0
 BODY_MAX = 64 << 20
 #: bodies up to this go out in one piece with their header
 _JOINED = 64 << 10
-_PIECE = 256 << 10
+#: statuses that answer a question, rather than tell of a fault
+_ANSWERS = frozenset({304, 404, 412})
 _WITH_BODY = frozenset({'PUT', 'POST'})
 
 
@@ -55,15 +58,17 @@ class Timeouts(NamedTuple):
 class Response(NamedTuple):
     status: int
     #: case-insensitive
-    headers: http.client.HTTPMessage
+    headers: Headers
     body: bytes
 
 
 class HttpPool:
-    """Connections to `endpoint` (scheme://host[:port]), through the proxy that the environment names for it. Thread-safe."""
+    """Connections to `endpoint` (scheme://host[:port]), through the proxy that the environment names for it. Thread-safe. `traffic` counts, and
+    says how fast bodies may pass."""
 
-    def __init__(self, endpoint: str, *, ca_file: str | None = None) -> None:
+    def __init__(self, endpoint: str, *, ca_file: str | None = None, traffic: Traffic | None = None) -> None:
         parts = urlsplit(endpoint)
+        self._traffic = traffic or Traffic()
         self.endpoint = endpoint
         self._host = parts.hostname or ''
         self._is_tls = parts.scheme == 'https'
@@ -74,22 +79,26 @@ class HttpPool:
         self._origin = endpoint if self._proxy and not self._is_tls else ''
 
     def request(self, method: str, target: str, *, headers: Mapping[str, str], body: bytes = b'', is_repeatable: bool = False,
-                timeouts: Timeouts = Timeouts(), body_max: int = BODY_MAX) -> Response:  # noqa: B008 (a NamedTuple is a constant)
+                timeouts: Timeouts = Timeouts(), body_max: int = BODY_MAX,  # noqa: B008 (a NamedTuple is a constant)
+                kind: Kind = Kind.OTHER) -> Response:
         """One exchange. `is_repeatable`: sent once more after a lost connection, where a second time does no harm. `body_max`: bytes of the
-        answer's body; more are not taken.
+        answer's body; more are not taken. `kind`: as what it is counted.
 
         Raises RemoteUnavailable when no whole response came; Unanswered where the server may have acted on the request.
         """
         for attempt in (1, 2):
+            if attempt > 1:
+                self._traffic.counters.note_retry(kind)
             try:
-                return self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS, body_max)
+                with self._counted(kind, len(body)) as note:
+                    return note(self._exchange(method, target, headers, body, timeouts, _IDLE_SECONDS if is_repeatable else _FRESH_SECONDS, body_max))
             except ssl.SSLCertVerificationError as exc:
                 raise Denied(f'the certificate of {self.endpoint} is not trusted ({exc.verify_message}); AWS_CA_BUNDLE can name another '
                              'set of authorities') from exc
             except (OSError, http.client.HTTPException) as exc:
                 if attempt == 2 or not is_repeatable or isinstance(exc, (TimeoutError, socket.gaierror)):
-                    kind = RemoteUnavailable if isinstance(exc, (ConnectionRefusedError, socket.gaierror)) else Unanswered
-                    raise kind(f'{self.endpoint} cannot be reached or broke off: {_reason(exc)}') from exc
+                    error = RemoteUnavailable if isinstance(exc, (ConnectionRefusedError, socket.gaierror)) else Unanswered
+                    raise error(f'{self.endpoint} cannot be reached or broke off: {_reason(exc)}') from exc
         raise AssertionError('not reached: the second attempt returns or raises')
 
     def close(self) -> None:
@@ -97,18 +106,34 @@ class HttpPool:
             with contextlib.suppress(IndexError):
                 self._idle.pop()[1].close()
 
+    @contextlib.contextmanager
+    def _counted(self, kind: Kind, size: int) -> Iterator[Callable[[Response], Response]]:
+        """Around one exchange: the block hands the response over, or there was none."""
+        came: list[Response] = []
+
+        def note(response: Response) -> Response:
+            came.append(response)
+            return response
+        began = time.monotonic()
+        try:
+            yield note
+        finally:
+            status = came[0].status if came else 0
+            self._traffic.counters.note(kind, seconds=time.monotonic() - began, sent=size, received=len(came[0].body) if came else 0,
+                                        is_error=not 200 <= status < 300 and status not in _ANSWERS)
+
     def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts,
                   idle_seconds: float, body_max: int) -> Response:
         head = _head(method, self._origin + target, headers, len(body) if body or method in _WITH_BODY else None)
         with self._connection(timeouts, idle_seconds) as connection:
-            is_broken = _send(connection.sock, head, body, timeouts.pace())
-            with BoundedResponse(connection.sock, method=method, body_max=body_max, pace=timeouts.pace()) as response:
+            is_broken = _send(connection.sock, head, body, timeouts.pace(), self._traffic, may_wait=timeouts.ends_at == float('inf'))
+            with BoundedResponse(connection.sock, method=method, body_max=body_max, pace=timeouts.pace(), traffic=self._traffic) as response:
                 response.begin()
                 # read even where nobody wants it: the connection can only be used again behind the last byte
                 data = response.whole_body()
             if response.will_close or is_broken:
                 connection.close()
-            return Response(response.status, response.headers, data)
+            return Response(response.status, cast(Headers, response.headers), data)
 
     @contextlib.contextmanager
     def _connection(self, timeouts: Timeouts, idle_seconds: float) -> Iterator[http.client.HTTPConnection]:
@@ -143,38 +168,54 @@ class HttpPool:
                 return None
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        host, port = self._proxy or (self._host, self._port)
-        connection: http.client.HTTPConnection
-        if self._tls is not None:
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
-            if self._proxy:
-                connection.set_tunnel(self._host, self._port)
+        connection = http.client.HTTPConnection(self._host, self._port)
+        if self._proxy and self._tls is not None:
+            connection = self._connect_through(self._proxy, self._tls, timeout)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout)
-        # http.client sets TCP_NODELAY itself; without it each PUT would wait 40 ms for a delayed ACK between header and body
-        connection.connect()
+            host, port = self._proxy or (self._host, self._port)
+            connection.sock = fibers.connect(host, port, timeout)
+            if self._tls is not None:
+                connection.sock = fibers.start_tls(self._tls, connection.sock, self._host, timeout)
+        # without TCP_NODELAY each PUT would wait 40 ms for a delayed ACK between header and body
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
 
+    def _connect_through(self, proxy: tuple[str, int], tls: ssl.SSLContext, timeout: float) -> http.client.HTTPConnection:
+        """By CONNECT, without giving way to other fibers."""
+        connection = http.client.HTTPSConnection(*proxy, timeout=timeout, context=tls)
+        connection.set_tunnel(self._host, self._port)
+        connection.connect()
+        return connection
 
-def _send(sock: socket.socket, head: bytes, body: bytes, pace: Pace) -> bool:
-    """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body."""
+
+def _send(sock: socket.socket, head: bytes, body: bytes, pace: Pace, traffic: Traffic, *, may_wait: bool) -> bool:
+    """True when the server closed its side before it had read everything: it may have said why, as in a refusal of a large body. What must be
+    over at some time does not wait for the bound on uploads: what follows does."""
     if len(body) <= _JOINED:
-        sock.settimeout(pace.timeout())
-        sock.sendall(head + body)
+        pace.waited(traffic.before_sending(len(body), may_wait=may_wait))
+        _send_all(sock, head + body, pace)
         return False
-    sock.settimeout(pace.timeout())
-    sock.sendall(head)
+    _send_all(sock, head, pace)
     rest = memoryview(body)
     try:
         while rest:
-            sock.settimeout(pace.timeout())
-            count = sock.send(rest[:_PIECE])
-            pace.moved(count)
-            rest = rest[count:]
+            piece = rest[:traffic.piece_up]
+            pace.waited(traffic.before_sending(len(piece), may_wait=may_wait))
+            rest = rest[len(piece):]
+            while piece:
+                count = fibers.send(sock, piece, pace.timeout())
+                pace.moved(count)
+                piece = piece[count:]
     except (BrokenPipeError, ConnectionResetError):
         return True
     return False
+
+
+def _send_all(sock: socket.socket, data: bytes, pace: Pace) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[fibers.send(sock, rest, pace.timeout()):]
 
 
 def _head(method: str, target: str, headers: Mapping[str, str], length: int | None) -> bytes:

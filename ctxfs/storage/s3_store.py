@@ -32,6 +32,7 @@ from ctxfs.storage.s3_multipart import FileReader, part_size, upload_parts
 from ctxfs.storage.s3_read import Reader
 from ctxfs.storage.s3_verify import EtagMaker, md5_in
 from ctxfs.storage.s3_xml import delete_request, fits_xml, parse_delete_errors, parse_listing, quoted_etag
+from ctxfs.storage.traffic import Traffic
 
 #: all of check(): the user waits for it
 _CHECK_SECONDS = 9.5
@@ -47,8 +48,10 @@ class S3Store:
 
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
                  addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
-                 silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None) -> None:
-        self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing, silence=silence)
+                 silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None,
+                 traffic: Traffic | None = None) -> None:
+        self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing, silence=silence,
+                                traffic=traffic)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ctxfs.errors import UsageError
 from ctxfs.storage.object_store import Memory, ObjectStore
+from ctxfs.storage.traffic import Traffic
 from ctxfs.store_url import check_no_credentials
 
 _OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
@@ -19,13 +20,15 @@ _SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|vi
 
 
 def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/', capabilities: Mapping[str, Any] | None = None,
-                silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None) -> ObjectStore:
+                silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None,
+               traffic: Traffic | None = None) -> ObjectStore:
     """The store that `url` names. Nothing is asked of it yet: `check()` does that.
 
     `create`: a `file://` directory is made where it is missing. `scratch_prefix`: what the keys of its probes begin with, and what `check()`
     lists (credentials may be good for one prefix only). `capabilities`: what an earlier `capabilities()` found, as a dict; `memory`:
     where that is remembered. `silence`: seconds for which a server may say nothing before a request has failed (s3://). `turn_left`: seconds
-    for which this host alone may do what the store cannot make atomic. Raises UsageError for a wrong URL.
+    for which this host alone may do what the store cannot make atomic. `traffic` counts the requests and bounds their
+    bytes (s3://). Raises UsageError for a wrong URL.
     """
     scheme, bucket, path, options = _parse(url)
     if scheme == 'file':
@@ -35,7 +38,7 @@ def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/
     from ctxfs.storage.s3_store import S3Store
     return S3Store(bucket, path, endpoint=options.get('endpoint'), region=options.get('region'), profile=options.get('profile'),
                    addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities, memory=memory,
-                   silence=silence, turn_left=turn_left)
+                   silence=silence, turn_left=turn_left, traffic=traffic)
 
 
 def directory_of(url: str) -> str | None:

@@ -37,8 +37,10 @@ class _Waiter:
 class Gate:
     """Hands a free place at a worker to the next request, by kind in the order of Priority, within a kind in order of arrival."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, transfers: int = 0) -> None:
+        """`transfers`: requests that no program waits for, of all workers together; 0: no other bound than each worker's."""
         self._threads = threads
+        self._transfers = transfers
         # A quarter stays free of background work. One thread alone cannot be shared out, so there a reader waits for one transfer.
         self._most = max(1, threads - max(1, threads // 4))
         self.pace = Pace(self._most)
@@ -83,6 +85,8 @@ class Gate:
         if priority is Priority.INTERACTIVE:
             return True
         if worker.background + worker.bulk >= self._most:
+            return False
+        if self._transfers and sum(each.background + each.bulk for each in self.workers) >= self._transfers:
             return False
         if priority is Priority.BACKGROUND:
             return worker.background < self.pace.limit

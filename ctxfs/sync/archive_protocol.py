@@ -9,7 +9,8 @@ from typing import Any
 from ctxfs.records import Attrs
 from ctxfs.storage.archive_log_format import LogHeader, MemberRecord
 from ctxfs.storage.members import Place
-from ctxfs.sync.messages import ItemFailure, Message, Operation
+from ctxfs.sync.messages import Operation
+from ctxfs.sync.results import ItemFailure, Message
 
 
 class PackItem(Message, frozen=True, kw_only=True, array_like=True, omit_defaults=True):

@@ -90,6 +90,10 @@ class Archiver:
         """Whether anything is to be deleted although no work is due."""
         return bool(self.plan.deletions((), (), is_wanted=self._is_wanted)) or bool(self._mirror.rows.shadowed())
 
+    def replaces_member(self, work: Work) -> bool:
+        """Whether objects that the work makes take the place of members."""
+        return any(self._mirror.rows.get(key) is not None for key in work.missing)
+
     def check(self, work: Work) -> None:
         """Before an object is written in the place of a member. Raises TargetConflict where somebody else changed that."""
         for key in work.missing:

@@ -17,7 +17,7 @@ from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.audit_log import Tell
 from ctxfs.storage.journal import Known
 from ctxfs.storage.object_store import Condition
-from ctxfs.sync.protocol import Copy, DeleteMany, EnsureExpiry, Operation, PutBytes, PutDone, PutFile
+from ctxfs.sync.protocol import Copy, DeleteMany, EnsureExpiry, Operation, PutBytes, PutDone, PutFile, PutMany
 
 #: events that get a line, by their kind
 EVENTS = frozenset({'conflict', 'policy-applied', 'policy-refused'})
@@ -39,7 +39,7 @@ class Auditor:
         self._own = prefix + RESERVED_DIR
 
     def wants(self, operation: Operation[Any]) -> bool:
-        return isinstance(operation, PutFile | PutBytes | Copy | DeleteMany | EnsureExpiry)
+        return isinstance(operation, PutFile | PutMany | PutBytes | Copy | DeleteMany | EnsureExpiry)
 
     def ended(self, operation: Operation[Any], outcome: Any) -> None:
         """`outcome`: what the operation returned, or the exception that it raised."""
@@ -74,6 +74,9 @@ def _lines(operation: Operation[Any], outcome: Any) -> Iterator[_Line]:
     if isinstance(operation, PutFile | PutBytes):
         if error is not None or not (outcome.is_skipped or outcome.is_aborted):
             yield _put(operation, outcome, error)
+    elif isinstance(operation, PutMany):
+        for number, file in enumerate(operation.files):
+            yield from _lines(file, outcome if error is not None else outcome.items[number].outcome())
     elif isinstance(operation, Copy):
         yield _Line('copy', operation.key, {'source': operation.source, **_versions(operation.condition, outcome)}, error)
     elif isinstance(operation, DeleteMany):

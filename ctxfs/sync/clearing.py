@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import InUse, RemoteUnavailable
+from ctxfs.errors import Denied, InUse, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR, IndexRecord
 from ctxfs.storage import registry_changes
 from ctxfs.storage.heartbeats import Beat, live_mounts
@@ -43,11 +43,14 @@ def check_unused(store: ObjectStore, record: ContextRecord, *, is_dead: IsDead, 
     found = live_mounts(store, record.id, is_dead=is_dead)
     if found:
         places = ', '.join(beat.text() for beat in found[:3]) + (' …' if len(found) > 3 else '')
-        raise InUse(f'context {record.name} is mounted ({places}); unmount it there, or {what} it with --force')
+        raise InUse(f'context {record.name} is mounted ({places}); unmount it there' + (f', or {what} it with --force' if what else ''))
 
 
-def check_not_clearing(record: ContextRecord) -> None:
-    """Raises InUse for a context of which the rest is about to go."""
+def check_whole(record: ContextRecord) -> None:
+    """Raises InUse for a context of which the rest is about to go, or to come."""
+    if record.state == 'pre-available' and record.copy_of is not msgspec.UNSET:
+        raise InUse(f'context {record.name} is not a whole copy of {record.copy_of} yet; ctxfs context copy {record.copy_of} {record.name} goes '
+                    'on with it if that was cut short')
     if record.state == 'clearing':
         verb, done = ('delete', 'deleted') if record.is_doomed is True else ('clear', 'cleared')
         raise InUse(f'context {record.name} is being {done}; ctxfs context {verb} {record.name} goes on with it if that was cut short')
@@ -58,8 +61,11 @@ def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bo
     what = 'delete' if deletes else 'clear'
     if not force:
         check_unused(store, record, is_dead=is_dead, what=what)
-    if Registry(store).record(record.id) is None:
-        registry_changes.keep_record(store, record)
+    try:
+        if Registry(store).record(record.id) is None:
+            registry_changes.keep_record(store, record)
+    except Denied as error:
+        raise Denied(f'to {what} a context takes rights to its record below .ctxfs/contexts/, too ({error})') from error
     marked, is_ours = registry_changes.begin_clearing(store, record.id, deletes=deletes)
     crash_point('context-clear-after-mark')
     if not force:

@@ -4,10 +4,14 @@ Owns both directions. It must not know the pipe.
 """
 from __future__ import annotations
 
+import errno
+import logging
 from typing import Any, cast
 
 from ctxfs import errors
 from ctxfs.storage.keys import printable
+
+log = logging.getLogger(__name__)
 
 #: characters of an error's message
 MAX_MESSAGE = 4096
@@ -31,3 +35,15 @@ def revive(name: str, message: str, retry_after: float = 0.0) -> errors.CtxfsErr
     if retry_after:
         error.retry_after = retry_after
     return cast(errors.CtxfsError, error)
+
+
+def translate(error: Exception) -> Exception:
+    """The error as one of ctxfs.errors. A system error keeps its meaning; anything else is a defect, logged here where the stack is."""
+    if isinstance(error, errors.CtxfsError):
+        return error
+    if isinstance(error, OSError):
+        kinds: dict[int | None, type[errors.CtxfsError]] = {
+            errno.ENOSPC: errors.DiskFull, errno.EDQUOT: errors.DiskFull, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
+        return kinds.get(error.errno, errors.CtxfsError)(str(error))
+    log.error('an operation failed unexpectedly', exc_info=error)
+    return error

@@ -5,20 +5,37 @@ known to be: it is done again. It must not know how turns are taken (turns.py), 
 """
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
-from ctxfs.errors import Contradicted, OutOfTurn, Unanswered
+import trio
+
+from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, Unanswered
 from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Condition, Write
 from ctxfs.sync.abilities import Abilities
 from ctxfs.sync.abort_slots import AbortSlots
 from ctxfs.sync.archive_protocol import CommitArchive
 from ctxfs.sync.pool import TransferPool
-from ctxfs.sync.protocol import Copy, DeleteDone, DeleteMany, ItemFailure, Operation, PutBytes, PutFile
+from ctxfs.sync.protocol import (
+    Copy,
+    DeleteDone,
+    DeleteMany,
+    ItemFailure,
+    Operation,
+    PutBytes,
+    PutDone,
+    PutFile,
+    PutItem,
+    PutMany,
+    PutManyDone,
+    describe,
+)
 from ctxfs.sync.turns import Turns
 
 R = TypeVar('R')
 
 _ATTEMPTS = 3
+_NOTHING_SENT = (Contradicted.__name__, OutOfTurn.__name__)
 _WRITES = (PutFile, PutBytes, Copy, DeleteMany, CommitArchive)
 
 
@@ -50,6 +67,8 @@ class GuardedPool:
 
     async def call(self, operation: Operation[R], **options: Any) -> R:
         """Raises what TransferPool.call raises; RemoteUnavailable when another host's turn does not end."""
+        if isinstance(operation, PutMany):
+            return cast(R, await self._put_many(operation, options))
         if type(operation) not in _WRITES:
             return await self._pool.call(operation, **options)
         for attempt in range(1, _ATTEMPTS + 1):
@@ -64,6 +83,33 @@ class GuardedPool:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError('not reached: the last attempt returns or raises')
+
+    async def _put_many(self, operation: PutMany, options: dict[str, Any]) -> PutManyDone:
+        """Together where no file needs a turn; else, and what was not sent that way, one by one."""
+        known = await self._abilities.get()
+        if any(needs_turn(known, file) for file in operation.files):
+            items: list[PutItem | None] = [None] * len(operation.files)
+        else:
+            done = await self._pool.call(operation, **options)
+            items = [None if _is_unsent(item) else item for item in done.items]
+            for failure in [item.failure for item in done.items if item.failure is not None and item.failure.name == Contradicted.__name__][:1]:
+                with suppress(Contradicted):        # it was asked just now: then each file finds out for itself
+                    await self._abilities.contradicted(failure.error(), used=known)
+
+        async def put_one(number: int) -> None:
+            items[number] = await self._put_one(operation.files[number], options)
+        async with trio.open_nursery() as nursery:
+            for number, item in enumerate(items):
+                if item is None:
+                    nursery.start_soon(put_one, number)
+        return PutManyDone(items=[item for item in items if item is not None])
+
+    async def _put_one(self, file: PutFile, options: dict[str, Any]) -> PutItem:
+        try:
+            return PutItem(done=cast(PutDone, await self.call(file, **options)))
+        except CtxfsError as error:
+            name, message = describe(error)
+            return PutItem(failure=ItemFailure(key=file.key, name=name, message=message), retry_after=getattr(error, 'retry_after', 0.0))
 
     async def _call(self, operation: Operation[R], known: Capabilities, options: dict[str, Any]) -> R:
         if not needs_turn(known, operation):
@@ -81,6 +127,10 @@ def _keys_of(operation: Operation[Any]) -> list[str]:
 def _failures_of(result: Any) -> list[ItemFailure]:
     """A batch fails item by item."""
     return result.failures if isinstance(result, DeleteDone) else []
+
+
+def _is_unsent(item: PutItem) -> bool:
+    return item.failure is not None and item.failure.name in _NOTHING_SENT
 
 
 def _checked(result: R) -> R:

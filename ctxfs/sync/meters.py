@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ctxfs.sync.archive_protocol import CommitDone, SendDone
-from ctxfs.sync.protocol import PutBytes, PutDone, PutFile, SegmentDone
+from ctxfs.sync.protocol import PutBytes, PutDone, PutFile, PutMany, PutManyDone, SegmentDone
 
 #: seconds over which a rate is taken: long enough that a part of a multipart upload does not look like a burst
 WINDOW = 5
@@ -52,16 +52,18 @@ class TransferMeter:
         self._up, self._down = Rate(clock), Rate(clock)
 
     def began(self, operation: Any) -> None:
-        name = type(operation).__name__
-        self._calls[name] = self._calls.get(name, 0) + 1
+        name, count = _counted(operation)
+        self._calls[name] = self._calls.get(name, 0) + count
 
-    def failed(self, operation: Any) -> None:
-        name = type(operation).__name__
-        self._failures[name] = self._failures.get(name, 0) + 1
+    def failed(self, operation: Any, count: int | None = None) -> None:
+        """All of it, or so many of a batch."""
+        name, most = _counted(operation)
+        if failed := most if count is None else count:
+            self._failures[name] = self._failures.get(name, 0) + failed
 
     def moved(self, operation: Any, count: int) -> None:
         """`count` more bytes of a running operation have moved."""
-        if isinstance(operation, (PutFile, PutBytes)):
+        if isinstance(operation, (PutFile, PutMany, PutBytes)):
             self.uploaded += count
             self._up.add(count)
         else:
@@ -74,8 +76,11 @@ class TransferMeter:
             self.uploaded += result.size
             self._up.add(result.size)
             return
-        sent = isinstance(result, PutDone) and not (result.is_skipped or result.is_aborted)
-        size = result.size if sent else getattr(result, 'fetched', 0)
+        if isinstance(result, PutManyDone):
+            self.failed(operation, sum(item.failure is not None for item in result.items))
+            size = sum(_sent_bytes(item.done) for item in result.items if item.done is not None)
+        else:
+            size = _sent_bytes(result) if isinstance(result, PutDone) else getattr(result, 'fetched', 0)
         if size > noted:
             self.moved(operation, size - noted)
 
@@ -86,3 +91,12 @@ class TransferMeter:
     def to_dict(self) -> dict[str, Any]:
         operations = {name: {'calls': calls, 'failed': self._failures.get(name, 0)} for name, calls in sorted(self._calls.items())}
         return {'operations': operations, 'bytesUploaded': self.uploaded, 'bytesDownloaded': self.downloaded}
+
+
+def _counted(operation: Any) -> tuple[str, int]:
+    """What it counts as, and for how many: a batch is as many uploads as it has files."""
+    return (PutFile.__name__, len(operation.files)) if isinstance(operation, PutMany) else (type(operation).__name__, 1)
+
+
+def _sent_bytes(done: PutDone) -> int:
+    return 0 if done.is_skipped or done.is_aborted else done.size

@@ -27,7 +27,7 @@ from ctxfs.storage.members import DIRECTORY_ETAG, Place, file_etag, symlink_etag
 from ctxfs.storage.zip_format import Member
 from ctxfs.sync.archive_protocol import PackedItem, PackItem, PartRef
 from ctxfs.sync.error_travel import describe
-from ctxfs.sync.messages import ItemFailure
+from ctxfs.sync.results import ItemFailure
 
 #: the content of an item that is not on this disk
 Source = Callable[[PackItem], bytes]

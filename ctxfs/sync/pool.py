@@ -37,6 +37,7 @@ from ctxfs.sync.admission import Priority as Priority
 from ctxfs.sync.courtesy import Courtesy
 from ctxfs.sync.meters import TransferMeter
 from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WarmDone, WorkerOptions
+from ctxfs.sync.traffic_board import TrafficBoard
 from ctxfs.sync.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -142,11 +143,12 @@ class TransferPool:
 
     def __init__(self, options: WorkerOptions, *, workers: int, keep_fds: Sequence[int]) -> None:
         self.slots = AbortSlots()
+        self.board = TrafficBoard(workers)
         self.meter = TransferMeter()
         self._options = options
         self._count = workers
         self._keep_fds = tuple(keep_fds)
-        self._gate = Gate(options.threads)
+        self._gate = Gate(options.threads, transfers=options.transfers)
         self.courtesy = Courtesy()
         self.listener: Listener | None = None
         self._pending: dict[int, _Pending] = {}
@@ -232,8 +234,7 @@ class TransferPool:
         self._calls += 1
         self.meter.began(operation)
         self._pending[request_id] = _Pending(operation, priority, worker, progress)
-        slot = getattr(operation, 'abort_slot', protocol.NO_SLOT)
-        if slot >= 0:
+        for slot in protocol.slots_of(operation):
             self.slots.hold(slot)
         worker.send(protocol.frame(protocol.Request(id=request_id, operation=operation, credit=credit,  # type: ignore[arg-type]
                                                     wants_progress=progress is not None)))
@@ -244,8 +245,7 @@ class TransferPool:
         pending = self._pending.get(request_id)
         if pending is None:
             return
-        slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
-        if slot >= 0:
+        for slot in protocol.slots_of(pending.operation):
             self.slots.set(slot)
         pending.parts.clear()
         pending.progress = None
@@ -258,20 +258,19 @@ class TransferPool:
             self.meter.failed(pending.operation)
         if self.listener is not None and self.listener.wants(pending.operation):
             self.listener.ended(pending.operation, pending.outcome())
-        slot = getattr(pending.operation, 'abort_slot', protocol.NO_SLOT)
-        if slot >= 0:
+        for slot in protocol.slots_of(pending.operation):
             self.slots.drop(slot)
         pending.changed.set()
         self._gate.leave(pending.worker, pending.priority)
 
     # --- one worker --------------------------------------------------------------------------------------------------------------
 
-    async def _keep_one_running(self) -> None:
-        """Start a worker, serve it until it is gone, and start the next, later each time when they do not last."""
+    async def _keep_one_running(self, number: int) -> None:
+        """Start worker `number`, serve it until it is gone, and start the next, later each time when they do not last."""
         delay, longest = _BACKOFF_SECONDS
         while True:
             began = trio.current_time()
-            await self._run_one()
+            await self._run_one(number)
             if self._is_closing:
                 return
             self._restarts += 1
@@ -280,10 +279,10 @@ class TransferPool:
             await trio.sleep(delay)
             delay = min(longest, delay * 2)
 
-    async def _run_one(self) -> None:
+    async def _run_one(self, number: int) -> None:
         # A crash point kills one worker of a run: its replacements show that the work gets done all the same.
         try:
-            worker = WorkerProcess(slots_fd=self.slots.fd, keep_fds=self._keep_fds,
+            worker = WorkerProcess(number, slots_fd=self.slots.fd, board_fd=self.board.fd, keep_fds=self._keep_fds,
                                    without=crash_points.without_after_a_kill() if self._restarts else ())
         except OSError as error:  # no process or memory to be had just now
             log.warning('cannot start a transfer worker: %s', error)
@@ -380,8 +379,8 @@ class TransferPool:
 
     async def _run_until_closed(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            for _ in range(self._count):
-                nursery.start_soon(self._keep_one_running)
+            for number in range(self._count):
+                nursery.start_soon(self._keep_one_running, number)
             task_status.started()
 
     def _ask_all_to_end(self) -> None:
@@ -409,3 +408,4 @@ async def open_pool(options: WorkerOptions, *, workers: int | None = None,
     finally:
         pool._is_closing = True
         pool.slots.close()
+        pool.board.close()

@@ -14,142 +14,41 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from ctxfs import errors
-from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage, ObjectInfo, Stamp
+from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage
 from ctxfs.storage.members import Place
 from ctxfs.storage.object_store import ALWAYS, Condition
 from ctxfs.sync import archive_protocol as archives
 from ctxfs.sync.error_travel import describe as describe
 from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
-from ctxfs.sync.messages import ItemFailure as ItemFailure
-from ctxfs.sync.messages import Message
 from ctxfs.sync.messages import Operation as Operation
+from ctxfs.sync.results import (  # noqa: F401 - whoever knows the operations knows what they return
+    AdoptDone,
+    CheckDone,
+    CompactDone,
+    CopyDone,
+    DeleteDone,
+    FetchDone,
+    HeadItem,
+    HydrateDone,
+    IndexDone,
+    IndexPart,
+    ItemFailure,
+    ListDone,
+    Message,
+    ProbeDone,
+    PutDone,
+    PutItem,
+    PutManyDone,
+    SegmentDone,
+    TidyDone,
+    WarmDone,
+)
 from ctxfs.sync.worker_options import WorkerOptions as WorkerOptions
 
 R = TypeVar('R')
 
 NO_SLOT = -1     # no upload has it: the operation cannot be aborted
-
-
-class PutDone(Message, frozen=True, kw_only=True, array_like=True):
-    """What became of an upload. At most one flag is set.
-
-    `is_skipped`: the content equals the base version, nothing was sent, `etag` is the base's. `is_aborted`: the slot was set before the
-    commit, nothing became visible, `etag` is ''. `is_recovered`: the response was lost or a condition failed, but the object is ours.
-    `lifecycle`: what the object carries."""
-    etag: str
-    size: int
-    sha256: str
-    lifecycle: str = ''
-    is_skipped: bool = False
-    is_aborted: bool = False
-    is_recovered: bool = False
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether one request did it: nothing was left out, nothing was asked twice."""
-        return not (self.is_skipped or self.is_aborted or self.is_recovered)
-
-
-class CopyDone(Message, frozen=True, kw_only=True, array_like=True):
-    etag: str
-    size: int
-    lifecycle: str = ''
-
-
-class HeadItem(Message, frozen=True, kw_only=True, array_like=True):
-    """One key of a Head: `info` and `attrs` (symlink target included), or `failure` (NotFound among others). `lifecycle`: what the object
-    carries; with `wants_tags` only if its tag says so too, where the store has tags. `sha256`: of the content."""
-    key: str
-    info: ObjectInfo | None = None
-    attrs: Attrs | None = None
-    stamp: Stamp | None = None
-    lifecycle: str = ''
-    failure: ItemFailure | None = None
-    sha256: str = ''
-
-
-class FetchDone(Message, frozen=True, kw_only=True, array_like=True):
-    """Blocks [start, stop) are in the cache; `fetched` bytes came from the store (the others were there)."""
-    start: int
-    stop: int
-    fetched: int
-
-
-class WarmDone(Message, frozen=True, kw_only=True, array_like=True):
-    """The first `done` items were dealt with: those numbered in `skipped` did not fit into the budget, `failures` cannot be had (by another
-    version in the bucket, among others), all others are in the cache. `cause`: why it stopped before the end; None when its time was over.
-    `seconds` were spent in `requests`, `least` of them in the shortest."""
-    done: int
-    fetched: int
-    requests: int
-    seconds: float
-    least: float = float('inf')
-    skipped: list[int] = []
-    failures: list[ItemFailure] = []
-    cause: ItemFailure | None = None
-
-
-class HydrateDone(Message, frozen=True, kw_only=True, array_like=True):
-    """The file is complete; `fetched` bytes came from the store, the rest from the block cache."""
-    size: int
-    fetched: int
-
-
-class AdoptDone(Message, frozen=True, kw_only=True, array_like=True):
-    """How many staged files are in the cache now; `missing` are paths that were gone or had another size (not an error)."""
-    adopted: int
-    missing: list[str]
-
-
-class IndexPart(Message, frozen=True, kw_only=True, array_like=True):
-    """A run of merged index records, sorted by path over the whole stream."""
-    records: list[IndexRecord]
-
-
-class IndexDone(Message, frozen=True, kw_only=True, array_like=True):
-    """`names`: the index objects that this stream covers (give them as `seen` next time). `segments` and `segment_bytes` / `base_bytes`
-    say whether compaction is due; `skipped`: unreadable objects, with the reason."""
-    names: list[str]
-    segments: int
-    segment_bytes: int
-    base_bytes: int
-    skipped: list[tuple[str, str]]
-    is_compaction_due: bool
-
-
-class ListDone(Message, frozen=True, kw_only=True, array_like=True):
-    objects: int
-    prefixes: int
-
-
-class SegmentDone(Message, frozen=True, kw_only=True, array_like=True):
-    name: str
-    size: int
-
-
-class CompactDone(Message, frozen=True, kw_only=True, array_like=True):
-    """`name` is '' when there was nothing to merge. `removed`: covered objects past their grace time that were deleted."""
-    name: str
-    records: int
-    removed: int
-
-
-class DeleteDone(Message, frozen=True, kw_only=True, array_like=True):
-    """Everything not in `failures` is gone (or never was there)."""
-    failures: list[ItemFailure]
-
-
-class TidyDone(Message, frozen=True, kw_only=True, array_like=True):
-    removed: int
-
-
-class ProbeDone(Message, frozen=True, kw_only=True, array_like=True):
-    capabilities: dict[str, Any]
-
-
-class CheckDone(Message, frozen=True, kw_only=True, array_like=True):
-    pass
 
 
 # --- operations ------------------------------------------------------------------------------------------------------------------
@@ -173,6 +72,12 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     base_sha256: str = ''
     lifecycle: str = ''
     attempt: str = ''
+
+
+class PutMany(Operation[PutManyDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Upload small files, so many at once, in one thread of a worker; each as PutFile does. Raises nothing that is one file's."""
+    files: list[PutFile]
+    parallel: int
 
 
 class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -317,15 +222,22 @@ class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=T
     days: int
 
 
-AnyOperation = (PutFile | PutBytes | Heartbeat | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
+AnyOperation = (PutFile | PutMany | PutBytes | Heartbeat | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
                 | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry | archives.ArchiveOperation)
 #: what a streaming operation yields before its result
 STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart, **archives.STREAMED}
 RESULTS: dict[type[Any], Any] = {
-    PutFile: PutDone, PutBytes: PutDone, Heartbeat: CheckDone, Copy: CopyDone, DeleteMany: DeleteDone, Head: list[HeadItem], ListPages: ListDone,
+    PutFile: PutDone, PutMany: PutManyDone, PutBytes: PutDone, Heartbeat: CheckDone, Copy: CopyDone, DeleteMany: DeleteDone,
+    Head: list[HeadItem], ListPages: ListDone,
     Fetch: FetchDone, Warm: WarmDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
     CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone,
     **archives.RESULTS}
+
+
+def slots_of(operation: Operation[Any]) -> list[int]:
+    """The abort slots that a worker looks at while it is under way."""
+    files = operation.files if isinstance(operation, PutMany) else [operation] if isinstance(operation, PutFile) else []
+    return [file.abort_slot for file in files if file.abort_slot >= 0]
 
 
 # --- envelopes -------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ mount had listed the whole, and the store does not answer this one, programs get
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 
 import trio
@@ -254,13 +254,16 @@ class RemoteTreeLoader:
             else:
                 raise item.failure.error()
 
-    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority) -> None:
-        """Attributes of those inodes that have none yet, before somebody asks; who asks meanwhile does not wait for this. What the bucket
-        refuses, or does not have any more, is left as it is. Raises what may succeed another time."""
+    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority,
+                          hold: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint) -> None:
+        """Attributes of those inodes that have none yet, before somebody asks; who asks meanwhile does not wait for this. `hold` waits before
+        each request as long as it should not begin. What the bucket refuses, or does not have any more, is left as it is. Raises what may succeed
+        another time."""
         wanted = [inode for inode in self._db.inodes_of(list(inos)).values() if not inode.attrs_known and inode.ino not in self._heading]
         for start in range(0, len(wanted), LEARNT):
             sources = {self._prefix + known[0].key: (inode, known[0].etag) for inode in wanted[start:start + LEARNT]
                        if (known := self._journal.objects_of(inode.ino))}
+            await hold()
             items = await self._pool.call(Head(keys=list(sources)), priority=priority) if sources else []
             with self._db.transaction():
                 for item in items:

@@ -16,7 +16,8 @@ import errno
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import trio
@@ -24,7 +25,7 @@ import trio
 from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged
 from ctxfs.storage.gating import Gating
-from ctxfs.storage.inode import Content, Reason
+from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_flush import Again, NotTaken
@@ -32,23 +33,31 @@ from ctxfs.sync.archiver import Archiver
 from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
+from ctxfs.sync.intake import Intake
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner, Work, is_index_only
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Copy
 from ctxfs.sync.selection import Everything, Selection, Turn
 from ctxfs.sync.tasks import SyncTask
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Moved, SourceLost, TargetConflict, Uploader
 
 log = logging.getLogger(__name__)
 
-#: inodes planned at a time, and inodes in upload at a time
-PLAN_BATCH = 500
+#: inodes that are planned ahead of the uploads; those that are uploaded at a time, each by itself; and batches of small ones
+PLAN_AHEAD = 500
 #: inodes planned, or marked, without a pause: about 3 ms of the loop
 PLAN_SLICE = 40
 IN_FLIGHT = 32
+BATCHES = 2
+#: small files in a batch; while programs use the mount fewer, because a batch takes its CPU at one go
+TOGETHER = 64
+TOGETHER_BUSY = 8
 #: inodes in one commit of Archive mode; the next ones are another commit's
 COMMIT_WORKS = 100_000
+#: directories expanded at a time
+EXPAND = 500
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
 #: what the system says and may not say again
@@ -76,16 +85,17 @@ class _Meter:
 class Rounds:
     """See the module docstring. `begin`, then `run` as often as there is something to retry."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, gating: Gating,
-                 localiser: Localiser, conflicts: ConflictKeeper, prefix: str, archiver: Archiver | None = None,
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, together: Together,
+                 gating: Gating, localiser: Localiser, conflicts: ConflictKeeper, prefix: str, archiver: Archiver | None = None,
                  prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
-        """`archiver`: of a context in Archive mode. `prepare`: awaited before the first work of a run."""
+        """`archiver`: of a context in Archive mode. `prepare`: awaited before the first work of a round."""
         self._db = db
         self._journal = journal
         self._pool = pool
         self._planner = planner
         self._doubt = doubt
         self._uploader = uploader
+        self._together = together
         self._gating = gating
         self._localiser = localiser
         self._conflicts = conflicts
@@ -113,93 +123,87 @@ class Rounds:
             await self._doubt.resolve()
             await self._expand_moved_directories()
             self._horizon_ns = self._horizon_ns or time.time_ns()
-            done = 0
-            after, now_ns = 0, time.time_ns()
+            if self._journal.due(time.time_ns(), limit=1):
+                await self._prepare()
             waiting: list[Work] = []
             packing: list[Work] = []
-            while batch := await self._next_works(now_ns, after):
-                works, after = batch
-                if works:
-                    await self._prepare()
-                if self._archiver is not None:
-                    works = self._divide(works, packing)
-                ready = [work for work in works if not work.blocked_by]
-                waiting += [work for work in works if work.blocked_by]
-                done += await self._run_all(ready, task)
-                if len(packing) >= COMMIT_WORKS:
-                    done += await self._archive(packing, task)
-                    packing = []
+            done = await self._plan_and_run(task, waiting, packing)
             done += await self._archive(packing, task)
             if waiting and not done and not self._selection.is_over:
                 done += await self._break_cycle(waiting[0], task)
             if not done:
                 return
 
+    async def _plan_and_run(self, task: SyncTask, waiting: list[Work], packing: list[Work]) -> int:
+        """Upload what is planned of what is due; how many got somewhere. `waiting` gets what others must go before, `packing` what goes into
+        archives."""
+        intake = Intake(self._is_small, most=PLAN_AHEAD)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._plan_all, intake, waiting, packing)
+            done = await self._run_all(intake, task)
+            nursery.cancel_scope.cancel()       # nobody takes any more
+        return done
+
+    def _is_small(self, work: Work) -> bool:
+        return self._together.is_small(work) and (self._archiver is None or not self._archiver.replaces_member(work))
+
     # --- archives -----------------------------------------------------------------------------------------------------------------
 
     def _divide(self, works: list[Work], packing: list[Work]) -> list[Work]:
         """What goes into archives is added to `packing`; the rest is returned."""
-        assert self._archiver is not None
-        rest = []
+        if self._archiver is None:
+            return works
+        plan, rest = self._archiver.plan, []
         for work in works:
-            if self._archiver.plan.takes(work):
+            if plan.takes(work):
                 packing.append(work)
             else:
-                rest.append(work._replace(needs_bytes=True) if self._archiver.plan.needs_bytes(work) else work)
+                rest.append(work._replace(needs_bytes=True) if plan.needs_bytes(work) else work)
         return rest
 
     async def _archive(self, works: list[Work], task: SyncTask) -> int:
         """Commit these works together, and what is deleted; how many got somewhere."""
         if self._archiver is None or self._selection.is_over or not (works or self._archiver.has_deletes()):
             return 0
-        works = _without_blocked(works)
-        inos = {work.inode.ino for work in works}
-        self.uploading |= inos
-        try:
-            outcomes = await self._archiver.flush(works, as_it_is=lambda inode: inode.ino in self._as_it_is and inode.content == Content.STAGED)
-        except (CtxfsError, OSError) as error:
+        with ExitStack() as stack:
             for work in works:
-                self._fail(work, task, error)
-            if not works:
-                raise
-            return 0
-        finally:
-            self.uploading -= inos
-            for work in works:
-                self._unplan(work)
+                stack.enter_context(self._under_way(work.inode))
+            works = _without_blocked(works)
+            try:
+                outcomes = await self._archiver.flush(works, as_it_is=lambda inode: inode.ino in self._as_it_is and inode.content == Content.STAGED)
+            except (CtxfsError, OSError) as error:
+                for work in works:
+                    self._fail(work, task, error)
+                if not works:
+                    raise
+                return 0
+        left = Intake(self._is_small, most=len(works) + 1)
+        await left.put([work for work, error in outcomes if isinstance(error, NotTaken)])
+        left.end()
         done = [await self._conclude(work, task, error) for work, error in outcomes if not isinstance(error, NotTaken)]
-        left = [work for work, error in outcomes if isinstance(error, NotTaken)]
         return sum(done) + await self._run_all(left, task)
 
     async def _conclude(self, work: Work, task: SyncTask, error: Exception | None) -> bool:
-        """Handle how a work ended that was committed with others, or was not. True if the journal moved on, or may."""
-        inode = work.inode
+        """What follows for a work that was to be committed with others. True if the journal moved on, or may."""
         if error is None:
-            _Meter(task, self._selection.note_progress).note(inode.size if work.row.reason & Reason.CONTENT else 0)
-            task.files_done += 1
-            if inode.ino in self._as_it_is:
-                self._selection.took_as_it_is(inode.ino)
-            self._selection.note_success()
-            return True
-        if isinstance(error, Again):
-            return True
-        if isinstance(error, Moved):
-            return self._note_move(work, task)
-        return await self._settle_error(work, task, error)
+            self._note_success(work, task, _Meter(task, self._selection.note_progress))
+            if work.inode.ino in self._as_it_is:
+                self._selection.took_as_it_is(work.inode.ino)
+        return error is None or isinstance(error, Again) or await self._handle(work, task, error)
 
-    async def _next_works(self, now_ns: int, after: int) -> tuple[list[Work], int] | None:
-        """What is to be done for the next PLAN_BATCH inodes after the number `after`, and the last one's number; None: there are no more.
-        Whoever uses the mount is served between slices; a row is read and planned from without a pause in between."""
-        works: list[Work] = []
-        begin = after
-        for _ in range(0, PLAN_BATCH, PLAN_SLICE):
-            rows = self._journal.due(now_ns, limit=PLAN_SLICE, after=after)
-            if not rows:
-                break
+    # --- planning -----------------------------------------------------------------------------------------------------------------
+
+    async def _plan_all(self, intake: Intake, waiting: list[Work], packing: list[Work]) -> None:
+        """Plan all that is due, while what was planned is carried out; of what is packed, as much as one commit has. Whoever uses the mount is
+        served between slices; a row is read and planned from without a pause in between."""
+        after, now_ns = 0, time.time_ns()
+        while len(packing) < COMMIT_WORKS and (rows := self._journal.due(now_ns, limit=PLAN_SLICE, after=after)):
             after = rows[-1].ino
-            works += self._plan(rows)
+            works = self._divide(self._plan(rows), packing)
+            waiting += [work for work in works if work.blocked_by]
+            await intake.put([work for work in works if not work.blocked_by])
             await trio.lowlevel.checkpoint()
-        return (works, after) if after != begin else None
+        intake.end()
 
     def _plan(self, rows: list[Pending]) -> list[Work]:
         inodes = self._db.inodes_of([row.ino for row in rows])
@@ -239,51 +243,73 @@ class Rounds:
                 return True
         return False
 
-    async def _run_all(self, works: list[Work], task: SyncTask) -> int:
-        """Run them in parallel; returns how many got somewhere."""
-        queue = iter(works)
+    async def _run_all(self, intake: Intake, task: SyncTask) -> int:
+        """Carry out what comes in, in parallel; returns how many got somewhere."""
         outcomes: list[bool] = []
 
-        async def runner() -> None:
-            while not self._selection.is_over and (work := next(queue, None)) is not None:
+        async def one_by_one() -> None:
+            while not self._selection.is_over and (work := await intake.take_large()) is not None:
                 outcomes.append(await self._run_one(work, task))
+            intake.end()        # where the flush is over before its work is: nobody is to wait for more
 
-        while self._selection.is_cautious and not self._selection.is_over and (first := next(queue, None)) is not None:
+        async def together() -> None:
+            while not self._selection.is_over and (works := await intake.take_small(self._most_together())):
+                outcomes.extend(await self._run_together(works, task))
+            intake.end()
+
+        while self._selection.is_cautious and not self._selection.is_over and (first := await intake.take_any()) is not None:
             outcomes.append(await self._run_one(first, task))
         async with trio.open_nursery() as nursery:
-            for _ in range(min(IN_FLIGHT, len(works))):
-                nursery.start_soon(runner)
+            for _ in range(IN_FLIGHT):
+                nursery.start_soon(one_by_one)
+            for _ in range(BATCHES):
+                nursery.start_soon(together)
         return sum(outcomes)
+
+    def _most_together(self) -> int:
+        return TOGETHER_BUSY if self._pool.courtesy.is_busy() else TOGETHER
 
     async def _run_one(self, work: Work, task: SyncTask) -> bool:
         """Upload one inode and handle how it ends. True if the journal moved on."""
-        inode = work.inode
         if work.error is not None:
             self._fail(work, task, work.error)
             return False
         meter = _Meter(task, self._selection.note_progress)
-        self.uploading.add(inode.ino)
-        try:
-            await self._carry_out(work, meter)
-        except Moved:
-            return self._note_move(work, task)
-        except (CtxfsError, OSError, TargetConflict, SourceLost) as error:
-            return await self._settle_error(work, task, error)
-        finally:
-            self.uploading.discard(inode.ino)
-            self._unplan(work)
-        meter.note(inode.size if work.row.reason & Reason.CONTENT else 0)
-        task.files_done += 1
-        self._selection.note_success()
+        with self._under_way(work.inode):
+            try:
+                await self._carry_out(work, meter)
+            except (Moved, TargetConflict, SourceLost, CtxfsError, OSError) as error:
+                return await self._handle(work, task, error)
+        self._note_success(work, task, meter)
         return True
 
-    @staticmethod
-    def _unplan(work: Work) -> None:
-        work.inode.is_planned = False
-        work.inode.marked = 0 if work.inode.marked != Reason.INDEX else work.inode.marked
+    async def _run_together(self, works: list[Work], task: SyncTask) -> list[bool]:
+        """The same for several small files."""
+        if len(works) == 1:
+            return [await self._run_one(works[0], task)]
+        with ExitStack() as stack:
+            for work in works:
+                stack.enter_context(self._under_way(work.inode))
+            outcomes = await self._together.run(works, self._selection.note_progress)
+            for work, outcome in zip(works, outcomes, strict=True):
+                if outcome is None:
+                    self._note_success(work, task, _Meter(task, self._selection.note_progress))
+            return [outcome is None or await self._handle(work, task, outcome) for work, outcome in zip(works, outcomes, strict=True)]
 
-    async def _settle_error(self, work: Work, task: SyncTask, error: Exception) -> bool:
-        """True if the journal moved on."""
+    @contextmanager
+    def _under_way(self, inode: Inode) -> Iterator[None]:
+        self.uploading.add(inode.ino)
+        try:
+            yield
+        finally:
+            self.uploading.discard(inode.ino)
+            inode.is_planned = False
+            inode.marked = 0 if inode.marked != Reason.INDEX else inode.marked
+
+    async def _handle(self, work: Work, task: SyncTask, error: Exception) -> bool:
+        """What follows from how it ended. True if the journal moved on."""
+        if isinstance(error, Moved):
+            return self._note_move(work, task)
         if isinstance(error, TargetConflict):
             is_settled = await self._settle(work, task, partial(self._conflicts.target_changed, work.inode, error.key, self._revision_of(work)))
             self._horizon_ns = time.time_ns()       # what the other version is to be here belongs to this run
@@ -292,6 +318,11 @@ class Rounds:
             return await self._settle(work, task, partial(self._conflicts.source_lost, work.inode, error.known))
         self._fail(work, task, error)
         return False
+
+    def _note_success(self, work: Work, task: SyncTask, meter: _Meter) -> None:
+        meter.note(work.inode.size if work.row.reason & Reason.CONTENT else 0)
+        task.files_done += 1
+        self._selection.note_success()
 
     async def _carry_out(self, work: Work, meter: _Meter) -> None:
         if work.is_retiring:
@@ -367,7 +398,7 @@ class Rounds:
 
     async def _expand_moved_directories(self) -> None:
         """A moved directory means new keys for everything below: give each its own journal row, then clear the directory's bit."""
-        while rows := self._db.rows('SELECT ino, seq FROM pending WHERE reason & ? LIMIT ?', (Reason.SUBTREE, PLAN_BATCH)):
+        while rows := self._db.rows('SELECT ino, seq FROM pending WHERE reason & ? LIMIT ?', (Reason.SUBTREE, EXPAND)):
             for ino, seq in rows:
                 await self._expand_directory(ino, seq)
 

@@ -19,8 +19,8 @@ Exactly one of several makes a generation:
 Time. A turn lasts LEASE_SECONDS from before its last PUT was sent, by this host's clock, which also counts while the host sleeps; an answer that
 comes later than the end renews nothing. Others take it for expired GRACE_SECONDS after that, by the store's own clock (Last-Modified against
 Date; where it does not say the time, by having seen it unchanged for so long): no two clocks are compared, only rates. Writes end before
-the turn does: not a byte of one is sent afterwards, however slowly it goes. What a lost answer leaves in the network may still arrive: then the turn is not given
-up, but runs out; and the key that it is for is not written again for as long, or it would land on what we wrote next.
+the turn does: not a byte of one is sent afterwards, however slowly it goes. What a lost answer leaves in the network may still arrive: then the
+turn is not given up, but runs out; and the key that it is for is not written again for as long, or it would land on what we wrote next.
 
 Crashes. G stays and expires, or the next daemon of this state directory goes on with it: it knows the nonce in G.
 """

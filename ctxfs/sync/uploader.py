@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import trio
@@ -28,6 +29,7 @@ from ctxfs.storage.object_store import Condition
 from ctxfs.storage.snapshot import copy_file, copy_of
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.abort_slots import AbortSlot
 from ctxfs.sync.attributes import get_attrs
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.guarded import GuardedPool
@@ -113,6 +115,41 @@ class Uploader:
         if not is_done:
             raise Moved
 
+    # --- a small file, sent along with others (together.py) ---------------------------------------------------------------------------
+
+    async def lifecycle_of(self, work: Work) -> str:
+        """What the only key that the work misses is to carry."""
+        key, = work.missing
+        return await self._recycler.lifecycle_for(key, self._planner.condition(key)[1])
+
+    def begin(self, work: Work, lifecycle: str, slots: ExitStack) -> PutFile:
+        """Note the attempt in the open transaction; what is to be sent. The slot is let go when `slots` is left. Raises Moved, OSError."""
+        inode, (key,) = work.inode, work.missing
+        if inode.revision != work.revision or not inode.nlink or not inode.has_staging:
+            raise Moved
+        condition, known = self._planner.condition(key)
+        slot = self._pool.slots.acquire()
+        slots.callback(self._let_go, inode, slot)
+        inode.upload = slot
+        return self._file(inode, key, _state_of(inode, self._staging.path(inode.ino)), condition=condition, known=known, lifecycle=lifecycle,
+                          slot=slot.index)
+
+    @staticmethod
+    def _let_go(inode: Inode, slot: AbortSlot) -> None:
+        inode.upload = None
+        slot.release()
+
+    def end(self, work: Work, done: PutDone) -> bool:
+        """Record in the open transaction what became of it. False: it moved meanwhile."""
+        key, = work.missing
+        if done.is_aborted:
+            self._doubt.settle(key)
+            return False
+        self._record(work.inode, key, work.revision, done)
+        return self.finish(work)
+
+    # --- what each upload does -----------------------------------------------------------------------------------------------------------
+
     def finish(self, work: Work, reason: int = Reason.INDEX) -> bool:
         """All keys are in place: the journal's row is for the index now, or gone (reason 0), and other keys are tombstones. False if the inode
         changed."""
@@ -178,13 +215,17 @@ class Uploader:
 
     async def _send(self, inode: Inode, key: str, state: _State, *, condition: Condition, known: Known | None, lifecycle: str,
                     progress: Callable[[int], None], slot: int = NO_SLOT) -> PutDone:
-        attempt = self._doubt.begin(key, inode, revision=state.revision)
+        file = self._file(inode, key, state, condition=condition, known=known, lifecycle=lifecycle, slot=slot)
         crash_point('upload-before-send')
+        return await self._pool.call(file, progress=progress if file.size > 1 << 20 else None)
+
+    def _file(self, inode: Inode, key: str, state: _State, *, condition: Condition, known: Known | None, lifecycle: str, slot: int) -> PutFile:
+        """What is about to be sent; the attempt is noted."""
         size = os.stat(state.path).st_size
-        return await self._pool.call(PutFile(
-            key=self._prefix + key, path=state.path, size=size, attrs=state.attrs, revision=state.revision, link=state.link,
-            condition=condition, abort_slot=slot, base_sha256=known.sha256 if known is not None else '', lifecycle=lifecycle, attempt=attempt),
-            progress=progress if size > 1 << 20 else None)
+        attempt = self._doubt.begin(key, inode, revision=state.revision)
+        return PutFile(key=self._prefix + key, path=state.path, size=size, attrs=state.attrs, revision=state.revision, link=state.link,
+                       condition=condition, abort_slot=slot, base_sha256=known.sha256 if known is not None else '', lifecycle=lifecycle,
+                       attempt=attempt)
 
     async def _put_bytes(self, inode: Inode, key: str, condition: Condition, known: Known | None) -> PutDone:
         is_marker = inode.is_dir

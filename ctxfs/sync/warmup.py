@@ -65,7 +65,7 @@ class Remote(Protocol):
 
     async def wait_complete(self) -> None: ...
 
-    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority) -> None: ...
+    async def learn_attrs(self, inos: Sequence[int], *, priority: Priority, hold: Callable[[], Awaitable[object]] = ...) -> None: ...
 
 
 class Warmup:
@@ -125,6 +125,11 @@ class Warmup:
             self._wants_all = True
         self._warm.clear()
         self._woken.set()
+
+    def note_dropped(self) -> None:
+        """Somebody wanted room: what left the cache does not come back by itself."""
+        self._warm.clear()
+        self._is_short = False
 
     def end(self) -> None:
         """The mount is gone: nobody reads any more."""
@@ -212,7 +217,7 @@ class Warmup:
         return Filling(self._pool, self._cache, source, self._room, prefix=self._prefix, priority=priority, **more)
 
     async def _learn(self, inos: Sequence[int]) -> None:
-        await self._remote.learn_attrs(inos, priority=Priority.IDLE)
+        await self._remote.learn_attrs(inos, priority=Priority.IDLE, hold=self._make_way)
 
     async def _learn_beside(self, inos: Sequence[int]) -> None:
         await self._remote.learn_attrs(inos, priority=Priority.BULK)

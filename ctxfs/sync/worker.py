@@ -3,12 +3,11 @@
 Owns the process side of the pipe: its life (it dies with the daemon), its threads, one `Channel` for each request, and the translation of
 errors. It must not know what an operation does (worker_ops*.py), nor schedules or retries (the daemon does).
 
-Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID` by worker_process.py. The first frame carries the options.
+Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID BOARD_FD NUMBER` by worker_process.py. The first frame carries the options.
 """
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import os
 import queue
@@ -19,14 +18,13 @@ import threading
 import time
 from typing import Any
 
-from ctxfs import errors, logs
+from ctxfs import logs
 from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
+from ctxfs.sync.error_travel import translate
 from ctxfs.sync.frames import FrameReader
 from ctxfs.sync.process_guard import hide_process
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, LogLevel, Part, Progress, Ready, Reply, Request, Start
-
-log = logging.getLogger('ctxfs.sync.worker')
 
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 256 << 10
@@ -167,23 +165,11 @@ class Worker:
             with self._context.attend(request.operation):
                 result = self._handlers[type(request.operation)](self._context, request.operation, channel)
             return Reply(id=request.id, value=protocol.raw(result), cpu=time.thread_time() - began)
+        except Abandoned:
+            return Failed(id=request.id, name='CtxfsError', message='nobody waited for it any more')
         except Exception as error:
             name, message = protocol.describe(translate(error))
             return Failed(id=request.id, name=name, message=message, retry_after=getattr(error, 'retry_after', 0.0))
-
-
-def translate(error: Exception) -> Exception:
-    """The error as one of ctxfs.errors. A system error keeps its meaning; anything else is a defect, logged here where the stack is."""
-    if isinstance(error, errors.CtxfsError):
-        return error
-    if isinstance(error, Abandoned):
-        return errors.CtxfsError('nobody waited for it any more')
-    if isinstance(error, OSError):
-        kinds: dict[int | None, type[errors.CtxfsError]] = {
-            errno.ENOSPC: errors.DiskFull, errno.EDQUOT: errors.DiskFull, errno.ENOENT: errors.NotFound, errno.EACCES: errors.Denied}
-        return kinds.get(error.errno, errors.CtxfsError)(str(error))
-    log.error('an operation failed unexpectedly', exc_info=error)
-    return error
 
 
 def die_with(parent_pid: int) -> None:
@@ -197,7 +183,7 @@ def die_with(parent_pid: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    socket_fd, slots_fd, parent_pid = map(int, arguments)
+    socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments)
     die_with(parent_pid)
     hide_process()
     # Ctrl-C and a service manager's SIGTERM go to the whole group: the daemon handles them, and needs its workers to write back.
@@ -217,9 +203,11 @@ def main(arguments: list[str]) -> int:
     logging.getLogger('ctxfs').setLevel(options.log_level)
     try:
         # Imported here, when the socket is served: these bring in the store's client, which takes most of the start.
+        from ctxfs.storage.traffic import Limits
+        from ctxfs.sync.traffic_board import traffic_of
         from ctxfs.sync.worker_context import WorkerContext
         from ctxfs.sync.worker_ops import HANDLERS
-        context = WorkerContext(options, flags)
+        context = WorkerContext(options, flags, traffic_of(board_fd, place, Limits(options.upload_rate, options.download_rate)))
     except Exception as error:
         name, message = protocol.describe(translate(error))
         pipe.send(Failed(id=0, name=name, message=message))

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from ctxfs.storage.block_cache import BlockCache
 from ctxfs.storage.block_sums import RecentSums
 from ctxfs.storage.object_store import Capabilities
 from ctxfs.storage.stores import open_store
+from ctxfs.storage.traffic import Traffic
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.flights import Flights
 from ctxfs.sync.protocol import Operation, Warm, WorkerOptions
@@ -70,16 +71,18 @@ class Attended:
 class WorkerContext:
     """Raises what `open_store` raises, and OSError when there is no cache directory to be had."""
 
-    def __init__(self, options: WorkerOptions, flags: AbortFlags) -> None:
+    def __init__(self, options: WorkerOptions, flags: AbortFlags, traffic: Traffic | None = None) -> None:
         self.options = options
         self.host = options.host
         self.flags = flags
+        self.traffic = traffic or Traffic()
         self.attended = Attended()
         self.flights = Flights()
         self.recent_sums = RecentSums()
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
         self.cache = BlockCache(options.cache_dir, options.cache_limit)
-        self.store = open_store(options.store_url, capabilities=options.capabilities, turn_left=flags.turn_left, **options.store_options)
+        self.store = open_store(options.store_url, capabilities=options.capabilities, turn_left=flags.turn_left, traffic=self.traffic,
+                                **options.store_options)
 
     def run_all(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of each item, in the helpers' threads. Returns or raises only when all have ended, so that what they use (a file
@@ -95,7 +98,7 @@ class WorkerContext:
 
     def attend(self, operation: Operation[Any]) -> AbstractContextManager[None]:
         """Around an operation: those that nobody waits for make way for the others."""
-        return nullcontext() if isinstance(operation, Warm) else self.attended
+        return self.traffic.leisurely() if isinstance(operation, Warm) else self.attended
 
     def learn(self, capabilities: dict[str, Any]) -> None:
         self.store.learn(msgspec.convert(capabilities, Capabilities))

@@ -12,6 +12,7 @@ from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]] = {
     protocol.PutFile: worker_ops_put.put_file,
+    protocol.PutMany: worker_ops_put.put_many,
     protocol.PutBytes: worker_ops_put.put_bytes,
     protocol.Heartbeat: worker_ops_put.heartbeat,
     protocol.Copy: worker_ops_put.copy,

@@ -5,22 +5,25 @@ It must not know why something is uploaded or when it is tried again.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 from ctxfs.crash_points import crash_point, exempted
-from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import Contradicted, CtxfsError, Denied, OutOfTurn, RemoteChanged, RemoteUnavailable
 from ctxfs.policy import FOREVER
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ObjectInfo, Stamp
-from ctxfs.storage import posix_meta
+from ctxfs.storage import fibers, posix_meta
 from ctxfs.storage.block_sums import BLOCK_SIZE
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.registry import Registry
 from ctxfs.sync import protocol
-from ctxfs.sync.clearing import check_not_clearing
+from ctxfs.sync.clearing import check_whole
+from ctxfs.sync.error_travel import translate
 from ctxfs.sync.measured import Measured
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 from ctxfs.sync.worker_ops_read import VERIFY_BYTES, content_hash
@@ -55,6 +58,22 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
         done = _send(context, op, _stamp(context, op, measured), body, file, unchanged, channel)
     crash_point('worker-put-after-commit')
     return done
+
+
+def put_many(context: WorkerContext, op: protocol.PutMany, channel: OperationChannel) -> protocol.PutManyDone:
+    def put(file: protocol.PutFile) -> protocol.PutDone:
+        if channel.is_cancelled:
+            raise CtxfsError('nobody waited for it any more')
+        return put_file(context, file, channel)
+    outcomes = fibers.run_all([functools.partial(put, file) for file in op.files], most=op.parallel)
+    return protocol.PutManyDone(items=[_put_item(file.key, outcome) for file, outcome in zip(op.files, outcomes, strict=True)])
+
+
+def _put_item(key: str, outcome: protocol.PutDone | Exception) -> protocol.PutItem:
+    if not isinstance(outcome, Exception):
+        return protocol.PutItem(done=outcome)
+    name, message = protocol.describe(translate(outcome))
+    return protocol.PutItem(failure=protocol.ItemFailure(key=key, name=name, message=message), retry_after=getattr(outcome, 'retry_after', 0.0))
 
 
 def _read_whole(file: BinaryIO, size: int) -> bytes | None:
@@ -246,6 +265,8 @@ def heartbeat(context: WorkerContext, op: protocol.Heartbeat, channel: Operation
             context.store.delete(op.key)
         else:
             context.store.put(op.key, op.body, content_type='application/json')
-    if op.context_id and (record := Registry(context.store).record(op.context_id)) is not None:
-        check_not_clearing(record)
+    if op.context_id:
+        with suppress(Denied):      # credentials for the context alone do not reach the registry
+            if (record := Registry(context.store).record(op.context_id)) is not None:
+                check_whole(record)
     return protocol.CheckDone()

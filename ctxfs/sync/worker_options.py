@@ -22,3 +22,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     capabilities: dict[str, Any] | None = None
     log_level: int = 20
     log_style: logs.Style = 'text'
+    #: bytes a second that all workers may send and receive together; 0: no bound
+    upload_rate: float = 0.0
+    download_rate: float = 0.0
+    #: operations of all workers together that no program waits for; 0: as many as the store is found to be good for
+    transfers: int = 0

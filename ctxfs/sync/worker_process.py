@@ -26,9 +26,9 @@ class WorkerProcess:
     """A started child. `load` counts the requests it is working on, of these `background` and `bulk` by their priority; they belong to the
     pool's gate."""
 
-    def __init__(self, *, slots_fd: int, keep_fds: Sequence[int] = (), without: Sequence[str] = ()) -> None:
-        """Start the child, in this environment `without` some variables. To be called from the main thread: PR_SET_PDEATHSIG fires when the
-        *thread* that forked ends."""
+    def __init__(self, number: int, *, slots_fd: int, board_fd: int, keep_fds: Sequence[int] = (), without: Sequence[str] = ()) -> None:
+        """Start the child, in this environment `without` some variables; `number`: its place on the board. To be called from
+        the main thread: PR_SET_PDEATHSIG fires when the *thread* that forked ends."""
         self.load = 0
         self.background = 0
         self.bulk = 0
@@ -39,7 +39,8 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process = _spawn(theirs.fileno(), slots_fd, keep_fds, without)
+                self._process = _spawn([theirs.fileno(), slots_fd, os.getpid(), board_fd, number], [theirs.fileno(), slots_fd, board_fd, *keep_fds],
+                                       without)
             except BaseException:
                 ours.close()
                 raise
@@ -119,11 +120,12 @@ class WorkerProcess:
             return None
 
 
-def _spawn(socket_fd: int, slots_fd: int, keep_fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
-    """`keep_fds` stay open in the child for as long as it lives and are not used: the state directory's lock is one."""
+def _spawn(arguments: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The first three `fds` are named in the arguments. All stay open in the child for as long as it lives, also those that it does not use: the
+    state directory's lock is one."""
     environment = {name: value for name, value in os.environ.items() if name not in without}
     paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get('PYTHONPATH')])]
     return subprocess.Popen(
-        [sys.executable, '-m', 'ctxfs.sync.worker', str(socket_fd), str(slots_fd), str(os.getpid())],
-        stdin=subprocess.DEVNULL, cwd='/', pass_fds=[socket_fd, slots_fd, *keep_fds],
+        [sys.executable, '-m', 'ctxfs.sync.worker', *map(str, arguments)],
+        stdin=subprocess.DEVNULL, cwd='/', pass_fds=fds,
         env={**environment, 'PYTHONPATH': os.pathsep.join(paths)})

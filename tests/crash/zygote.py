@@ -189,18 +189,18 @@ class _Spares:
         from ctxfs.sync import worker
         _close_all_but({0, 1, 2, channel.fileno()})
         worker.die_with(parent)
-        _, fds, _, _ = socket.recv_fds(channel, 1, 8)
-        return worker.main([str(fds[0]), str(fds[1]), str(parent)]) if fds else 0
+        number, fds, _, _ = socket.recv_fds(channel, 8, 8)
+        return worker.main([str(fds[0]), str(fds[1]), str(parent), str(fds[2]), number.decode()]) if fds else 0
 
     @classmethod
-    def spawn(cls, socket_fd: int, slots_fd: int, keep_fds: Sequence[int], without: Sequence[str]) -> Any:
+    def spawn(cls, arguments: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> Any:
         """For worker_process._spawn. Who needs more of them gets those that are executed. The variables in `without` stay: the zygote's
         crash points are named by a file."""
         if not cls._waiting:
-            return _executed_worker(socket_fd, slots_fd, keep_fds, without)
+            return _executed_worker(arguments, fds, without)
         pid, channel = cls._waiting.pop()
         with channel, contextlib.suppress(OSError):     # it was killed
-            socket.send_fds(channel, [b'.'], [socket_fd, slots_fd, *keep_fds])
+            socket.send_fds(channel, [str(arguments[-1]).encode()], list(fds))
         return _Child(pid)
 
 

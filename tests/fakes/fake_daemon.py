@@ -126,6 +126,14 @@ class Control:
         was, self.level = getattr(self, 'level', 'info'), level or getattr(self, 'level', 'info')
         return {'level': self.level, 'was': was}
 
+    async def cache_warm(self, path: str, wait: bool = True) -> dict[str, Any]:
+        if path == 'missing':
+            raise NotFound('/missing is neither in the bucket nor in the mount')
+        return {'ok': True, 'files': 1, 'bytes': 2, 'message': '', 'asked': [path, wait]}
+
+    async def cache_drop(self, path: str | None = None) -> dict[str, Any]:
+        return {'entries': 1, 'bytes': 2, 'asked': [path]}
+
     async def shutdown(self) -> dict[str, Any]:
         return {}
 

@@ -236,6 +236,9 @@ class FakeS3:
     def new_etag(self, body: bytes) -> str:
         return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}-{next(self._count)}"'
 
+    def list_objects(self, query: Mapping[str, str]) -> Answer:
+        return _list(self, query)
+
     # conditions
 
     def check_write(self, request: Request) -> None:
@@ -330,6 +333,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, unquote(key), dict(parse_qsl(parts.query, keep_blank_values=True)),
                           {name.lower(): value for name, value in self.headers.items()},
                           self.rfile.read(int(self.headers.get('Content-Length', 0))))
+        if len(request.body) < int(self.headers.get('Content-Length', 0)):     # of half an object no server makes one
+            self.close_connection = True
+            return
         fake = self.server.fake
         is_virtual = (parts.hostname or self.headers.get('Host', '')).startswith(f'{fake.bucket}.')
         if is_virtual:
@@ -389,7 +395,7 @@ def _answer(fake: FakeS3, request: Request) -> Answer:
             return _delete_objects(fake, request)
         if 'lifecycle' in request.query and Quirk.NO_LIFECYCLE not in fake.quirks:
             return _lifecycle(fake, request)
-        return _list(fake, request.query)
+        return fake.list_objects(request.query)
     if 'uploadId' in request.query or 'uploads' in request.query:
         return _multipart(fake, request)
     if request.method == 'PUT':

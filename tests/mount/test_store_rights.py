@@ -55,6 +55,43 @@ def test_credentials_for_one_prefix_are_enough(fake: FakeS3, tmp_path: Path) -> 
     assert 'for these credentials' in checks['lifetimes']['text']
 
 
+def test_nothing_outside_of_the_prefix_is_needed_or_tried_again(fake: FakeS3, tmp_path: Path) -> None:
+    """A mount asks for the registry until it is refused, and the bucket for its rules; from then on every key and every listing is inside of the
+    prefix: of the mount, of the commands about it, of its end and of the next one. What needs the registry says so."""
+    fake.only_prefix = f'contexts/{ID}/'
+    host, at = host_of(fake, tmp_path)
+
+    def outside() -> set[str]:
+        found = {request.key or request.query.get('prefix', '') for request in fake.requests
+                 if request.query.keys() not in ({'delete'}, {'lifecycle'})}
+        fake.requests.clear()
+        return {name for name in found if not name.startswith(str(fake.only_prefix))}
+    registry = {'.ctxfs/', f'.ctxfs/contexts/ids/{ID}'}
+    host.mount(ID, at, options=('--sync-every', 'unmount'))
+    assert sum(request.is_heartbeat for request in fake.requests) == 1, 'the first heartbeat is not made again because of the registry'
+    assert outside() <= registry
+    (at / 'a').write_bytes(b'one')
+    host.cli('sync', ID)
+    assert host.status(at)['failedFiles'] == 0 and host.status(at)['remote']['error'] == ''
+    host.cli('wait', ID)
+    assert outside() == set()
+    local = tmp_path / 'local'
+    local.write_bytes(b'put')
+    host.cli('files', 'put', ID, local, '/p')
+    assert [entry['name'] for entry in host.json('files', 'ls', ID)['entries']] == ['a', 'p']
+    assert host.json('context', 'show', ID)['state'] == 'in-use'
+    assert outside() <= registry
+    host.cli('umount', at)
+    host.cli('wait', ID)
+    assert outside() == set()
+    host.mount(ID, at)
+    assert (at / 'a').read_bytes() == b'one' and (at / 'p').read_bytes() == b'put'
+    host.unmount(at)
+    done = host.cli('context', 'clear', ID, check=False)
+    assert done.returncode == 1 and done.stderr.startswith('ctxfs: to clear a context takes rights to its record below .ctxfs/contexts/, too')
+    assert not [key for key in fake.objects if not key.startswith(fake.only_prefix)]
+
+
 def test_another_context_is_refused_with_a_reason(fake: FakeS3, tmp_path: Path) -> None:
     """One line, no mount."""
     fake.only_prefix = f'contexts/{ID}/'

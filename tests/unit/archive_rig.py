@@ -41,6 +41,7 @@ from ctxfs.sync.planner import Planner
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.rounds import Rounds
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Uploader
 from tests.unit.rig import ME, PREFIX, Disk
 
@@ -77,7 +78,9 @@ class ArchiveDisk(Disk):
                                           host=self.host_id, scratch=self.directory / 'packing')
         self.archiver = Archiver(db, journal, pool, mirror=self.mirror, plan=plan, intents=intents, committer=self.committer,
                                  uploader=self.uploader, recycler=recycler, prefix=PREFIX, is_wanted=self.finisher.is_wanted, cores=2)
+        self.together = Together(db, pool, uploader=self.uploader)
         rounds = Rounds(db, journal, pool, planner=planner, doubt=doubt, gating=self.gating, conflicts=self.conflicts, uploader=self.uploader,
+                        together=self.together,
                         localiser=Localiser(db, journal, self.gating, stage=lambda inode: self.fs.contents.stage(inode)), prefix=PREFIX,
                         archiver=self.archiver, prepare=recorder.record)
         self.engine = UploadEngine(db, journal, rounds=rounds, finisher=self.finisher, remote=self.remote, tasks=self.tasks, spawn=self.spawn)

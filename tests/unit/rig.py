@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,12 +32,13 @@ from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.engine import UploadEngine
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
-from ctxfs.sync.protocol import Adopt, Operation
+from ctxfs.sync.protocol import Adopt, ItemFailure, Operation, PutItem, PutMany, PutManyDone, describe
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.room import DirtyBound
 from ctxfs.sync.rounds import Rounds
 from ctxfs.sync.schedule import UploadScheduler
 from ctxfs.sync.tasks import TaskLog
+from ctxfs.sync.together import Together
 from ctxfs.sync.uploader import Uploader
 from ctxfs.sync.worker_ops import HANDLERS
 from tests.unit.test_sync_regressions import PREFIX, Channel, Host
@@ -44,6 +46,22 @@ from tests.unit.test_sync_regressions import PREFIX, Channel, Host
 ME = Caller(0, 0)
 #: what is asked of workers but not of the store
 LOCAL = (Adopt,)
+
+
+async def one_by_one(call: Callable[[Operation[Any]], Awaitable[Any]], operation: PutMany) -> PutManyDone:
+    """A batch as the uploads that it is made of, for tests that look at these."""
+    items = [PutItem()] * len(operation.files)
+
+    async def put(number: int) -> None:
+        try:
+            items[number] = PutItem(done=await call(operation.files[number]))
+        except CtxfsError as error:
+            name, message = describe(error)
+            items[number] = PutItem(failure=ItemFailure(key=operation.files[number].key, name=name, message=message))
+    async with trio.open_nursery() as nursery:
+        for number in range(len(items)):
+            nursery.start_soon(put, number)
+    return PutManyDone(items=items)
 
 
 async def bound_clean(share: int) -> None:
@@ -86,6 +104,7 @@ class Disk(Host):
         db, journal, staging = self.db, self.journal, self.staging
         pool: Any = self
         self.slots = self.workers.slots
+        self.courtesy = SimpleNamespace(is_busy=lambda: False)
         doubt = Doubt(db, journal, pool, prefix=PREFIX, host=self.host_id)
         self.remote._pool = self.remote.index._pool = self.remote.changes._pool = pool      # asks us, not the workers
         self.finisher._pool = self.conflicts._pool = pool
@@ -93,7 +112,9 @@ class Disk(Host):
         recycler = Recycler(db, journal, pool, rules=self.rules, reconciler=self.reconciler, finisher=self.finisher, prefix=PREFIX)
         self.tasks = TaskLog(context_id='c', path='/')
         self.uploader = Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=recycler, prefix=PREFIX)
+        self.together = Together(db, pool, uploader=self.uploader)
         rounds = Rounds(db, journal, pool, planner=planner, doubt=doubt, gating=self.gating, conflicts=self.conflicts, uploader=self.uploader,
+                        together=self.together,
                         localiser=Localiser(db, journal, self.gating, stage=lambda inode: self.fs.contents.stage(inode)), prefix=PREFIX)
         self.engine = UploadEngine(db, journal, rounds=rounds, finisher=self.finisher, remote=self.remote, tasks=self.tasks, spawn=self.spawn)
         self.schedule = UploadScheduler(self.engine, db, journal, rules=self.rules, sync_every=sync_every, clock=lambda: time.time_ns())
@@ -108,6 +129,8 @@ class Disk(Host):
     # the pool, as the engine has it
 
     async def call(self, operation: Operation[Any], **options: Any) -> Any:
+        if isinstance(operation, PutMany):
+            return await one_by_one(self.call, operation)
         if not isinstance(operation, LOCAL):
             self.asked.append(operation)
             if self.before is not None:

@@ -19,7 +19,21 @@ from ctxfs.storage.audit_log import AuditLog, about
 from ctxfs.storage.journal import Known
 from ctxfs.storage.object_store import Condition
 from ctxfs.sync.audit import Auditor
-from ctxfs.sync.protocol import Copy, CopyDone, DeleteDone, DeleteMany, EnsureExpiry, Head, ItemFailure, PutBytes, PutDone, PutFile
+from ctxfs.sync.protocol import (
+    Copy,
+    CopyDone,
+    DeleteDone,
+    DeleteMany,
+    EnsureExpiry,
+    Head,
+    ItemFailure,
+    PutBytes,
+    PutDone,
+    PutFile,
+    PutItem,
+    PutMany,
+    PutManyDone,
+)
 
 PREFIX = 'contexts/c/'
 ATTRS = Attrs(mode=0o100644, uid=0, gid=0, mtime_ns=0, atime_ns=0, ctime_ns=0)
@@ -203,6 +217,13 @@ DONE = PutDone(etag='"new"', size=7, sha256='')
      DeleteDone(failures=[ItemFailure(key=PREFIX + 'b', name='RemoteChanged', message='changed')]),
      [{'operation': 'delete', 'key': 'contexts/c/a', 'oldEtag': '"1"', 'result': 'ok'},
       {'operation': 'delete', 'key': 'contexts/c/b', 'oldEtag': '"2"', 'result': 'failed', 'error': 'changed'}]),
+    (PutMany(files=[put('a', Condition(absent=True)), put('b', OVER), put('c', OVER)], parallel=2),
+     PutManyDone(items=[PutItem(done=DONE), PutItem(failure=ItemFailure(key=PREFIX + 'b', name='RemoteChanged', message='changed')),
+                        PutItem(done=PutDone(etag='', size=0, sha256='', is_aborted=True))]),
+     [{'operation': 'upload', 'key': 'contexts/c/a', 'size': 7, 'etag': '"new"', 'result': 'ok'},
+      {'operation': 'overwrite', 'key': 'contexts/c/b', 'size': 9, 'oldEtag': '"old"', 'result': 'failed', 'error': 'changed'}]),
+    (PutMany(files=[put('a', OVER)], parallel=2), RemoteUnavailable('gone'),
+     [{'operation': 'overwrite', 'key': 'contexts/c/a', 'size': 9, 'oldEtag': '"old"', 'result': 'unknown', 'error': 'gone'}]),
     (DeleteMany(items=[(PREFIX + 'a', '"1"')], is_expiry=True), DeleteDone(failures=[]),
      [{'operation': 'expire', 'key': 'contexts/c/a', 'oldEtag': '"1"', 'result': 'ok'}]),
     (DeleteMany(items=[(PREFIX + 'a', None)]), RemoteUnavailable('gone'),

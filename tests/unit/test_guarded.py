@@ -15,7 +15,21 @@ from ctxfs.records import Attrs
 from ctxfs.storage.object_store import PARTS_ABOVE, UNKNOWN, Capabilities, Condition
 from ctxfs.sync.abilities import AGAIN_SECONDS, Abilities
 from ctxfs.sync.guarded import GuardedPool
-from ctxfs.sync.protocol import Copy, DeleteDone, DeleteMany, Head, ItemFailure, Probe, ProbeDone, PutBytes, PutFile
+from ctxfs.sync.protocol import (
+    Copy,
+    DeleteDone,
+    DeleteMany,
+    Head,
+    ItemFailure,
+    Probe,
+    ProbeDone,
+    PutBytes,
+    PutDone,
+    PutFile,
+    PutItem,
+    PutMany,
+    PutManyDone,
+)
 
 EVERYTHING = Capabilities(conditional_create=True, conditional_overwrite=True, conditional_delete=True, conditional_copy=True, batch_delete=True,
                           conditional_batch_delete=True, conditional_copy_source=True, conditional_parts=True)
@@ -108,6 +122,43 @@ def test_what_waits_for_a_turn_on_oss(operation: Any, has_turn: bool) -> None:
             await world.guarded.call(operation)
             assert world.turns.taken == wanted
             assert world.pool.asked == [operation]
+    run(scenario)
+
+
+def test_of_a_batch_only_what_needs_a_turn_is_sent_one_by_one() -> None:
+    """All of it where one file does; else together, and what was not sent that way once more by itself."""
+    async def scenario() -> None:
+        world = World(EVERYTHING, EVERYTHING)
+        batch = PutMany(files=[put(ABSENT), put(OVER), put(ABSENT)], parallel=2)
+        done = PutItem(done=PutDone(etag='e', size=1, sha256=''))
+        refused = [PutItem(failure=ItemFailure(key='k', name=name, message='no')) for name in ('OutOfTurn', 'RemoteChanged')]
+        world.pool.result = PutManyDone(items=[done, *refused])
+        await world.guarded.call(batch)
+        assert world.pool.asked == [batch, batch.files[1]] and not world.turns.taken
+        world = World(OSS, OSS)
+        world.pool.result = done.done
+        answer = await world.guarded.call(batch)
+        assert world.pool.count(PutFile) == 3 and world.pool.count(PutMany) == 0 and world.turns.taken == [['k']]
+        assert [item.done for item in answer.items] == [done.done] * 3
+    run(scenario)
+
+
+def test_a_contradiction_within_a_batch_is_asked_about_before_anything_is_sent_again() -> None:
+    """The workers have forgotten what they knew: what is sent by what the daemon knew would have no turn."""
+    async def scenario() -> None:
+        world = World(OSS, EVERYTHING)
+        done = PutDone(etag='e', size=1, sha256='')
+        contradicted = PutItem(failure=ItemFailure(key='k', name='Contradicted', message='501'))
+        results: list[Any] = [PutManyDone(items=[contradicted, PutItem(done=done), contradicted]), done, done]
+        call = world.pool.call
+
+        async def answer(operation: Any, **options: Any) -> Any:
+            world.pool.result = results.pop(0) if not isinstance(operation, Probe) else None
+            return await call(operation, **options)
+        world.pool.call = answer  # type: ignore[method-assign]
+        answered = await world.guarded.call(PutMany(files=[put(OVER), put(ABSENT), put(OVER)], parallel=2))
+        assert [item.done for item in answered.items] == [done] * 3
+        assert (world.pool.count(Probe), world.pool.count(PutFile), len(world.turns.taken)) == (1, 2, 2)
     run(scenario)
 
 

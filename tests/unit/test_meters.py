@@ -5,7 +5,7 @@ import pytest
 
 from ctxfs.records import Attrs
 from ctxfs.sync.meters import WINDOW, TransferMeter
-from ctxfs.sync.protocol import Fetch, FetchDone, Head, PutDone, PutFile
+from ctxfs.sync.protocol import Fetch, FetchDone, Head, ItemFailure, PutDone, PutFile, PutItem, PutMany, PutManyDone
 
 PUT = PutFile(key='k', path='/p', size=10, attrs=Attrs(mode=0o100644, uid=0, gid=0, mtime_ns=0, atime_ns=0, ctime_ns=0), revision=1)
 FETCH = Fetch(key='k', etag='e', size=10)
@@ -44,6 +44,17 @@ def test_operations_and_failures_are_counted_by_kind(clock):
     meter.began(FETCH)
     assert meter.to_dict() == {'operations': {'Fetch': {'calls': 1, 'failed': 0}, 'PutFile': {'calls': 3, 'failed': 1}},
                                'bytesUploaded': 0, 'bytesDownloaded': 0}
+
+
+def test_a_batch_counts_as_the_uploads_that_it_is_made_of(clock):
+    meter, batch = TransferMeter(clock), PutMany(files=[PUT, PUT, PUT, PUT], parallel=2)
+    meter.began(batch)
+    meter.ended(batch, PutManyDone(items=[PutItem(done=PutDone(etag='e', size=10, sha256='')), PutItem(done=PutDone(etag='e', size=7, sha256='')),
+                                          PutItem(done=PutDone(etag='e', size=99, sha256='', is_skipped=True)),
+                                          PutItem(failure=ItemFailure(key='k', name='Denied', message='no'))]), noted=0)
+    assert meter.to_dict() == {'operations': {'PutFile': {'calls': 4, 'failed': 1}}, 'bytesUploaded': 17, 'bytesDownloaded': 0}
+    meter.failed(batch)
+    assert meter.to_dict()['operations'] == {'PutFile': {'calls': 4, 'failed': 5}}
 
 
 def test_a_rate_is_of_the_last_seconds(clock):

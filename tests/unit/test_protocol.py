@@ -20,6 +20,7 @@ OPERATIONS = [
     protocol.Head(keys=['a', 'ü\n']),
     protocol.ListPages(prefix='p/', delimiter='/'),
     protocol.Fetch(key='k', etag='e', size=9),
+    protocol.PutMany(files=[protocol.PutFile(key='k', path='/p', size=1, attrs=ATTRS, revision=7, abort_slot=3)], parallel=2),
     protocol.Warm(items=[protocol.WarmItem(key='k', etag='e', size=9, start=1, count=2)], budget=3, counts_cached=True),
     protocol.Hydrate(key='k', etag='e', size=9, path='/p'),
     protocol.Adopt(items=[protocol.AdoptItem(path='/p', key='k', etag='e', size=1)]),

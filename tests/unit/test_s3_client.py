@@ -42,7 +42,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What is waited for between two tries, instead of waiting."""
     waited: list[float] = []
-    monkeypatch.setattr(s3_client, 'sleep', waited.append)
+    monkeypatch.setattr(s3_client.fibers, 'sleep', waited.append)
     return waited
 
 

@@ -154,7 +154,7 @@ def test_a_hung_read_is_not_asked_again_for_ever() -> None:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(s3_client, 'sleep', waited.append)
+    monkeypatch.setattr(s3_client.fibers, 'sleep', waited.append)
     return waited
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ctxfs.errors import Contradicted, Denied, NotFound, OutOfTurn, RemoteChanged, RemoteUnavailable, Unanswered
 from ctxfs.records import Stamp
-from ctxfs.storage import s3_copy, s3_http
+from ctxfs.storage import s3_copy, s3_http, traffic
 from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Condition, Write
 from ctxfs.storage.posix_meta import encode_stamp
 from ctxfs.storage.s3_store import S3Store
@@ -137,7 +137,7 @@ def test_a_body_that_goes_slowly_ends_with_the_turn(monkeypatch: pytest.MonkeyPa
         time.sleep(0.02)
         moved(pace, count)
     with short_turn(0.5) as (fake, store, etag):
-        monkeypatch.setattr(s3_http, '_PIECE', 16 << 10)
+        monkeypatch.setattr(traffic.Budget, 'PIECE_MOST', 16 << 10)
         monkeypatch.setattr(s3_http.Pace, 'moved', slowly)
         with pytest.raises(Unanswered, match='no answer in time'):
             store.put('k', bytes(1 << 20), condition=Condition(etag=etag))

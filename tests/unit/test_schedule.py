@@ -18,11 +18,14 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
 from ctxfs.storage.snapshot import SUFFIX, copy_file
 from ctxfs.sync import room, uploader
-from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, WriteSegment
+from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, PutMany, WriteSegment
 from ctxfs.sync.recovery import recover
+from ctxfs.sync.rounds import BATCHES, PLAN_AHEAD, TOGETHER
 from ctxfs.sync.schedule import LOOK_SECONDS
 from ctxfs.sync.selection import LONGEST_PERIODS, OPEN_SECONDS, QUIET_SECONDS
+from ctxfs.sync.together import SMALL
 from tests.unit.rig import Disk, virtual_time
+from tests.unit.test_sync_regressions import PREFIX
 
 MANUAL = SyncPolicy(upload_policy=UploadPolicy(auto_upload=False))
 Scenario = Callable[[Disk], Awaitable[None]]
@@ -496,7 +499,7 @@ def test_pause_stops_a_flush_between_files(play: Play) -> None:
         disk.before = pause
         await trio.sleep(120)
         sent = disk.count(PutFile)
-        assert 1 <= sent <= 32 and disk.count(WriteSegment, DeleteMany) == 0
+        assert 1 <= sent <= BATCHES * TOGETHER and disk.count(WriteSegment, DeleteMany) == 0
         disk.before = None
         disk.schedule.resume()
         await until(lambda: disk.journal.summary()[0] == 0, within=5)
@@ -506,6 +509,51 @@ def test_pause_stops_a_flush_between_files(play: Play) -> None:
 
 # --- trouble ------------------------------------------------------------------------------------------------------------------------
 
+def test_of_many_small_files_each_ends_in_its_own_way(play: Play) -> None:
+    """One is written anew, one removed, one refused by the store while they are on their way together; the others arrive by then."""
+    async def scenario(disk: Disk) -> None:
+        inodes = {name: await disk.save(name, b'old') for name in (b'a', b'b', b'rewritten', b'removed', b'refused')}
+        began: list[str] = []
+
+        async def meanwhile(operation: Operation[Any]) -> None:
+            if not isinstance(operation, PutFile):
+                return
+            name = operation.key.removeprefix(PREFIX)
+            began.append(name)
+            if name == 'rewritten' and began.count(name) == 1:
+                await disk.rewrite(inodes[b'rewritten'], b'new')
+            if name == 'removed':
+                await disk.fs.unlink(ROOT_INO, b'removed')
+            if name == 'refused' and began.count(name) == 1:
+                raise NoSpace('the quota is used up')
+
+        disk.before = meanwhile
+        result = await disk.engine.flush(retry_seconds=0)
+        assert not result.ok and disk.journal.failed(1)[0][0].error == 'the quota is used up'
+        assert [disk.body(key) for key in ('a', 'b', 'rewritten', 'refused')] == [b'old', b'old', b'new', None]
+        assert (await disk.engine.flush()).ok
+        assert disk.keys() == ['a', 'b', 'refused', 'rewritten'] and disk.slots.in_use() == 0
+        assert (began.count('a'), began.count('b')) == (1, 1) and not disk.db.rows('SELECT * FROM attempt')
+    play(scenario)
+
+
+def test_small_files_go_together_and_large_ones_do_not(play: Play) -> None:
+    async def scenario(disk: Disk) -> None:
+        for number in range(TOGETHER + 5):
+            await disk.save(b's%d' % number, b'x')
+        await disk.save(b'large', bytes(SMALL + 1))
+        batches: list[int] = []
+        call = disk.call
+
+        async def counted(operation: Operation[Any], **options: Any) -> Any:
+            batches.append(len(operation.files) if isinstance(operation, PutMany) else isinstance(operation, PutFile) and operation.size > SMALL)
+            return await call(operation, **options)
+        disk.uploader._pool.call = disk.together._pool.call = counted  # type: ignore[method-assign,assignment]
+        assert (await disk.engine.flush()).ok and len(disk.keys()) == TOGETHER + 6
+        assert max(batches) <= TOGETHER and sum(batches) == TOGETHER + 6
+    play(scenario)
+
+
 def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pytest.LogCaptureFixture) -> None:
     """An hour without the store, 200 files pending: one try each 20 seconds, and then everything."""
     async def scenario(disk: Disk) -> None:
@@ -513,12 +561,24 @@ def test_an_outage_costs_few_requests_and_ends_by_itself(play: Play, caplog: pyt
             await disk.save(b'f%d' % number, b'x')
         disk.failure = RemoteUnavailable('the store is away')
         await trio.sleep(3660)
-        assert 150 <= len(disk.asked) <= 3600 / 20 + 60, len(disk.asked)
+        assert 150 <= len(disk.asked) <= 3600 / 20 + BATCHES * TOGETHER + 30, len(disk.asked)
         assert disk.tasks.running == [] and disk.journal.failed(1)[0][0].error == 'the store is away'
         disk.failure = None
         await until(lambda: disk.journal.summary()[0] == 0, within=60)
         assert len(disk.keys()) == 200
     play(scenario)
+
+
+def test_a_flush_of_more_than_is_planned_ahead_ends_in_an_outage(play: Play) -> None:
+    """Whoever waits for work, or for room for it, is told that there will be none."""
+    async def scenario(disk: Disk) -> None:
+        disk.room._limit = 1 << 30
+        for number in range(PLAN_AHEAD + 2 * BATCHES * TOGETHER + 50):
+            await disk.save(b'f%d' % number, b'x')
+        disk.failure = RemoteUnavailable('the store is away')
+        with trio.fail_after(60):
+            assert not (await disk.engine.flush(retry_seconds=0)).ok
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
 
 
 def test_a_store_that_takes_no_uploads_is_asked_with_one_file(play: Play) -> None:
@@ -534,7 +594,7 @@ def test_a_store_that_takes_no_uploads_is_asked_with_one_file(play: Play) -> Non
 
         disk.before = refuse
         await trio.sleep(660)
-        assert 30 <= disk.count(PutFile) <= 32 + 600 / 20 + 10, disk.count(PutFile)
+        assert 30 <= disk.count(PutFile) <= BATCHES * TOGETHER + 600 / 20 + 10, disk.count(PutFile)
         disk.before = None
         await until(lambda: disk.journal.summary()[0] == 0, within=60)
     play(scenario)
@@ -678,7 +738,7 @@ def test_a_last_upload_goes_on_for_as_long_as_anything_gets_through(play: Play) 
         disk.before = slow
         began = trio.current_time()
         result = await disk.schedule.write_back(120)
-        assert result.ok and trio.current_time() - began > 400 and len(disk.keys()) == 200
+        assert result.ok and trio.current_time() - began > 250 and len(disk.keys()) == 200
     play(scenario, sync_every=ONLY_ON_UNMOUNT)
 
 

@@ -5,8 +5,8 @@ Owns the replays. It must not know the pipe: an operation runs in this process, 
 from __future__ import annotations
 
 import json
-import shutil
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ def run(function: Callable[..., Awaitable[object]], *args: Any) -> None:
 BASE = b'what the bucket has'
 
 
-def test_what_a_kill_left_is_durable_before_its_leftovers_go(host: Host, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_kill_left_is_durable_before_its_leftovers_go(host: Host, tmp_path_factory: pytest.TempPathFactory,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """What the daemon committed last may be in the kernel's memory only. A power cut after the next mount would undo the removal of a file, and its
     bytes, which were promised, would be gone."""
     host.list(host.put('f', BASE))

@@ -18,7 +18,7 @@ from ctxfs.sync import cache_filling, warmup, worker_ops_warm
 from ctxfs.sync.admission import Gate, Priority
 from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.flights import Flights
-from ctxfs.sync.protocol import Operation, Warm, WarmItem
+from ctxfs.sync.protocol import Head, Operation, Warm, WarmItem
 from ctxfs.sync.warmup import LOOK_SECONDS, PATIENCE_SECONDS, Warmup
 from ctxfs.sync.worker_ops_warm import warm
 from tests.unit.rig import Disk, virtual_time
@@ -181,12 +181,81 @@ def test_a_busy_mount_is_warmed_slowly(play: Callable[..., None]) -> None:
         disk.restart()
         disk.begin()
         await trio.sleep(5.5)
-        assert 3 <= disk.count(Warm) <= 6
+        assert 3 <= disk.count(Warm, Head) <= 6
         disk.warmup._activity = lambda: 0
         began = trio.current_time()
         await disk.warmup.wait_idle()
         assert trio.current_time() - began < 2 and disk.warmup.progress()['filesDone'] == 20 * cache_filling.BATCH_FILES
     play(scenario, files={f'{number:04}': b'x' for number in range(20 * cache_filling.BATCH_FILES)})
+
+
+def test_a_reader_keeps_five_sixths_of_its_rate_beside_the_warm_up(play: Callable[..., None]) -> None:
+    """Counted on a store that does one thing at a time, and where a request of the warm-up takes as long as one may: a program that reads all
+    the time gets at least 1/1.2 of what it gets alone."""
+    async def scenario(disk: Warmed) -> None:
+        store, reads = trio.Lock(), 0
+
+        async def take_its_time(operation: Operation[Any]) -> None:
+            async with store:
+                await trio.sleep(longest)
+
+        async def read_for(seconds: float) -> int:
+            nonlocal reads
+            before = reads
+            with trio.move_on_after(seconds):
+                while True:
+                    async with store:
+                        await trio.sleep(0.005)
+                    reads += 1
+            return reads - before
+
+        disk.activity, disk.before = (lambda: reads), take_its_time
+        disk.restart()
+        alone = await read_for(20)
+        disk.begin()
+        beside = await read_for(20)
+        assert disk.count(Warm, Head) >= 15, 'it is not starved'
+        assert alone / 1.2 <= beside
+    longest = worker_ops_warm.LONGEST_SECONDS
+    play(scenario, files={f'{number:04}': b'x' for number in range(14 * cache_filling.BATCH_FILES)})
+
+
+def test_warming_a_path_asks_for_nothing_but_its_content(play: Callable[..., None]) -> None:
+    """What the mount knows of comes, without a listing; what is dropped is missing again, and only that; a change that is not uploaded stays."""
+    async def scenario(disk: Warmed) -> None:
+        result = await disk.downloads.warm([b'a'])
+        assert (result.ok, result.files, disk.warmed) == (True, 2, ['a/1', 'a/2'])
+        assert [type(operation) for operation in disk.asked if not isinstance(operation, (Warm, Head))] == []
+        await disk.downloads.warm([b'b'])
+        ino = disk.db.resolve([b'b'])
+        assert ino is not None
+        await disk.rewrite(disk.db.inode(ino), b'changed')
+        dropped = await disk.downloads.drop([b'a', b'1'])
+        assert dropped.entries == 1 and not disk.is_cached('a/1') and disk.is_cached('a/2')
+        await disk.downloads.drop([b'a'])
+        assert not disk.is_cached('a/2')
+        await disk.downloads.warm([b'a'])
+        await disk.downloads.drop()
+        assert not disk.is_cached('a/1') and disk.staging.used > 0
+        await disk.engine.flush()
+        assert disk.body('b') == b'changed'
+        with pytest.raises(NotFound):
+            await disk.downloads.drop([b'nowhere'])
+    play(scenario, files=small('a/1', 'a/2', 'b'))
+
+
+def test_what_was_dropped_does_not_come_back_by_itself(play: Callable[..., None]) -> None:
+    """Also where the warm-up had stopped for want of room: it was dropped to have some."""
+    async def scenario(disk: Warmed) -> None:
+        disk.cache_limit = 8 * MIB
+        await disk.idle()
+        assert disk.warmup.state == 'full'
+        await disk.downloads.drop()
+        disk.warmup.note_dropped()
+        disk.asked.clear()
+        await trio.sleep(3 * LOOK_SECONDS)
+        assert disk.warmed == [] and disk.warmup.state == 'idle'
+    play(scenario, files={f'{number:02}': MIB for number in range(10)})
 
 
 def test_remote_changes_come_without_looking_at_the_rest(play: Callable[..., None]) -> None:

@@ -17,7 +17,7 @@ from ctxfs.storage.block_cache import BLOCK_SIZE
 from ctxfs.storage.object_store import Condition
 from ctxfs.sync import worker_ops_put, worker_ops_read
 from ctxfs.sync.abort_slots import AbortFlags, AbortSlots
-from ctxfs.sync.protocol import Adopt, AdoptItem, Copy, DeleteMany, Fetch, Head, Hydrate, PutBytes, PutFile, WorkerOptions
+from ctxfs.sync.protocol import Adopt, AdoptItem, Copy, DeleteMany, Fetch, Head, Hydrate, PutBytes, PutDone, PutFile, PutMany, WorkerOptions
 from ctxfs.sync.worker_context import WorkerContext
 
 ATTRS = Attrs(mode=0o100640, uid=7, gid=8, mtime_ns=1_700_000_000_123_456_789, atime_ns=0, ctime_ns=0)
@@ -110,6 +110,35 @@ def test_an_upload_is_the_file_with_its_attributes_and_its_stamp(bench: Bench, s
     assert done.sha256 == hashlib.sha256(data).hexdigest() and item.info is not None and done.etag == item.info.etag
     assert item.attrs is not None and (item.attrs.mode, item.attrs.uid, item.attrs.mtime_ns) == (ATTRS.mode, 7, ATTRS.mtime_ns)
     assert item.stamp is not None and (item.stamp.sha256, item.stamp.host, item.stamp.revision) == (done.sha256, 'me', 5)
+
+
+def test_of_a_batch_each_file_ends_in_its_own_way(bench: Bench) -> None:
+    """And what one meets does not touch the others; progress is told as they arrive."""
+    bench.put(b'theirs', key='taken')
+    slot, channel = bench.slots.acquire(), Channel()
+    slot.abort()
+
+    def file(key: str, data: bytes | None, **options: Any) -> PutFile:
+        path = bench.stage(data, key) if data is not None else str(bench.directory / 'gone')
+        return PutFile(key=key, path=path, size=len(data or b''), attrs=ATTRS, revision=1, **options)
+    files = [file('one', b'1'), file('taken', b'mine', condition=Condition(absent=True)), file('moved', b'2', abort_slot=slot.index),
+             file('lost', None), file('two', b'22')]
+    done = worker_ops_put.put_many(bench.context, PutMany(files=files, parallel=2), channel)
+    outcomes = [item.outcome() for item in done.items]
+    assert [type(outcome) for outcome in outcomes] == [PutDone, errors.RemoteChanged, PutDone, errors.NotFound, PutDone]
+    assert [isinstance(outcome, PutDone) and outcome.is_aborted for outcome in outcomes] == [False, False, True, False, False]
+    assert (bench.store.get('one'), bench.store.get('taken'), bench.store.get('two')) == (b'1', b'theirs', b'22')
+    assert channel.bytes_moved == 3
+    with pytest.raises(errors.NotFound):
+        bench.store.head('moved')
+
+
+def test_of_a_batch_that_nobody_waits_for_nothing_more_is_begun(bench: Bench) -> None:
+    channel = Channel()
+    channel.is_cancelled = True
+    file = PutFile(key='k', path=bench.stage(b'x'), size=1, attrs=ATTRS, revision=1)
+    item, = worker_ops_put.put_many(bench.context, PutMany(files=[file], parallel=1), channel).items
+    assert isinstance(item.outcome(), errors.CtxfsError) and 'put' not in bench.store.calls
 
 
 @pytest.mark.parametrize('refusal', [errors.OutOfTurn, errors.Contradicted])

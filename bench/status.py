@@ -1,4 +1,4 @@
-"""How long a mount takes to answer `status` with many files queued: idle, and while it uploads them. For scripts/bench.py.
+"""How long a mount takes to answer `status` with many files queued: idle, and while it uploads them.
 
 Owns how it is measured: every call is one over a connection that is kept (what `--watch` and a program do), with nothing cached by the
 caller; half follow each other at once, half come 0.3 s apart, when a count that was made for the one before is too old to be used again.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from bench.rows import CTXFS
+from bench.world import World
+from ctxfs.edge.client import ControlClient
 
 PAUSE = 0.3
 CLOSE_CALLS = 500
 FAR_CALLS = 30
-TARGET_MS = 20
 
 
 class Answers(NamedTuple):
@@ -28,19 +31,15 @@ class Answers(NamedTuple):
         return self.took[min(len(self.took) - 1, int(len(self.took) * percent / 100))]
 
 
-def measure(mount_point: Path, socket: Path, *, files: int, show: Callable[[str], None]) -> Iterator[dict[str, object]]:
-    """A row for each phase; `mount_point` is of a mount without a clock."""
-    from ctxfs.edge.client import ControlClient
-
-    write_files(mount_point, files)
-    with ControlClient(socket) as client:
-        yield row('status idle', ask(client, lambda status: True, files, show))
-        with ControlClient(socket) as uploader:
+def status(world: World) -> None:
+    files = world.sizes.queued
+    with world.server() as server, world.mount(server) as mount:
+        write_files(mount.directory, files)
+        with ControlClient(mount.socket) as client, ControlClient(mount.socket) as uploader:
+            report(world, 'status-idle', ask(client, lambda status: True, files, world.say))
             uploader.send('sync')
-            yield row('status busy', ask(client, is_uploading, files, show))
-            answer = uploader.receive(600)
-    if not answer['ok']:
-        raise SystemExit(f'status: {answer["message"]}')
+            report(world, 'status-busy', ask(client, is_uploading, files, world.say))
+            uploader.receive(600)
 
 
 def write_files(directory: Path, files: int) -> None:
@@ -55,7 +54,7 @@ def is_uploading(status: dict) -> bool:
     return any(task['status'] == 'Running' for task in status['tasks']) and status['pending']['files'] > 0
 
 
-def ask(client, counts: Callable[[dict], bool], files: int, show: Callable[[str], None]) -> Answers:
+def ask(client: ControlClient, counts: Callable[[dict], bool], files: int, show: Callable[[str], None]) -> Answers:
     """Calls until there are enough, or until `counts` says of an answer that the phase is over."""
     took: list[float] = []
     has_begun = False
@@ -75,15 +74,10 @@ def ask(client, counts: Callable[[dict], bool], files: int, show: Callable[[str]
     return Answers(sorted(took))
 
 
-def row(name: str, answers: Answers) -> dict[str, object]:
-    return {
-        'name': name,
-        'target': TARGET_MS,
-        'unit': f'ms, p99 of {len(answers.took)} answers; p50 {statistics.median(answers.took):.2f}',
-        'value': answers.percentile(99),
-        'min': answers.took[0],
-        'max': answers.took[-1],
-        'best': answers.percentile(50),
-        'p50': answers.percentile(50),
-        'p99': answers.percentile(99),
-    }
+def report(world: World, row: str, answers: Answers) -> None:
+    """The figure is the 99th percentile."""
+    if not answers.took:
+        world.samples.note(row, 'the upload was over before the first answer')
+        return
+    world.samples.add(row, CTXFS, {CTXFS: answers.percentile(99)})
+    world.samples.note(row, f'{len(answers.took)} answers, p50 {statistics.median(answers.took):.2f} ms, longest {answers.took[-1]:.1f} ms')
