@@ -18,6 +18,7 @@ from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan
+from ctxfs.sync.archive_upkeep import ArchiveUpkeep
 from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.archiver import Archiver
 from ctxfs.sync.audit import Auditor
@@ -64,6 +65,11 @@ class ArchiveMode:
         """See RemoteContentLoader."""
         return None if self.mirror is None else self.mirror.place_of(source)
 
+    async def follow(self) -> None:
+        """See RemoteContentLoader."""
+        if self.mirror is not None:
+            await self.mirror.catch_up()
+
     def recorder(self, writers: GuardedPool) -> ModeRecorder:
         options = self._base.options
         return ModeRecorder(writers, prefix=self._base.prefix.removesuffix(options.below), name=options.context_name,
@@ -77,5 +83,14 @@ class ArchiveMode:
         intents = Intents(base.db, base.journal, number=mirror.number, on_arrived=auditor.arrived)
         committer = ArchiveCommitter(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, uploader=uploader,
                                      host=base.options.host_id, scratch=Path(base.options.state_dir) / 'packing')
-        return Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, uploader=uploader,
+        archiver = Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, uploader=uploader,
                         recycler=recycler, prefix=base.prefix, is_wanted=finisher.is_wanted, cores=os.cpu_count() or 1)
+        finisher.delete_members = lambda: archiver.flush(())
+        return archiver
+
+    def upkeep(self, writers: GuardedPool, pool: TransferPool) -> ArchiveUpkeep | None:
+        base = self._base
+        if self.mirror is None or base.options.read_only:
+            return None
+        return ArchiveUpkeep(writers, mirror=self.mirror, list_pool=pool, host=base.options.host_id,
+                             scratch=Path(base.options.state_dir) / 'packing')

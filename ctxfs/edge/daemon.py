@@ -218,6 +218,8 @@ class Mount:
             if not self._options.read_only:
                 nursery.start_soon(kept_running, self._heartbeat.run)
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
+            if self._upkeep is not None:
+                nursery.start_soon(supervised, self._upkeep.run, self._remote.wait_complete, lambda: self._engine.is_paused)
             await nursery.start(self._handle_signals)      # before anybody hears that it is ready: a stop may follow at once
             result = await self._serve(ready)
             await self._answers.end(server)
@@ -339,6 +341,7 @@ class Mount:
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)
+        self._upkeep = archives.upkeep(writers, pool)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,
@@ -373,7 +376,7 @@ class Mount:
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
         content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout,
-                                      place_of=self._archives.place_of)
+                                      place_of=self._archives.place_of, follow=self._archives.follow)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)

@@ -56,6 +56,8 @@ ARCHIVE_DIR = RESERVED_DIR + 'archive/'
 LOG_DIR = ARCHIVE_DIR + 'log/'
 #: what an archive tells of deletions, as one of its members
 DELETED_NAME = b'.ctxfs/deleted'
+#: an archive that no commit names after so long was sent by a flush that never came to its end
+FLUSH_SECONDS = 86_400
 _LOG_NAME = re.compile(r'(\d{20})\.(commit|base)\.zst')
 _ARCHIVE_NAME = re.compile(r'(\d{20})-\d{20}-[A-Za-z0-9_.]+-[0-9a-f]+\.zip')
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]

@@ -92,10 +92,13 @@ class ArchiveCommitter:
         lifecycles = [flush.parts[part][0].lifecycle for part in flush.parts_in()] or ['']
         flush.archives = [ArchiveInfo(log_format.archive_name(number, host=self._host, created_ns=time.time_ns()), 0, lifecycle)
                           for lifecycle in lifecycles]
+        began = boot_seconds()
         self._intents.begin(self._intent(flush, number))
         crash_point('archive-before-send')
         try:
             await self._send(flush, refs)
+            if boot_seconds() - began > log_format.FLUSH_SECONDS / 2:
+                raise RemoteUnavailable('the archives were sent too slowly: they would be taken for those of a host that is gone')
             crash_point('archive-before-commit')
             await self._commit(flush, refs)
         except Again:

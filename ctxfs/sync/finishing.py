@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -54,6 +54,8 @@ class Finisher:
         self._staging = staging
         self._pool = pool
         self._prefix = prefix
+        #: commits the deletion of the members whose rows are tombstones (Archive mode; the daemon sets it)
+        self.delete_members: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
 
     # --- index --------------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +183,11 @@ class Finisher:
 
     async def delete(self, items: Sequence[Known], *, is_expiry: bool = False) -> list[tuple[str, CtxfsError]]:
         """Delete these tombstones' objects, each only if it still is that version. Returns what failed."""
+        members, items = [known for known in items if is_member(known.etag)], [known for known in items if not is_member(known.etag)]
+        if members:
+            await self.delete_members()
+        if not items:
+            return []
         began_ns = time.time_ns()
         done = await self._pool.call(DeleteMany(items=[(self._prefix + known.key, known.etag) for known in items], is_expiry=is_expiry))
         crash_point('delete-before-record')

@@ -29,6 +29,7 @@ from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_flush import Again, NotTaken
+from ctxfs.sync.archive_plan import MEMBER_MAX
 from ctxfs.sync.archiver import Archiver
 from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.conflicts import ConflictKeeper
@@ -54,8 +55,9 @@ BATCHES = 2
 #: small files in a batch; while programs use the mount fewer, because a batch takes its CPU at one go
 TOGETHER = 64
 TOGETHER_BUSY = 8
-#: inodes in one commit of Archive mode; the next ones are another commit's
+#: inodes, and their bytes, in one commit of Archive mode; the next ones are another commit's
 COMMIT_WORKS = 100_000
+COMMIT_BYTES = 4 << 30
 #: directories expanded at a time
 EXPAND = 500
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
@@ -197,7 +199,7 @@ class Rounds:
         """Plan all that is due, while what was planned is carried out; of what is packed, as much as one commit has. Whoever uses the mount is
         served between slices; a row is read and planned from without a pause in between."""
         after, now_ns = 0, time.time_ns()
-        while len(packing) < COMMIT_WORKS and (rows := self._journal.due(now_ns, limit=PLAN_SLICE, after=after)):
+        while not _fills_commit(packing) and (rows := self._journal.due(now_ns, limit=PLAN_SLICE, after=after)):
             after = rows[-1].ino
             works = self._divide(self._plan(rows), packing)
             waiting += [work for work in works if work.blocked_by]
@@ -427,6 +429,12 @@ class Rounds:
                 self._gating.settle(inode)
                 self._journal.mark(inode, Reason.NAMES)
         return [inode.ino for inode in inodes if inode.is_dir]
+
+
+def _fills_commit(works: list[Work]) -> bool:
+    if len(works) < COMMIT_BYTES // MEMBER_MAX:
+        return False
+    return len(works) >= COMMIT_WORKS or sum(work.inode.size for work in works) >= COMMIT_BYTES
 
 
 def _without_blocked(works: list[Work]) -> list[Work]:

@@ -15,6 +15,7 @@ from ctxfs.sync import archive_protocol as archives
 from ctxfs.sync import packing
 from ctxfs.sync.abort_slots import boot_seconds
 from ctxfs.sync.archive_log import ArchiveLog
+from ctxfs.sync.archive_recovery import rebuild
 from ctxfs.sync.member_content import member_content
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
@@ -70,6 +71,8 @@ def commit_archive(context: WorkerContext, op: archives.CommitArchive, channel: 
 def read_log(context: WorkerContext, op: archives.ReadLog, channel: OperationChannel) -> archives.LogDone:
     log = _log(context, op.prefix)
     found = log.look(op.since)
+    if not found.number and rebuild(context.store, op.prefix, host=context.host):
+        found = log.look()
     for entry in log.read(found, op.since):
         header = entry.header
         batch: list[MemberRecord] = []

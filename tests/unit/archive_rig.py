@@ -29,6 +29,7 @@ from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan
+from ctxfs.sync.archive_upkeep import ArchiveUpkeep
 from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.archiver import Archiver
 from ctxfs.sync.conflicts import ConflictKeeper
@@ -86,12 +87,15 @@ class ArchiveDisk(Disk):
         self.engine = UploadEngine(db, journal, rounds=rounds, finisher=self.finisher, remote=self.remote, tasks=self.tasks, spawn=self.spawn)
         self.schedule._engine = self.engine
         self.room._flush = self.engine.flush
-        content = RemoteContentLoader(pool, prefix=PREFIX, place_of=self.mirror.place_of, answer_seconds=1.0)
+        content = RemoteContentLoader(pool, prefix=PREFIX, place_of=self.mirror.place_of, follow=self.mirror.catch_up, answer_seconds=1.0)
         self.blocks = BlockReader(ContextCache(self.workers.context.cache, prefix=PREFIX), content, block_size=BLOCK_SIZE, spawn=self.spawn,
                                   refresh=self.remote.refresh)
         contents = Contents(db, journal, staging, blocks=self.blocks, remote=content, room=self.room)
         self.fs = FileSystem(db, journal, Namespace(db, journal, staging, gating=self.gating, remote=self.remote), contents,
                              remote=self.remote, on_close=lambda inode: self.schedule.wake())
+
+        self.finisher.delete_members = lambda: self.archiver.flush(())
+        self.upkeep = ArchiveUpkeep(pool, mirror=self.mirror, list_pool=pool, host=self.host_id, scratch=self.directory / 'packing', least_waste=100)
 
     # its life
 
