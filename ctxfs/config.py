@@ -105,6 +105,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     lag_alarm: float | None = None
     #: where a line for each change goes; None: nowhere
     audit_log: str | None = None
+    #: the bucket says in which mode the context is kept, and it is this one
+    is_mode_recorded: bool = False
     #: bytes a second, and operations at once that no program waits for; 0: no limit
     upload_rate: float = 0.0
     download_rate: float = 0.0

@@ -49,7 +49,7 @@ from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 from ctxfs.storage.stores import directory_of
-from ctxfs.sync import clearing
+from ctxfs.sync import clearing, context_mode
 from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
 
@@ -121,8 +121,11 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
         with _told_when_it_fails(tell, reference, path):
             store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal, tell=tell)
             chosen = preflight.patiently(lambda: chooser.choose(store, context))
+            mode = preflight.patiently(lambda: context_mode.recorded(store, context.prefix))
+            chosen = policy_choice.fitted(chosen, context, mode)
             _take_over(invocation, context, _below(chosen.policy))
-            options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit)
+            options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit,
+                               is_mode_recorded=bool(mode))
         started = launch.Started(os.getpid(), '') if foreground else launch.start(options)
         _note_use(store, context)
         _say(started.note)
@@ -260,7 +263,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
 
 
 def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: FuseOptions, *, chosen: policy_choice.Choice,
-             wishes: _Wishes, foreground: bool, audit_log: str | None) -> MountOptions:
+             wishes: _Wishes, foreground: bool, audit_log: str | None, is_mode_recorded: bool) -> MountOptions:
     paths, url = invocation.paths, invocation.store_url
     below = _below(chosen.policy)
     state_dir, cache_dir = state_dir_of(paths, url, context.id, below), cache_dir_of(paths, url, context.id, below)
@@ -278,7 +281,8 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         browser=chosen.browser,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
         log_level=wishes.log_level, log_style=wishes.log_style, lag_alarm=wishes.lag_alarm, audit_log=audit_log,
-        upload_rate=wishes.upload_rate, download_rate=wishes.download_rate, transfers=wishes.transfers, metrics_addr=wishes.metrics_addr)
+        upload_rate=wishes.upload_rate, download_rate=wishes.download_rate, transfers=wishes.transfers, metrics_addr=wishes.metrics_addr,
+        is_mode_recorded=is_mode_recorded)
 
 
 def _below(policy: SyncPolicy) -> str:

@@ -19,7 +19,6 @@ from ctxfs.edge.client import ControlClient
 from ctxfs.edge.runtime_dir import Mount, MountRecord
 from ctxfs.errors import NotFound
 from ctxfs.policy import BWList, SyncPolicy, WhiteList
-from ctxfs.policy_check import check_available
 from ctxfs.policy_parse import policy_to_bytes, policy_to_json, read_policy_file
 from ctxfs.policy_presets import BROWSER, Browser, with_browser
 from ctxfs.policy_text import describe, json_schema, policy_answer
@@ -53,7 +52,7 @@ def default(invocation: Invocation, browser: Browser | None) -> int:
 @common_options
 def check(invocation: Invocation, file: str) -> int:
     """Whether FILE is a policy that can be mounted; if not, where it is wrong and what to write."""
-    found = _usable(file)
+    found = read_policy_file(file)
     if invocation.as_json:
         print_json(policy_answer(found, source=os.path.abspath(file), file=os.path.abspath(file)))
     elif sys.stdout.isatty():
@@ -92,7 +91,7 @@ def schema(invocation: Invocation) -> int:
 @common_options
 def set_policy(invocation: Invocation, reference: str, file: str) -> int:
     """Store FILE with context CTX, for all mounts that begin from now on."""
-    found = _usable(file)
+    found = read_policy_file(file)
     url = _store_of(invocation, reference)
     with audited(invocation, 'policy-set', store=url, context=reference) as line, _open_context(invocation, reference) as (store, context):
         line.about(context)
@@ -105,12 +104,6 @@ def set_policy(invocation: Invocation, reference: str, file: str) -> int:
 
 
 # --- where a policy is -------------------------------------------------------------------------------------------------------------
-
-def _usable(file: str) -> SyncPolicy:
-    found = read_policy_file(file)
-    check_available(found, origin=file)
-    return found
-
 
 def _store_of(invocation: Invocation, reference: str) -> str:
     record = _record_of(invocation, reference)

@@ -20,6 +20,7 @@ from ctxfs.policy_presets import Browser, with_browser
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.policy_store import load_policy, save_policy
 from ctxfs.storage.registry import ContextRecord
+from ctxfs.sync.context_mode import refusal
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,3 +132,15 @@ class Chooser:
         except UsageError:
             return False
         return found is None or (self._chosen is not None and found.policy == self._chosen.policy)
+
+
+def fitted(choice: Choice, context: ContextRecord, mode: str) -> Choice:
+    """The choice for a context whose recorded mode is `mode` ('' where none is): what nobody has chosen follows it. Raises UsageError, which says
+    what to do, for a policy with the other mode."""
+    upload = choice.policy.upload_policy
+    if mode in ('', upload.upload_mode):
+        return choice
+    if choice.source != 'default':
+        raise UsageError(f'{choice.origin}: {refusal(context.name, mode, upload.upload_mode)}')
+    policy = msgspec.structs.replace(choice.policy, upload_policy=msgspec.structs.replace(upload, upload_mode=mode))
+    return msgspec.structs.replace(choice, policy=policy)

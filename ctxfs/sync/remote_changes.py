@@ -29,6 +29,8 @@ from ctxfs.storage.heartbeats import MOUNTS_DIR
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import LAST, Unmountable, key_to_path
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_mirror import ArchiveMirror
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, HeadItem, ListPages
@@ -61,12 +63,15 @@ class _Part:
 class RemoteChanges:
     """See the module docstring. Raises what the store says; what was applied until then stays applied."""
 
-    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, index: RemoteIndex, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool | ArchiveView, *, index: RemoteIndex,
+                 prefix: str, mirror: ArchiveMirror | None = None) -> None:
+        """`mirror`: of the archive log, where the context has one."""
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
         self._pool = pool
         self._index = index
+        self._mirror = mirror
         self._prefix = prefix
         #: the daemon sets it: lets open files follow what only grew
         self.growth: Growth | None = None
@@ -107,6 +112,7 @@ class RemoteChanges:
     async def look(self) -> None:
         """Take over what others changed, as far as one cheap look shows that there is something."""
         if self.listed_objects > PAGE:
+            await self._follow_log()
             await self.examine_also(())
             await self.read_new_segments()
             return
@@ -118,7 +124,17 @@ class RemoteChanges:
             self._reconciler.obstructed.add(*again)
             raise
         if self._index.below:       # the index lies elsewhere: the page did not show it
+            await self._follow_log()
             await self.read_new_segments()
+
+    async def _follow_log(self) -> None:
+        if self._mirror is not None:
+            await self._mirror.catch_up()
+
+    async def agree_with_archives(self) -> None:
+        """What is known of archives is in the tree, and nothing else of them."""
+        if self._mirror is not None:
+            await self._mirror.agree()
 
     async def read_new_segments(self) -> None:
         """What new index objects name is brought up to date; one request when there are none."""
@@ -137,6 +153,7 @@ class RemoteChanges:
             await self.list_all()
             await self.finish(listed='')
         elif (digest := self._digest_of(page.objects)) != self._digest:
+            await self._follow_log()
             if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
                 await self._index.read()
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
@@ -151,8 +168,9 @@ class RemoteChanges:
         return ListPage(objects=[], prefixes=[], next_token=None)
 
     async def read_index(self) -> None:
-        """What new index objects say is applied with what is listed next."""
+        """What new index objects say is applied with what is listed next; what the archive log says at once."""
         await self._index.read()
+        await self._follow_log()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
                        priority: Priority = Priority.BACKGROUND) -> str | None:
@@ -232,7 +250,7 @@ class RemoteChanges:
 
     async def reload(self, prefix: str = '') -> None:
         """Read the index, and list the file or directory `prefix` (all when ''), applying what changed."""
-        await self._index.read()
+        await self.read_index()
         if prefix:
             prefix = prefix.rstrip('/')
             await self.examine([prefix])
@@ -362,6 +380,8 @@ class RemoteChanges:
         after: str | None = ''
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
+        if self._mirror is not None:
+            self._mirror.unshadow()
         freed = self._reconciler.remove_empty_directories()
         crash_point('listing-before-finish')
         with self._db.transaction():

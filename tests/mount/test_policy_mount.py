@@ -200,7 +200,6 @@ def test_a_preset_over_a_policy_file(desk: Desk) -> None:
 @pytest.mark.parametrize('policy, options, said', [
     ('{"bwlist": {}}', (), "Unknown property in SyncPolicy: 'bwlist'"),
     ('{"bwList": {"whiteLists": [{"path": "{at}/src"}]}}', (), 'write "/src"'),
-    ('{"uploadPolicy": {"uploadMode": "Archive"}}', (), 'Archive mode is not available in this version; use uploadMode File'),
     ('{"uploadPolicy": {"autoUpload": false}}', ('--sync-every', '5'), '--sync-every has no effect'),
     ('{"uploadPolicy": {"autoUpload": false}}', ('--fsync', 'remote'), 'use --fsync local'),
     ('{"downloadPolicy": {"autoDownload": false}}', ('--wait-download',), 'leave out --wait-download, or write true'),
@@ -265,7 +264,7 @@ def test_policy_commands_name_what_they_are_asked_for(desk: Desk) -> None:
     for words, status, said in ((('show', 'nope'), 1, 'no context nope'), (('show', './nope.json'), 1, 'no such file'),
                                 (('check', 'nope.json'), 2, 'cannot read the policy nope.json'), (('set', 'proje', file), 1, 'did you mean proj'),
                                 (('set', 'proj', desk.file('{', 'bad.json')), 2, 'not JSON'),
-                                (('check', desk.file({'uploadPolicy': {'uploadMode': 'Archive'}}, 'a.json')), 2, 'not available')):
+                                (('check', desk.file({'uploadPolicy': {'uploadMode': 'Zip'}}, 'a.json')), 2, 'Valid values are: File, Archive')):
         done = run(desk, *words)
         assert done.returncode == status and said in done.stderr and done.stderr.count('\n') == 1, (words, done.stderr)
 
