@@ -351,13 +351,7 @@ class Mount:
                               is_paused=lambda: self._engine.is_paused, activity=lambda: self._adapter.requests)
         reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
-        self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
-        Inode.counted_elsewhere = staticmethod(fuse_ops.opens)
-        self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
-        self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
-                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None,
-                                                 read_seconds=_read_seconds(options), space=self._space)
-        pool.courtesy.served = lambda: self._adapter.requests
+        self._connect_kernel(pool)
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
             options, db, journal, pool=pool, invalidator=self._invalidator, cache=self._cache, reconciler=reconciler, remote=self._remote,
@@ -373,6 +367,15 @@ class Mount:
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control
+
+    def _connect_kernel(self, pool: TransferPool) -> None:
+        self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
+        Inode.counted_elsewhere = staticmethod(fuse_ops.opens)
+        self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
+        self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=self._options.state_dir,
+                                                 xattrs=XAttrs(self._db, self._fs) if self._options.xattrs else None,
+                                                 read_seconds=_read_seconds(self._options), space=self._space)
+        pool.courtesy.served = lambda: self._adapter.requests
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
