@@ -90,6 +90,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     policy_source: str = 'default'
     #: the file of --policy, watched while mounted
     policy_file: str | None = None
+    #: the preset whose white lists were laid over the policy, and are over each that the file comes to say
+    browser: Literal['minimal', 'standard'] | None = None
     #: --sync-every in seconds: 0 on close, policy.ONLY_ON_UNMOUNT; None: the policy's period
     sync_every: float | None = None
     #: seconds between two looks for remote changes
@@ -103,6 +105,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     lag_alarm: float | None = None
     #: where a line for each change goes; None: nowhere
     audit_log: str | None = None
+    #: the bucket says in which mode the context is kept, and it is this one
+    is_mode_recorded: bool = False
     #: bytes a second, and operations at once that no program waits for; 0: no limit
     upload_rate: float = 0.0
     download_rate: float = 0.0

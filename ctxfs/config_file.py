@@ -39,6 +39,7 @@ class NamedMount(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     store: str | None = None
     state_dir: str | None = None
     policy: str | None = None
+    browser: Literal['minimal', 'standard'] | None = None
     create: bool = False
     read_only: bool = False
     #: what -o says

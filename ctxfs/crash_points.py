@@ -34,6 +34,11 @@ NAMES: tuple[str, ...] = (
     'worker-hydrate-before-rename',  # the hydrated file is complete under its temporary name
     'worker-segment-after-commit',   # an index segment is in the store, nobody was told
     'worker-compact-after-base',     # a new index base is there, nothing that it covers was removed
+    'worker-pack-after-part',        # Archive mode: files are packed on this disk, nothing is sent
+    'worker-archive-after-send',     # an archive is in the store, and no commit names it
+    'worker-archive-before-commit',
+    'worker-archive-after-commit',   # the commit is in the store, nobody was told
+    'worker-archive-after-base',     # a base of the archive log is there, nothing that it replaces was removed
     # In the daemon: a request of the kernel, before and after the transaction that makes it so.
     'tree-before-commit',            # any transaction of the tree database: all of it was said …
     'tree-after-commit',             # … and it is done, and nobody was told
@@ -64,6 +69,11 @@ NAMES: tuple[str, ...] = (
     'adopt-before-commit',           # the cache has links of the staging files, the rows say sealed
     'adopt-before-unlink',
     'index-after-segment',
+    'archive-before-send',           # Archive mode: what is about to be committed is written down
+    'archive-before-commit',         # the archives are in the bucket
+    'archive-before-record',         # the commit is there, and nothing of it is recorded here
+    'archive-between-records',       # some of it is
+    'archive-after-follow',          # another host's commit is in the tree
     'announce-after-segment',
     'localise-after-stage',          # bytes of a file that left the white lists are here, its objects are still wanted
     'turn-after-make',               # this host's turn is in the bucket, and nothing was written in it
@@ -90,6 +100,10 @@ NAMES: tuple[str, ...] = (
     'context-clear-after-mark',      # it says that it is being cleared, and all is there
     'context-clear-after-batch',     # objects are gone, other hosts were not told
     'context-clear-before-state',    # nothing is left, and it still says that it is being cleared
+    'context-copy-after-mark',       # the copy says whose it is to become, and is not whole
+    'context-copy-after-object',     # an object is copied
+    'context-copy-before-index',     # all objects are copied, the index knows of none
+    'context-copy-before-state',     # all is copied, and it still says that it is not whole
     'context-delete-after-claim',    # no name leads to it any more, its record is there
 )
 _HITS: dict[str, int] = {}

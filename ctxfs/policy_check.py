@@ -121,17 +121,10 @@ def is_below(path: str, top: str) -> bool:
 
 # --- on a mount --------------------------------------------------------------------------------------------------------------------
 
-def check_available(policy: SyncPolicy, *, origin: str) -> None:
-    """Raises UsageError for what this version does not do."""
-    if policy.upload_policy.upload_mode == 'Archive':
-        At(origin).key('uploadPolicy').key('uploadMode').refuse('Archive mode is not available in this version; use uploadMode File', 'Archive')
-
-
 def check_for_mount(policy: SyncPolicy, *, origin: str, mountpoint: str, read_only: bool = False, fsync: str = 'local',
                     sync_every: float | None = None) -> None:
     """Raises UsageError for a policy that would do nothing, or something else than it says, on this mount. `mountpoint` is absolute and
     resolved; `sync_every` (seconds) only where somebody asked for it."""
-    check_available(policy, origin=origin)
     at = At(origin)
     if not policy.upload_policy.auto_upload:
         switch = at.key('uploadPolicy').key('autoUpload')

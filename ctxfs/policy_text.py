@@ -24,7 +24,7 @@ def describe(policy: SyncPolicy, *, sync_every: float | None = None) -> list[str
     """Sentences without a full stop. `sync_every`: seconds of --sync-every, None without it."""
     found = [_upload(policy.upload_policy, sync_every)]
     if policy.upload_policy.upload_mode == 'Archive':
-        found.append('Archive mode is not available in this version: a mount refuses this policy; use uploadMode File')
+        found.append(_archive(policy.upload_policy))
     found.append(_synced(policy.bw_list.white_lists))
     found.append('remote changes appear while mounted, and the cache is filled in the background' if policy.download_policy.auto_download
                  else 'content is fetched when it is read; remote changes come only by ctxfs sync --mode download')
@@ -69,6 +69,12 @@ def _upload(upload: UploadPolicy, sync_every: float | None) -> str:
     else:
         text = f'uploads {spell_duration(seconds)} after the oldest change, and on unmount'
     return f'{text} ({source})' if source else text
+
+
+def _archive(upload: UploadPolicy) -> str:
+    excluded = [f'/{path.strip("/")}' for path in upload.archive_exclude_paths]
+    text = f', and so does what is below {", ".join(excluded)}' if excluded else ''
+    return f'small files go together into zip archives (Archive mode); large ones stay objects of their own{text}'
 
 
 def _synced(white_lists: tuple[WhiteList, ...]) -> str:

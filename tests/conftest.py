@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GRACE_SECONDS = float(os.environ.get('CTXFS_TEST_GRACE', '15'))
 #: how long before pytest-timeout's signal the mounts are aborted: the signal does not reach a thread that waits for a dead daemon
 ABORT_BEFORE_TIMEOUT = 15
-NEEDS_MOUNT = ('mount', 'crash')
+NEEDS_MOUNT = ('mount', 'crash', 'programs')
 KEPT_VARIABLES = ('CTXFS_TEST_', 'CTXFS_FUZZ_')
 
 failed = pytest.StashKey[bool]()

@@ -86,7 +86,7 @@ def put(invocation: Invocation, reference: str, local: str, path: str | None) ->
 
 def _check_no_folder(files: ContextFiles, source: bytes, key: str) -> None:
     """A file must not get a name that a folder has, nor a directory one that a file has."""
-    if not stat.S_ISDIR(os.lstat(source).st_mode) and files.store.list(f'{files.prefix}{key}/', limit=1).objects:
+    if not stat.S_ISDIR(os.lstat(source).st_mode) and files.has_folder(key):
         raise IsADirectory(f'/{printable(key)} is a folder in the context; remove it first, or choose another name')
     if stat.S_ISDIR(os.lstat(source).st_mode):
         files.check_parents(f'{key}/x')
@@ -132,7 +132,7 @@ def _to_stdout(found: ContextFiles, entry: Entry) -> int:
         raise IsADirectory(f'{entry.path} is a folder; only a file goes to stdout')
     at = 0
     while at < entry.size:
-        data = found.store.get(found.prefix + entry.key, at, min(at + (8 << 20), entry.size), if_match=entry.etag)
+        data = found.read(entry, at, min(at + (8 << 20), entry.size))
         sys.stdout.buffer.write(data)
         at += len(data)
     sys.stdout.buffer.flush()

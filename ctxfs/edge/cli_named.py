@@ -11,7 +11,7 @@ from ctxfs.edge.cli_common import Invocation
 from ctxfs.errors import UsageError
 
 #: options that both have, where the command line's wins
-_SETTINGS = ('cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level', 'lag_alarm', 'audit_log',
+_SETTINGS = ('browser', 'cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level', 'lag_alarm', 'audit_log',
              'max_upload_rate', 'max_download_rate', 'transfers', 'metrics_addr', 'sse')
 
 

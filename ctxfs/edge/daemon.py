@@ -34,6 +34,7 @@ from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, launch, runtime_dir
+from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
@@ -217,6 +218,8 @@ class Mount:
             if not self._options.read_only:
                 nursery.start_soon(kept_running, self._heartbeat.run)
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
+            if self._upkeep is not None:
+                nursery.start_soon(supervised, self._upkeep.run, self._remote.wait_complete, lambda: self._engine.is_paused)
             await nursery.start(self._handle_signals)      # before anybody hears that it is ready: a stop may follow at once
             result = await self._serve(ready)
             await self._answers.end(server)
@@ -321,20 +324,25 @@ class Mount:
         pool.listener = self._auditor
         writers, turns = access.writers(pool, db, spawn)
         self._heartbeat = access.heartbeat(pool)
+        archives = self._archives = ArchiveMode(Base(options, db, journal, staging, prefix, self._rules), reconciler, pool)
         doubt = Doubt(db, journal, pool, prefix=prefix, host=options.host_id, on_arrived=self._auditor.arrived)
         self._remote = RemoteTreeLoader(db, journal, reconciler, pool, doubt=doubt, prefix=prefix, below=options.below,
-                                        answer_seconds=0.75 * options.store_timeout)
-        conflicts = ConflictKeeper(db, journal, reconciler, pool, asides=asides, prefix=prefix)
-        planner = Planner(db, journal, gating=self._gating, prefix=prefix)
+                                        answer_seconds=0.75 * options.store_timeout, mirror=archives.mirror)
+        conflicts = ConflictKeeper(db, journal, reconciler, archives.view, asides=asides, prefix=prefix)
+        planner = Planner(db, journal, gating=self._gating, prefix=prefix, covered=archives.covered)
         finisher = Finisher(db, journal, staging, writers, gating=self._gating, remote=self._remote, prefix=prefix)
-        self._recycler = Recycler(db, journal, pool, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
-        uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix)
+        self._recycler = Recycler(db, journal, archives.view, rules=self._rules, reconciler=reconciler, finisher=finisher, prefix=prefix)
+        uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix,
+                            displaced=archives.displaced)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
             uploader=uploader, together=Together(db, writers, uploader=uploader, transfers=options.transfers),
+            prepare=archives.recorder(writers).record,
+            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)
+        self._upkeep = archives.upkeep(writers, pool)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,
@@ -343,13 +351,7 @@ class Mount:
                               is_paused=lambda: self._engine.is_paused, activity=lambda: self._adapter.requests)
         reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
-        self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
-        Inode.counted_elsewhere = staticmethod(fuse_ops.opens)
-        self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
-        self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=options.state_dir,
-                                                 xattrs=XAttrs(db, self._fs) if options.xattrs else None,
-                                                 read_seconds=_read_seconds(options), space=self._space)
-        pool.courtesy.served = lambda: self._adapter.requests
+        self._connect_kernel(pool)
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
             options, db, journal, pool=pool, invalidator=self._invalidator, cache=self._cache, reconciler=reconciler, remote=self._remote,
@@ -366,9 +368,19 @@ class Mount:
         self._to_close.callback(self._answers.close)
         self._control = self._answers.control
 
+    def _connect_kernel(self, pool: TransferPool) -> None:
+        self._invalidator.is_known, self._invalidator.take_absence = self._fs.is_known, self._fs.take_absence
+        Inode.counted_elsewhere = staticmethod(fuse_ops.opens)
+        self._invalidator.take_listing, self._fs.forget_listing = self._fs.take_listing, self._invalidator.listing
+        self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=self._options.state_dir,
+                                                 xattrs=XAttrs(self._db, self._fs) if self._options.xattrs else None,
+                                                 read_seconds=_read_seconds(self._options), space=self._space)
+        pool.courtesy.served = lambda: self._adapter.requests
+
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
-        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout)
+        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout,
+                                      place_of=self._archives.place_of, follow=self._archives.follow)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)

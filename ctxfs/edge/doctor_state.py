@@ -22,6 +22,7 @@ from ctxfs.storage import repair
 from ctxfs.storage.consistency import Bucket, check_against_bucket, check_state, is_sound
 from ctxfs.storage.consistency_rules import Problem, Severity
 from ctxfs.storage.registry import context_prefix
+from ctxfs.sync.archive_log import members_of
 
 #: a daemon that begins or ends has the directory for a moment
 WAIT_SECONDS = 2.0
@@ -84,7 +85,9 @@ def _beside_bucket(place: Place) -> Iterator[Finding]:
     record = place.mount.record
     try:
         with contextlib.closing(preflight.open_checked_store(record.store, create=False, context=record.context_id)) as store:
-            bucket = Bucket(store, context_prefix(record.context_id) + record.below)
+            prefix = context_prefix(record.context_id)
+            members = [(item.record.path[len(record.below):], item.record.etag) for item in members_of(store, prefix, below=record.below)]
+            bucket = Bucket(store, prefix + record.below, members)
             problems = check_against_bucket(place.state_dir, bucket)
     except CtxfsError as error:
         yield Finding(Level.WARN, 'state-bucket', f'{place.name}: the bucket could not be compared: {error}')

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
+from ctxfs.storage.members import Place
 from ctxfs.storage.tree_connection import TreeReader
 
 #: directory entries read at a time
@@ -28,7 +29,9 @@ MAX_LINKED = 10_000
 _IS_CLEAN = f'i.content = {int(Content.CLEAN)} AND i.nlink > 0 AND NOT i.local AND i.size > 0'
 _SOURCE = (f'LEFT JOIN object o ON {_IS_CLEAN} AND o.key = (SELECT key FROM object WHERE ino = i.ino AND revision = i.revision '
            'ORDER BY doomed, key LIMIT 1)')
-_PAGE = (f'SELECT d.name, d.ino, i.mode, i.nlink, i.attrs_known, o.key, o.etag, o.size FROM dentry d JOIN inode i ON i.ino = d.ino {_SOURCE} '
+_PLACE = 'LEFT JOIN member m ON m.key = o.key AND m.etag = o.etag LEFT JOIN archive a ON a.id = m.archive'
+_FILE = 'o.key, o.etag, o.size, a.name, m.at, m.packed, m.method, m.crc'
+_PAGE = (f'SELECT d.name, d.ino, i.mode, i.nlink, i.attrs_known, {_FILE} FROM dentry d JOIN inode i ON i.ino = d.ino {_SOURCE} {_PLACE} '
          'WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?')
 _TOTALS = f'SELECT count(*), coalesce(sum(i.size), 0) FROM inode i WHERE {_IS_CLEAN}'
 # UNION, not UNION ALL: an inode with two names below the root counts once
@@ -37,11 +40,12 @@ _BELOW = ('WITH RECURSIVE below(ino) AS (SELECT ? UNION SELECT d.ino FROM dentry
 
 
 class CleanFile(NamedTuple):
-    """One version of an object, by its key relative to the context, that holds the content of `ino`."""
+    """One version of an object, by its key relative to the context, that holds the content of `ino`; `place`: where it lies if it is a member."""
     ino: int
     key: str
     etag: str
     size: int
+    place: Place | None = None
 
 
 class Totals(NamedTuple):
@@ -77,14 +81,14 @@ class CleanFiles:
 
     def entries(self, parent: int, after: bytes) -> list[_Entry]:
         """The next PAGE entries of a directory, in byte order of their names."""
-        return [_Entry(name, ino, stat.S_ISDIR(mode), nlink, bool(known), None if key is None else CleanFile(ino, key, etag, size))
-                for name, ino, mode, nlink, known, key, etag, size in self._reader.rows(_PAGE, (parent, after, PAGE))]
+        return [_Entry(name, ino, stat.S_ISDIR(mode), nlink, bool(known), None if found[0] is None else _clean_file(ino, *found))
+                for name, ino, mode, nlink, known, *found in self._reader.rows(_PAGE, (parent, after, PAGE))]
 
     def of(self, inos: Sequence[int]) -> list[CleanFile]:
         """Those among at most PAGE inodes that are clean files."""
         marks = ','.join('?' * len(inos))
-        return [CleanFile(*row) for row in self._reader.rows(
-            f'SELECT i.ino, o.key, o.etag, o.size FROM inode i {_SOURCE} WHERE i.ino IN ({marks}) AND o.key IS NOT NULL', inos)]
+        return [_clean_file(*row) for row in self._reader.rows(
+            f'SELECT i.ino, {_FILE} FROM inode i {_SOURCE} {_PLACE} WHERE i.ino IN ({marks}) AND o.key IS NOT NULL', inos)]
 
     def totals_of(self, inos: Sequence[int]) -> Totals:
         """Of those among the inodes that are clean files."""
@@ -161,3 +165,7 @@ class _Level:
         self.after = b''
         self.is_read = False
         self.directories: deque[int] = deque()
+
+
+def _clean_file(ino: int, key: str, etag: str, size: int, archive: str | None, *at: int) -> CleanFile:
+    return CleanFile(ino, key, etag, size, None if archive is None else Place(archive, *at))

@@ -8,9 +8,10 @@ behind, and the next mount settles, is told apart from what no crash can explain
 """
 from __future__ import annotations
 
+import heapq
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +31,11 @@ from ctxfs.storage.tree_db import SCHEMA_VERSION
 
 
 class Bucket(NamedTuple):
-    """Where the context's objects are: `prefix` is that of the mount's root, with its slash."""
+    """Where the context's objects are: `prefix` is that of the mount's root, with its slash. `members`: (key, etag) of what lies in archives, in
+    the order of keys."""
     store: ObjectStore
     prefix: str
+    members: Sequence[tuple[str, str]] = ()
 
 
 def check_state(state_dir: Path, *, is_running: bool = False) -> list[Problem]:
@@ -56,7 +59,18 @@ def check_against_bucket(state_dir: Path, bucket: Bucket) -> list[Problem]:
     """What the bucket has otherwise than is known here. For a directory that no daemon uses. Raises as TreeReader, and what the store
     raises."""
     with _reader(state_dir) as reader, reader.snapshot():
-        return list(consistency_keys.check_bucket(reader, bucket.store, bucket.prefix))
+        return list(consistency_keys.check_bucket(reader, _with_members(bucket)))
+
+
+def _with_members(bucket: Bucket) -> Iterator[tuple[str, str]]:
+    """(key, etag) of all that is there, a member before an object whose place it has taken."""
+    both = heapq.merge(((key, 0, etag) for key, etag in bucket.members),
+                       ((key, 1, etag) for key, etag in consistency_keys.listed(bucket.store, bucket.prefix)))
+    last = None
+    for key, _, etag in both:
+        if key != last:
+            yield key, etag
+        last = key
 
 
 @contextmanager

@@ -124,11 +124,11 @@ def _is_named(reader: Rows, places: _Places, key: str, ino: int) -> bool:
 
 # --- the bucket --------------------------------------------------------------------------------------------------------------------
 
-def check_bucket(reader: Rows, store: ObjectStore, prefix: str) -> Iterator[Problem]:
-    """What is known of objects beside a listing of all, both in the order of their keys. Whatever differs, the next mount notices. Raises
-    what the store raises."""
+def check_bucket(reader: Rows, there: Iterator[tuple[str, str]]) -> Iterator[Problem]:
+    """What is known of objects beside a listing of all, (key, etag), both in the order of their keys. Whatever differs, the next mount notices.
+    Raises what the store raises."""
     texts: dict[str, list[str]] = {'gone': [], 'other': [], 'new': []}
-    for key, etag, known in _beside(_listed(store, prefix), _known(reader)):
+    for key, etag, known in _beside(there, _known(reader)):
         if reader.rows('SELECT 1 FROM attempt WHERE key = ? UNION SELECT 1 FROM unmountable WHERE key = ?', (key, key)):
             continue    # nobody claims to know
         if known is None:
@@ -166,7 +166,8 @@ def _beside(listed: Iterator[tuple[str, str]], known: Iterator[tuple[str, _Row]]
             there, here = next(listed, None), next(known, None)
 
 
-def _listed(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str]]:
+def listed(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str]]:
+    """(key, etag) of all objects below the prefix."""
     token: str | None = None
     while True:
         page = store.list(prefix, token=token)

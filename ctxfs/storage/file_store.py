@@ -24,7 +24,7 @@ from ctxfs.storage import file_layout as at
 from ctxfs.storage.file_bytes import copy_bytes, read_range, write_all
 from ctxfs.storage.file_find import READ_FLAGS, Finder, Found, check_condition, check_etag, existing
 from ctxfs.storage.file_walk import Page, Walker, after, from_token
-from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, Resume, check_metadata, check_tags
+from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, ExpiryRule, Failures, Resume, check_metadata, check_tags
 
 #: how often a read is begun anew when somebody edits the file in place meanwhile
 _READ_ATTEMPTS = 5
@@ -110,6 +110,9 @@ class FileStore:
 
     def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
         raise Unsupported('a directory removes nothing by itself')
+
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return []
 
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         page = Page(prefix.encode('utf-8', 'replace'), delimiter.encode('utf-8', 'replace'), max(1, min(limit, 1000)))

@@ -41,7 +41,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 import zstandard
@@ -73,6 +73,9 @@ _Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 _Short = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
+L = TypeVar('L', bound='Line')
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The first line of an index object; see the module docstring."""
     kind: str
@@ -83,7 +86,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
 
 
-class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One record as it is written; see the module docstring."""
     p: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
     n: _Ns
     e: _Short = ''
@@ -101,7 +105,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 _encoder = msgspec.json.Encoder()
 _decode_header = msgspec.json.Decoder(Header).decode
-_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_line = msgspec.json.Decoder(Line).decode
 
 
 def object_name(kind: str, *, host: str, created_ns: int) -> str:
@@ -117,16 +121,18 @@ def kind_of(name: str) -> str | None:
     return None if match is None else 'base' if match[4] == 'base' else 'segment'
 
 
-def _to_line(record: IndexRecord) -> _Line:
+def to_line(record: IndexRecord, kind: type[L] = Line, **more: Any) -> L:  # type: ignore[assignment]
+    """`more`: fields of a line of another `kind`."""
     attrs = record.attrs
     if attrs is None:
-        return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, h=record.link, y=record.lifecycle)
-    return _Line(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, m=attrs.mode, u=attrs.uid, g=attrs.gid,
-                 t=(attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns), l=attrs.target, r=attrs.rdev, x=attrs.xattrs, h=record.link,
-                 y=record.lifecycle)
+        return kind(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, h=record.link, y=record.lifecycle, **more)
+    return kind(p=record.path, n=record.changed_ns, e=record.etag, s=record.size, m=attrs.mode, u=attrs.uid, g=attrs.gid,
+                t=(attrs.mtime_ns, attrs.atime_ns, attrs.ctime_ns), l=attrs.target, r=attrs.rdev, x=attrs.xattrs, h=record.link,
+                y=record.lifecycle, **more)
 
 
-def _to_record(line: _Line) -> IndexRecord:
+def to_record(line: Line) -> IndexRecord:
+    """Raises Corrupted for what no file has."""
     attrs = None
     if line.m is not None:
         mtime_ns, atime_ns, ctime_ns = line.t
@@ -136,7 +142,7 @@ def _to_record(line: _Line) -> IndexRecord:
     return IndexRecord(path=line.p, changed_ns=line.n, etag=line.e, size=line.s, attrs=attrs, link=line.h, lifecycle=line.y)
 
 
-def _check(line: _Line, mode: int) -> None:
+def _check(line: Line, mode: int) -> None:
     """What the types of the fields do not say. Raises Corrupted."""
     kind = stat.S_IFMT(mode)
     if kind not in FILE_TYPES or (kind == stat.S_IFDIR) != line.p.endswith('/'):
@@ -149,12 +155,17 @@ def _check(line: _Line, mode: int) -> None:
 
 def write(file: BinaryIO, header: Header, records: Iterable[IndexRecord]) -> int:
     """Write an index object into `file`, streaming. Returns how many records there were; Corrupted if they were not in order."""
+    return write_lines(file, header, (to_line(record) for record in in_order(records)))
+
+
+def write_lines(file: BinaryIO, header: Any, found: Iterable[Any]) -> int:
+    """A header and then any lines, as JSON in one zstd frame; how many lines there were."""
     count = 0
     with zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).stream_writer(file, closefd=False) as out:
         out.write(_encoder.encode(header) + b'\n')
         lines = bytearray()
-        for record in _in_order(records):
-            lines += _encoder.encode(_to_line(record)) + b'\n'
+        for line in found:
+            lines += _encoder.encode(line) + b'\n'
             count += 1
             if len(lines) >= _CHUNK:
                 out.write(lines)
@@ -175,7 +186,8 @@ def encode(header: Header, records: Iterable[IndexRecord]) -> bytes:
     return file.getvalue()
 
 
-def _in_order(records: Iterable[IndexRecord]) -> Iterator[IndexRecord]:
+def in_order(records: Iterable[IndexRecord]) -> Iterator[IndexRecord]:
+    """The same; Corrupted where they are not in the order of their paths."""
     # The order of UTF-8 bytes is the order of code points, which is how Python compares str.
     last = ''
     for record in records:
@@ -190,7 +202,7 @@ def read(file: BinaryIO) -> tuple[Header, Iterator[IndexRecord]]:
 
     Raises Corrupted for what is not a whole index object (the iterator too: a torn object shows at its end), Unsupported for a version
     that is not known."""
-    lines = _lines(file)
+    lines = read_lines(file)
     try:
         header = _decode_header(next(lines))
     except StopIteration:
@@ -201,18 +213,19 @@ def read(file: BinaryIO) -> tuple[Header, Iterator[IndexRecord]]:
         raise Corrupted(f'not an index object: its format is {header.format!r}')
     if header.version != VERSION:
         raise Unsupported(f'index version {header.version} is not known to this ctxfs, which reads version {VERSION}: upgrade ctxfs')
-    return header, _in_order(_records(lines))
+    return header, in_order(_records(lines))
 
 
 def _records(lines: Iterator[bytes]) -> Iterator[IndexRecord]:
     for line in lines:
         try:
-            yield _to_record(_decode_line(line))
+            yield to_record(_decode_line(line))
         except UNREADABLE as error:
             raise Corrupted(f'an index record cannot be read: {error}') from error
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """What `write_lines` wrote, line by line, bounded as `read` is. Raises Corrupted."""
     rest = b''
     for data in _decompressed(file):
         start = 0

@@ -271,6 +271,18 @@ class Journal:
             sql, args = f'{sql} AND key <= ?', [after, last]
         return {row[0]: row[1:] for row in self._db.rows(sql, args)}
 
+    def hint_quantiles(self, parts: int, *, least: int) -> list[str]:
+        """Keys that cut the hints into so many parts of like size; none where a part would have fewer than `least`."""
+        count = self._db.row('SELECT count(*) FROM hint')[0]
+        if count < parts * least:
+            return []
+        return [self._db.row('SELECT key FROM hint ORDER BY key LIMIT 1 OFFSET ?', (count * part // parts,))[0] for part in range(1, parts)]
+
+    def hints_are_few(self, after: str, last: str, most: int) -> bool:
+        """Whether there are no more than so many with after < key <= last."""
+        count = self._db.row('SELECT count(*) FROM (SELECT 1 FROM hint WHERE key > ? AND key <= ? LIMIT ?)', (after, last, most + 1))[0]
+        return int(count) <= most
+
     def drop_hints_of(self, keys: Iterable[str]) -> None:
         self._db.many('DELETE FROM hint WHERE key = ?', ((key,) for key in keys))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
@@ -149,6 +149,15 @@ class EtagMaker(Protocol):
         """Without quotes."""
 
 
+class ExpiryRule(NamedTuple):
+    """Objects whose keys begin with `prefix` (and that have the tag, `key=value`, and are what else `narrowed` says) go `when`."""
+    rule_id: str
+    prefix: str
+    tag: str
+    narrowed: str
+    when: str
+
+
 class ObjectStore(Protocol):
     """See the module docstring for errors. Keys are non-empty str that encode to at most 1,023 bytes of UTF-8 (S3's and OSS's rule)."""
 
@@ -220,6 +229,10 @@ class ObjectStore(Protocol):
 
         Raises Unsupported (no such rules here: the caller removes the objects), Denied (no right to them), Exists (a rule with this id
         says something else), RemoteUnavailable."""
+
+    def expiry_rules(self) -> list[ExpiryRule]:
+        """The rules that are in force by which the store itself removes objects of this store, whoever made them.
+        Raises Unsupported (it has no rules), Denied (no right to read them), RemoteUnavailable."""
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object; absent is success. RemoteChanged where if_match names another version."""

@@ -72,6 +72,12 @@ def context_prefix(context_id: str) -> str:
     return f'{CONTEXTS}{context_id}/'
 
 
+def prefix_in(key: str) -> str:
+    """The prefix of the context that a full key lies in."""
+    top, context_id, _ = key.split('/', 2)
+    return f'{top}/{context_id}/'
+
+
 def new_id() -> str:
     return ID_PREFIX + ''.join(secrets.choice(_ID_ALPHABET) for _ in range(ID_LENGTH))
 

@@ -22,13 +22,13 @@ import msgspec
 from ctxfs.errors import CtxfsError, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import UNREADABLE, ListPage, ObjectInfo, PutResult
 from ctxfs.storage.attr_bounds import clamp_ns
-from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Memory, Resume, Write
+from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, ExpiryRule, Failures, Memory, Resume, Write
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, size_of, write_headers
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_guard import Guard
 from ctxfs.storage.s3_http import Response, Timeouts
-from ctxfs.storage.s3_lifecycle import ensure_rule
+from ctxfs.storage.s3_lifecycle import ensure_rule, expiry_rules
 from ctxfs.storage.s3_multipart import FileReader, part_size, upload_parts
 from ctxfs.storage.s3_read import Reader
 from ctxfs.storage.s3_verify import EtagMaker, md5_in
@@ -145,6 +145,9 @@ class S3Store:
         response = self._client.request('GET', self._guard.full(key), headers={**headers, 'If-Match': if_match.strip('"')}, body_max=most)
         self._guard.is_unquoted = True
         return response
+
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return expiry_rules(self._client, self._prefix)
 
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         query = {'prefix': self._prefix + prefix, 'max-keys': str(max(1, min(limit, 1000)))}

@@ -131,3 +131,37 @@ CREATE TABLE attempt (
     revision INTEGER NOT NULL,
     sha256   TEXT NOT NULL                  -- of what was to be copied, or what else tells that it arrived; see sync/doubt.py
 ) WITHOUT ROWID;
+
+-- Archive mode: the log of commits (storage/archive_log_format.py) as this host has read it, up to the commit whose number is in meta
+-- (archive_number). May be lost: it is read again. A member's row here is what the bucket has; the row in `object` is what this host's file is
+-- based on, as for any object.
+CREATE TABLE member (
+    key         TEXT PRIMARY KEY,
+    etag        TEXT NOT NULL,              -- see storage/members.py
+    size        INTEGER NOT NULL,
+    archive     INTEGER NOT NULL,           -- archive.id
+    at          INTEGER NOT NULL,           -- where its bytes begin in the archive
+    packed      INTEGER NOT NULL,           -- how many
+    method      INTEGER NOT NULL,           -- as in zip: 0 stored, 8 deflated
+    crc         INTEGER NOT NULL,
+    shadows     TEXT NOT NULL,              -- etag of the object whose place it took; '' when none, or when that is gone
+    is_shadowed INTEGER NOT NULL,           -- 1: an object has the key since, and counts
+    record      BLOB                        -- msgpack IndexRecord; NULL where this host wrote it
+) WITHOUT ROWID;
+CREATE INDEX member_archive ON member (archive);
+CREATE INDEX member_shadowed ON member (key) WHERE is_shadowed;
+CREATE INDEX member_shadows ON member (key) WHERE shadows <> '';
+CREATE TABLE archive (
+    id        INTEGER PRIMARY KEY,
+    name      TEXT NOT NULL UNIQUE,
+    size      INTEGER NOT NULL,
+    lifecycle TEXT NOT NULL,                -- the lifecycle tag that it carries; '' when none
+    made_ns   INTEGER NOT NULL,
+    dead_ns   INTEGER NOT NULL              -- when this host learnt that a commit dropped it; 0: it is in use
+);
+-- Members that were deleted, by which commit, while an archive may be left that has them: whoever packs that anew, or drops the archive that
+-- tells of the deletion, tells it again.
+CREATE TABLE deleted_member (
+    key    TEXT PRIMARY KEY,
+    number INTEGER NOT NULL
+) WITHOUT ROWID;

@@ -52,6 +52,15 @@ _MIGRATIONS = {1: '''
     ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
     ''', 3: '''
     CREATE INDEX inode_sealed ON inode (content) WHERE content = 2;
+    CREATE TABLE member (key TEXT PRIMARY KEY, etag TEXT NOT NULL, size INTEGER NOT NULL, archive INTEGER NOT NULL,
+                         at INTEGER NOT NULL, packed INTEGER NOT NULL, method INTEGER NOT NULL, crc INTEGER NOT NULL, shadows TEXT NOT NULL,
+                         is_shadowed INTEGER NOT NULL, record BLOB) WITHOUT ROWID;
+    CREATE INDEX member_archive ON member (archive);
+    CREATE INDEX member_shadowed ON member (key) WHERE is_shadowed;
+    CREATE INDEX member_shadows ON member (key) WHERE shadows <> \'\';
+    CREATE TABLE archive (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, lifecycle TEXT NOT NULL,
+                          made_ns INTEGER NOT NULL, dead_ns INTEGER NOT NULL);
+    CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     '''}
 
 
@@ -277,8 +286,9 @@ class TreeDB(TreeConnection):
         """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
         return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
 
-    def has_children(self, parent: int) -> bool:
-        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1', (parent,)) is not None
+    def has_children(self, parent: int, *, beside: int = 0) -> bool:
+        """More than `beside`."""
+        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1 OFFSET ?', (parent, beside)) is not None
 
     def has_synced_child(self, parent: int) -> bool:
         return self.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND NOT i.local LIMIT 1', (parent,)) is not None

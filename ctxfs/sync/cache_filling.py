@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
 import trio
 
 from ctxfs.errors import CtxfsError
+from ctxfs.storage.archive_log_format import ARCHIVE_DIR
 from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.clean_files import CleanFile
+from ctxfs.storage.registry_entries import prefix_in
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Warm, WarmDone, WarmItem
 
@@ -211,9 +214,15 @@ class Filling:
             if batch and (len(batch) == BATCH_FILES or sum(piece.size for piece in batch) + file.size > BATCH_BYTES):
                 self._batches.append(batch)
                 batch = []
-            batch.append(_Piece(WarmItem(key=self._prefix + file.key, etag=file.etag, size=file.size), file.size, True))
+            batch.append(_Piece(self._item(file), file.size, True))
         if batch:
             self._batches.append(batch)
+
+    def _item(self, file: CleanFile) -> WarmItem:
+        place = file.place
+        if place is not None:
+            place = msgspec.structs.replace(place, archive=f'{prefix_in(self._prefix)}{ARCHIVE_DIR}{place.archive}')
+        return WarmItem(key=self._prefix + file.key, etag=file.etag, size=file.size, place=place)
 
     async def _cut_big(self, file: CleanFile) -> None:
         """All of it or nothing: half a file in the cache helps nobody. Looked up here, so that ranges can go side by side."""

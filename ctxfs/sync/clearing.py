@@ -26,11 +26,12 @@ from ctxfs.storage.heartbeats import Beat, live_mounts
 from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.protocol import CompactIndex
 
 #: what a context keeps of ctxfs's own when it is cleared: its policy, the index (with tombstones), and what its mounts agree by
-_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'index/', 'turn/', 'mounts/'))
+_KEPT = tuple(RESERVED_DIR + name for name in ('policy', 'mode', 'index/', 'archive/log/', 'turn/', 'mounts/'))
 #: a mount that goes on writing into a context that is cleared by force is not waited for
 _PASSES = 5
 
@@ -84,6 +85,8 @@ def finish(store: ObjectStore, record: ContextRecord, *, host: str, progress: Pr
     doomed = record.is_doomed is True
     index = IndexLog(store, record.prefix, host=host)
     count = 0
+    if not doomed and _is_ours(store, record):      # first: what hosts that come back see of it, before the archives go
+        count += ContextMembers(store, record.prefix, host=host).clear()
     for _ in range(_PASSES):
         gone = _one_pass(store, record, index=index, progress=progress)
         count += gone

@@ -16,6 +16,7 @@ from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Head, HeadItem
@@ -28,7 +29,8 @@ _GIVEN = 1000
 class ConflictKeeper:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, asides: Asides, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool | ArchiveView, *, asides: Asides,
+                 prefix: str) -> None:
         self._db = db
         self._journal = journal
         self._reconciler = reconciler

@@ -4,14 +4,16 @@ Owns the retries of a download that a program waits for, and their bound. It mus
 """
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import trio
 
 from ctxfs.config import STORE_TIMEOUT
-from ctxfs.errors import RemoteUnavailable, WrongBytes
+from ctxfs.errors import RemoteChanged, RemoteUnavailable, WrongBytes
 from ctxfs.storage.block_cache import BlockCache, CachedRange, FoundBlock
 from ctxfs.storage.journal import Known
+from ctxfs.storage.members import Place
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Fetch, Hydrate, Operation
 
@@ -25,18 +27,38 @@ DAMAGED_MOST = 3
 class RemoteContentLoader:
     """See the module docstring. Raises RemoteChanged, NotFound, Denied at once, RemoteUnavailable after `answer_seconds`."""
 
-    def __init__(self, pool: TransferPool, *, prefix: str, answer_seconds: float = STORE_TIMEOUT) -> None:
+    def __init__(self, pool: TransferPool, *, prefix: str, answer_seconds: float = STORE_TIMEOUT,
+                 place_of: Callable[[Known], Place | None] = lambda source: None,
+                 follow: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint) -> None:
+        """`place_of`: where a member's bytes are; raises RemoteChanged. `follow`: learns whether that has changed."""
         self._pool = pool
         self._prefix = prefix
         self._answer_seconds = answer_seconds
+        self._place_of = place_of
+        self._follow = follow
 
     async def fetch(self, source: Known, start: int, count: int) -> None:
         """See core.ports.RemoteContent."""
-        await self._persist(Fetch(key=self._prefix + source.key, etag=source.etag, size=source.size, start=start, count=count))
+        await self._of_its_place(source, lambda place: Fetch(key=self._prefix + source.key, etag=source.etag, size=source.size, start=start,
+                                                             count=count, place=place))
 
     async def hydrate(self, source: Known, path: str) -> None:
         """See core.ports.RemoteContent."""
-        await self._persist(Hydrate(key=self._prefix + source.key, etag=source.etag, size=source.size, path=path))
+        await self._of_its_place(source, lambda place: Hydrate(key=self._prefix + source.key, etag=source.etag, size=source.size, path=path,
+                                                               place=place))
+
+    async def _of_its_place(self, source: Known, operation: Callable[[Place | None], Operation[Any]]) -> None:
+        """What lies in an archive may lie in another one by now, unchanged."""
+        place = self._place_of(source)
+        try:
+            await self._persist(operation(place))
+        except RemoteChanged:
+            if place is None:
+                raise
+            await self._follow()
+            if (moved_to := self._place_of(source)) == place:
+                raise
+            await self._persist(operation(moved_to))
 
     async def _persist(self, operation: Operation[R]) -> R:
         deadline = trio.current_time() + self._answer_seconds

@@ -12,6 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import heapq
+import itertools
+import operator
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -19,15 +22,18 @@ from contextlib import AbstractContextManager
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound, UsageError
+from ctxfs.errors import CtxfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound, RemoteChanged, Unsupported, UsageError
 from ctxfs.policy import LIFECYCLE_DAYS, SyncPolicy
 from ctxfs.records import LIFECYCLE_NAME, IndexRecord, ObjectInfo
 from ctxfs.rules import Rules
+from ctxfs.storage.archive_log_format import MemberRecord
 from ctxfs.storage.keys import Unmountable, key_of_path, key_to_path, mapped_prefix, path_of_key
 from ctxfs.storage.listing import pages
+from ctxfs.storage.members import is_member
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import context_prefix
 from ctxfs.sync.clearing import tombstones
+from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.held_turns import HeldTurns
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.resumable import UploadNotes
@@ -72,6 +78,7 @@ class ContextFiles:
         self.host = host
         self.prefix = context_prefix(context_id)
         self._index = IndexLog(store, self.prefix, host=host)
+        self.members = ContextMembers(store, self.prefix, host=host)
 
     # --- looking --------------------------------------------------------------------------------------------------------------------
 
@@ -81,6 +88,8 @@ class ContextFiles:
         below = self._folder(folder)
         found: list[Entry] = []
         at = None if token is None else _decoded(token)
+        if self.members.is_archived:
+            return self._archived_page(below, limit, at or '')
         while len(found) < limit:
             page = self.store.list(self.prefix + below, delimiter='/', token=at, limit=min(1000, limit - len(found)))
             found += self._entries([*page.objects, *page.prefixes], below)
@@ -88,6 +97,38 @@ class ContextFiles:
             if at is None:
                 return EntryPage(entries=found, next_token=None)
         return EntryPage(entries=found, next_token=_encoded(str(at)))
+
+    def _archived_page(self, below: str, limit: int, after: str) -> EntryPage:
+        """The same with what lies in archives; the token is the last key."""
+        self.members.look()
+        names: dict[str, ObjectInfo | str] = {}
+        for item in self.members.below(below):
+            name, slash, rest = item.record.path[len(below):].partition('/')
+            names[f'{below}{name}{slash}'] = f'{self.prefix}{below}{name}/' if rest or slash else self.members.info(item)
+        token = None
+        while True:
+            page = self.store.list(self.prefix + below, delimiter='/', token=token)
+            names.update((info.key[len(self.prefix):], info) for info in page.objects if self._counts(info))
+            names.update((prefix[len(self.prefix):], prefix) for prefix in page.prefixes)
+            token = page.next_token
+            if token is None:
+                break
+        found = self._entries([names[key] for key in sorted(names) if key > after], below)
+        return EntryPage(entries=found[:limit], next_token=_encoded(found[limit - 1].key) if len(found) > limit else None)
+
+    def _counts(self, info: ObjectInfo) -> bool:
+        """Whether an object shows: not if a member took its place."""
+        item = self.members.get(info.key[len(self.prefix):])
+        return item is None or item.shadows != info.etag
+
+    def _member_at(self, key: str) -> MemberRecord | None:
+        """The member that shows at the key."""
+        item = self.members.get(key)
+        if item is None:
+            return None
+        with contextlib.suppress(NotFound):
+            return item if self.store.head(self.prefix + key).etag == item.shadows else None
+        return item
 
     def entries(self, folder: str) -> Iterator[Entry]:
         """All of a folder's."""
@@ -120,10 +161,20 @@ class ContextFiles:
     def below(self, folder: str) -> Iterator[Entry]:
         """Everything below a folder, in the order of keys; folders as far as they have an object of their own."""
         below = self._folder(folder)
-        for page in pages(self.store, self.prefix + below):
-            for info in page.objects:
-                if info.key != self.prefix + below and (entry := self._entry(info)) is not None:
-                    yield entry
+        self.members.look()
+        for info in self._all(below):
+            if info.key != self.prefix + below and (entry := self._entry(info)) is not None:
+                yield entry
+
+    def _all(self, below: str) -> Iterator[ObjectInfo]:
+        """Objects and members, in the order of keys, one of each."""
+        objects = (info for page in pages(self.store, self.prefix + below) for info in page.objects if self._counts(info))
+        members = (self.members.info(item) for item in self.members.below(below))
+        last = ''
+        for info in heapq.merge(objects, members, key=lambda info: info.key):       # of two the object is first, and counts
+            if info.key != last:
+                yield info
+            last = info.key
 
     def find(self, path: str) -> Entry:
         """The file or folder at `path`. Raises NotFound."""
@@ -134,7 +185,7 @@ class ContextFiles:
             with contextlib.suppress(NotFound):
                 info = self.head(key)
                 return Entry(path=path_of_key(key), key=key, is_dir=False, size=info.size, etag=info.etag, mtime_ns=info.mtime_ns)
-        if self.store.list(f'{self.prefix}{key}/', limit=1).objects:
+        if self.has_folder(key):
             return Entry(path=path_of_key(key), key=f'{key}/', is_dir=True)
         raise NotFound(f'there is no {path_of_key(key)} in the context')
 
@@ -145,8 +196,25 @@ class ContextFiles:
             raise IsADirectory(f'{found.path} is a folder; name a file')
         return found
 
+    def has_folder(self, key: str) -> bool:
+        """Whether anything lies below that key, which has no slash at its end."""
+        self.members.look()
+        return self.members.has_below(f'{key}/') or bool(self.store.list(f'{self.prefix}{key}/', limit=1).objects)
+
     def head(self, key: str) -> ObjectInfo:
-        return self.store.head(self.prefix + key)
+        """Of an object or a member. Raises NotFound."""
+        self.members.look()
+        item = self._member_at(key)
+        return self.store.head(self.prefix + key) if item is None else self.members.info(item)
+
+    def read(self, entry: Entry, start: int, stop: int) -> bytes:
+        """A range of the version that the entry shows. Raises RemoteChanged."""
+        if not is_member(entry.etag):
+            return self.store.get(self.prefix + entry.key, start, stop, if_match=entry.etag)
+        item = self.members.get(entry.key)
+        if item is None or item.record.etag != entry.etag:
+            raise RemoteChanged(f'{entry.key} changed')
+        return self.members.content(item)[start:stop]
 
     def check_parents(self, key: str) -> None:
         """Raises NotADirectory where what is put at `key` would lie below a file."""
@@ -159,7 +227,10 @@ class ContextFiles:
 
     def records(self) -> Iterator[IndexRecord]:
         """What the index says, in the order of paths; a record counts only for the version that it names."""
-        return (record for record in self._index.read() if record.attrs is not None)
+        said = ((record.path, 1, record) for record in self._index.read() if record.attrs is not None)
+        packed = ((item.record.path, 0, item.record) for item in self.members.below(''))
+        for _, same in itertools.groupby(heapq.merge(said, packed, key=operator.itemgetter(0, 1)), key=operator.itemgetter(0)):
+            yield _said([record for _, _, record in same])
 
     # --- URLs -----------------------------------------------------------------------------------------------------------------------
 
@@ -172,7 +243,8 @@ class ContextFiles:
     def download_url(self, path: str, seconds: int) -> str:
         """Raises NotFound: a URL that answers 404 helps nobody."""
         url = self.store.presigned('GET', self.prefix + (key_of_path(path) or '/'), seconds)
-        self.file(path)
+        if is_member(self.file(path).etag):
+            raise Unsupported(f'{path} lies in an archive, which has no URL for one file; ctxfs files get fetches it, and so does a mount')
         return url
 
     # --- changing -------------------------------------------------------------------------------------------------------------------
@@ -189,6 +261,8 @@ class ContextFiles:
     def announce(self, records: Sequence[IndexRecord]) -> None:
         for start in range(0, len(records), SEGMENT_RECORDS):
             self._index.append(records[start:start + SEGMENT_RECORDS])
+        # an object counts before the member of its key: whoever lists sees what was put, and the log follows
+        self.members.delete([record.path for record in records])
 
     def turn(self, keys: Sequence[str]) -> AbstractContextManager[None]:
         """Around writes of these keys. Raises RemoteUnavailable."""
@@ -205,6 +279,9 @@ class ContextFiles:
         below = self._folder(folder)
         if not below:
             raise UsageError('/ is the whole context; ctxfs context clear empties it')
+        self.members.look()
+        if packed := self.members.delete([item.record.path for item in self.members.below(below)]):
+            yield len(packed)
         for page in pages(self.store, self.prefix + below):
             keys = [info.key[len(self.prefix):] for info in page.objects]
             if keys:
@@ -212,6 +289,7 @@ class ContextFiles:
                 yield len(keys)
 
     def _delete(self, keys: list[str]) -> None:
+        self.members.delete(keys)
         began_ns = time.time_ns()
         with self.turn(keys):
             failures = self.store.delete_many([(self.prefix + key, None) for key in keys])
@@ -222,6 +300,12 @@ class ContextFiles:
         if failures:
             key, error = failures[0]
             raise error if isinstance(error, CtxfsError) else CtxfsError(f'{key}: {error}')
+
+
+def _said(records: Sequence[IndexRecord]) -> IndexRecord:
+    """Of what a commit and the index say of one path: of the member's version the later, else what the commit says."""
+    first, last = records[0], records[-1]
+    return last if first.etag == last.etag and last.changed_ns >= first.changed_ns else first
 
 
 def _encoded(token: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -20,6 +20,7 @@ from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.members import is_member
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import get_attrs
@@ -53,6 +54,8 @@ class Finisher:
         self._staging = staging
         self._pool = pool
         self._prefix = prefix
+        #: commits the deletion of the members whose rows are tombstones (Archive mode; the daemon sets it)
+        self.delete_members: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
 
     # --- index --------------------------------------------------------------------------------------------------------------------
 
@@ -141,7 +144,7 @@ class Finisher:
         after = ''
         while batch := self._journal.doomed(DELETE_BATCH, after):
             after = batch[-1].key
-            items = [known for known in batch if not self._is_wanted(known)]
+            items = [known for known in batch if not is_member(known.etag) and not self.is_wanted(known)]
             if items:
                 failed = await self.delete(items)
                 failures += failed
@@ -151,17 +154,17 @@ class Finisher:
 
     def has_deletes(self) -> bool:
         """Whether there is anything to delete or to announce now (looks at DELETE_BATCH tombstones)."""
-        return bool(self._journal.unannounced(1)) or any(not self._is_wanted(known) for known in self._journal.doomed(DELETE_BATCH))
+        return bool(self._journal.unannounced(1)) or any(not self.is_wanted(known) for known in self._journal.doomed(DELETE_BATCH))
 
     def held_deletes(self) -> int:
         """How many deletions wait for a program that has the file open (of DELETE_BATCH tombstones)."""
-        return sum(self._is_wanted(known) and self._is_open(known) for known in self._journal.doomed(DELETE_BATCH))
+        return sum(self.is_wanted(known) and self._is_open(known) for known in self._journal.doomed(DELETE_BATCH))
 
     def _is_open(self, known: Known) -> bool:
         owner = self._db.live_inode(known.ino)
         return owner is not None and owner.nlink == 0 and owner.open_count > 0
 
-    def _is_wanted(self, known: Known) -> bool:
+    def is_wanted(self, known: Known) -> bool:
         """A tombstone that must wait: its key is about to be overwritten by another file's upload, an open-unlinked file still reads
         it, or it is the only copy of a clean inode that was not copied yet."""
         path = key_to_path(known.key)
@@ -180,6 +183,11 @@ class Finisher:
 
     async def delete(self, items: Sequence[Known], *, is_expiry: bool = False) -> list[tuple[str, CtxfsError]]:
         """Delete these tombstones' objects, each only if it still is that version. Returns what failed."""
+        members, items = [known for known in items if is_member(known.etag)], [known for known in items if not is_member(known.etag)]
+        if members:
+            await self.delete_members()
+        if not items:
+            return []
         began_ns = time.time_ns()
         done = await self._pool.call(DeleteMany(items=[(self._prefix + known.key, known.etag) for known in items], is_expiry=is_expiry))
         crash_point('delete-before-record')

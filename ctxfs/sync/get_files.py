@@ -147,7 +147,7 @@ def _fetch(files: ContextFiles, entry: Entry, record: IndexRecord | None, place:
     if attrs is None:
         attrs = _attrs_of(files, entry)
     if stat.S_ISLNK(attrs.mode):
-        return attrs.target if attrs.target is not None else files.store.get(files.prefix + entry.key, 0, 4096, if_match=entry.etag)
+        return attrs.target if attrs.target is not None else files.read(entry, 0, 4096)
     if not stat.S_ISREG(attrs.mode):
         raise Corrupted('it is neither a file nor a symlink; mount the context to have it')
     temporary = _temporary(place, entry)
@@ -180,7 +180,7 @@ def _download(files: ContextFiles, entry: Entry, temporary: bytes) -> None:
             os.ftruncate(fd, 0)
             done = 0
         while done < entry.size:
-            data = files.store.get(files.prefix + entry.key, done, min(done + _RANGE, entry.size), if_match=entry.etag)
+            data = files.read(entry, done, min(done + _RANGE, entry.size))
             if not data:
                 raise NotFound('it is shorter than it was')
             written = 0

@@ -29,6 +29,7 @@ from ctxfs.records import ObjectInfo
 from ctxfs.storage.block_cache import BLOCK_SIZE, CachedRange
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.members import is_member
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.ports import Invalidator
@@ -90,7 +91,7 @@ class Growth:
         size = inode.size
         return (inode.is_regular and inode.content == Content.CLEAN and inode.nlink == 1 and inode.open_count > 0 and not inode.writers
                 and inode.growth is None and known.revision == inode.revision and known.size == size < info.size
-                and size <= MAX_SIZE and info.size - size <= MAX_GROWTH
+                and size <= MAX_SIZE and info.size - size <= MAX_GROWTH and not is_member(info.etag)
                 and self._journal.pending_row(inode.ino) is None and len(self._journal.objects_of(inode.ino)) == 1)
 
     def _is_beginning(self, known: Known, new: _Version, kept: list[tuple[int, CachedRange]]) -> bool:

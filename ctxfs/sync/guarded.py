@@ -11,9 +11,10 @@ from typing import Any, TypeVar, cast
 import trio
 
 from ctxfs.errors import Contradicted, CtxfsError, OutOfTurn, Unanswered
-from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Write
+from ctxfs.storage.object_store import PARTS_ABOVE, Capabilities, Condition, Write
 from ctxfs.sync.abilities import Abilities
 from ctxfs.sync.abort_slots import AbortSlots
+from ctxfs.sync.archive_protocol import CommitArchive
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import (
     Copy,
@@ -35,7 +36,7 @@ R = TypeVar('R')
 
 _ATTEMPTS = 3
 _NOTHING_SENT = (Contradicted.__name__, OutOfTurn.__name__)
-_WRITES = (PutFile, PutBytes, Copy, DeleteMany)
+_WRITES = (PutFile, PutBytes, Copy, DeleteMany, CommitArchive)
 
 
 def needs_turn(known: Capabilities, operation: Operation[Any]) -> bool:
@@ -45,6 +46,8 @@ def needs_turn(known: Capabilities, operation: Operation[Any]) -> bool:
         return known.needs_turn(Write.PUT, operation.condition)
     if isinstance(operation, Copy):
         return known.needs_turn(Write.COPY, operation.condition)
+    if isinstance(operation, CommitArchive):
+        return known.needs_turn(Write.PUT, Condition(absent=True))
     if isinstance(operation, DeleteMany):
         return known.deletes_need_turn and any(etag is not None for _, etag in operation.items)
     return False

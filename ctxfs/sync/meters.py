@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ctxfs.sync.archive_protocol import CommitDone, SendDone
 from ctxfs.sync.protocol import PutBytes, PutDone, PutFile, PutMany, PutManyDone, SegmentDone
 
 #: seconds over which a rate is taken: long enough that a part of a multipart upload does not look like a burst
@@ -71,7 +72,7 @@ class TransferMeter:
 
     def ended(self, operation: Any, result: Any, *, noted: int) -> None:
         """The operation's result is there; `noted` of its bytes were told by `moved` already (more, where an attempt was repeated)."""
-        if isinstance(result, SegmentDone):
+        if isinstance(result, SegmentDone | SendDone | CommitDone):
             self.uploaded += result.size
             self._up.add(result.size)
             return

@@ -13,6 +13,7 @@ now, so a crash at any point, or ten renames in between, lead to the same reques
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ctxfs.errors import CtxfsError, NameTooLong
@@ -20,6 +21,7 @@ from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.keys import KEY_MAX
+from ctxfs.storage.members import is_member
 from ctxfs.storage.object_store import Condition
 from ctxfs.storage.tree_db import TreeDB
 
@@ -45,11 +47,13 @@ class Work(NamedTuple):
 class Planner:
     """See the module docstring. `prefix`: the context's key prefix, which counts for the length of keys."""
 
-    def __init__(self, db: TreeDB, journal: Journal, *, gating: Gating, prefix: str) -> None:
+    def __init__(self, db: TreeDB, journal: Journal, *, gating: Gating, prefix: str, covered: Callable[[str], str] = lambda key: '') -> None:
+        """`covered`: the etag of an object that a member has the place of and that is still there; '' for most keys."""
         self._db = db
         self._journal = journal
         self._gating = gating
         self._prefix_size = len(prefix.encode())
+        self._covered = covered
 
     def plan(self, row: Pending, inode: Inode) -> Work:
         """Note that the work reflects the journal's row: from now on every change of the inode reaches the row."""
@@ -88,7 +92,10 @@ class Planner:
     def condition(self, key: str) -> tuple[Condition, Known | None]:
         """The version that a write to this key may replace, and that version."""
         known = self._journal.known(key)
-        return (Condition(absent=True), None) if known is None else (Condition(etag=known.etag), known)
+        if known is None or is_member(known.etag):      # (a member is no object; what comes in its place is one)
+            covered = self._covered(key)
+            return Condition(etag=covered) if covered else Condition(absent=True), known
+        return Condition(etag=known.etag), known
 
     def _owner_that_needs(self, key: str, inode: Inode) -> int | None:
         """The clean (or sealed) inode whose only object lies at `key`, if it is another one and lives."""

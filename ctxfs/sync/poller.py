@@ -120,7 +120,7 @@ class Poller:
             await changes.read_index()
         self._list_after = await changes.list_all(self._list_after or '', lambda: not self._engine.is_awaited)
         if self._list_after is None:
-            await changes.finish()
+            await changes.finish(listed='')
             self._listed_at = trio.current_time()
 
     async def attempt(self, job: Callable[[], Awaitable[None]]) -> bool:

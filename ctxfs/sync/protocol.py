@@ -9,16 +9,19 @@ File contents never cross the pipe: paths and keys do. Both ends are one install
 """
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from ctxfs import errors
 from ctxfs.records import UNREADABLE, Attrs, IndexRecord, ListPage
+from ctxfs.storage.members import Place
 from ctxfs.storage.object_store import ALWAYS, Condition
+from ctxfs.sync import archive_protocol as archives
 from ctxfs.sync.error_travel import describe as describe
 from ctxfs.sync.error_travel import revive as revive
 from ctxfs.sync.frames import LENGTH
+from ctxfs.sync.messages import Operation as Operation
 from ctxfs.sync.results import (  # noqa: F401 - whoever knows the operations knows what they return
     AdoptDone,
     CheckDone,
@@ -49,10 +52,6 @@ NO_SLOT = -1     # no upload has it: the operation cannot be aborted
 
 
 # --- operations ------------------------------------------------------------------------------------------------------------------
-
-class Operation(msgspec.Struct, Generic[R], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Base of all requests; the parameter is the type of the result."""
-
 
 class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Upload the staging file at `path`, which must have `size` bytes and, when given, `mtime_ns` at the start and at the end.
@@ -120,29 +119,33 @@ class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True
 
 
 class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Streaming: every page (`ListPage`) of the keys that start with `prefix`, after `start_after`."""
+    """Streaming: every page (`ListPage`) of the keys that start with `prefix`, after `start_after`; the page with `stop_after`, or with what comes
+    behind it, is the last one."""
     prefix: str
     delimiter: str = ''
     start_after: str = ''
+    stop_after: str = ''
 
 
 class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Bring blocks [start, start + count) of the version `etag` of `size` bytes into the block cache. RemoteChanged when the object is
-    another version by now."""
+    another version by now. `place`: where it lies if it is a member, the archive by its full key."""
     key: str
     etag: str
     size: int
     start: int = 0
     count: int = 1
+    place: Place | None = None
 
 
 class WarmItem(Message, frozen=True, kw_only=True, array_like=True):
-    """Blocks [start, start + count) of one version; `count` 0: to its end."""
+    """Blocks [start, start + count) of one version; `count` 0: to its end. `place` as in Fetch."""
     key: str
     etag: str
     size: int
     start: int = 0
     count: int = 0
+    place: Place | None = None
 
 
 class Warm(Operation[WarmDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -159,6 +162,7 @@ class Hydrate(Operation[HydrateDone], frozen=True, kw_only=True, array_like=True
     etag: str
     size: int
     path: str
+    place: Place | None = None
 
 
 class AdoptItem(Message, frozen=True, kw_only=True, array_like=True):
@@ -221,14 +225,15 @@ class EnsureExpiry(Operation[CheckDone], frozen=True, kw_only=True, array_like=T
 
 
 AnyOperation = (PutFile | PutMany | PutBytes | Heartbeat | Copy | DeleteMany | Head | ListPages | Fetch | Warm | Hydrate | Adopt | ReadIndex
-                | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry)
+                | WriteSegment | CompactIndex | TidyCache | Probe | Check | EnsureExpiry | archives.ArchiveOperation)
 #: what a streaming operation yields before its result
-STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart}
+STREAMED: dict[type[Any], Any] = {ListPages: ListPage, ReadIndex: IndexPart, **archives.STREAMED}
 RESULTS: dict[type[Any], Any] = {
     PutFile: PutDone, PutMany: PutManyDone, PutBytes: PutDone, Heartbeat: CheckDone, Copy: CopyDone, DeleteMany: DeleteDone,
     Head: list[HeadItem], ListPages: ListDone,
     Fetch: FetchDone, Warm: WarmDone, Hydrate: HydrateDone, Adopt: AdoptDone, ReadIndex: IndexDone, WriteSegment: SegmentDone,
-    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone}
+    CompactIndex: CompactDone, TidyCache: TidyDone, Probe: ProbeDone, Check: CheckDone, EnsureExpiry: CheckDone,
+    **archives.RESULTS}
 
 
 def slots_of(operation: Operation[Any]) -> list[int]:

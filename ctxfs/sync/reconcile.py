@@ -19,7 +19,7 @@ from __future__ import annotations
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -29,6 +29,7 @@ from ctxfs.storage.gating import HELD, Gating
 from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import LAST, Unmountable, component_to_name, key_to_path
+from ctxfs.storage.members import is_member
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
 from ctxfs.sync.changed_directories import ChangedDirectories
@@ -40,7 +41,7 @@ from ctxfs.sync.protocol import HeadItem
 from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
-OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'archive/', 'turn/', 'mounts/'))
+OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'mode', 'archive/', 'turn/', 'mounts/'))
 _decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 
@@ -63,6 +64,8 @@ class Reconciler:
                                   look_again_at=self.obstructed.add)
         #: called with the inode of a file that has content in the bucket which was not known before, within the transaction
         self.on_content: Callable[[int], None] = lambda ino: None
+        #: whether an object that is listed counts; in Archive mode a member may have taken its place (archive_mirror.py)
+        self.may_show: Callable[[ObjectInfo], bool] = lambda info: True
 
     def is_synced(self, key: str) -> bool:
         return self._gating.is_open or self._gating.rules.gate.is_synced(key)
@@ -83,7 +86,7 @@ class Reconciler:
             newcomers.finish()
             keys = {info.key for info in objects}
             for row in known.values():
-                if row.key not in keys:
+                if row.key not in keys and not is_member(row.etag):       # of members the archive log tells
                     self.object_gone(row)
             self.directories.touch()
 
@@ -99,8 +102,12 @@ class Reconciler:
                     self._directory(prefix, None)
             self.directories.touch()
 
+    def apply_member(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+        """A file of an archive, as if it were listed; call it in a transaction."""
+        self._apply_object(info, self._journal.known(info.key), hint)
+
     def _apply_object(self, info: ObjectInfo, known: Known | None, hint: tuple[str, int, bytes] | None) -> None:
-        if not self.is_synced(info.key):
+        if not self.is_synced(info.key) or not (is_member(info.etag) or self.may_show(info)):
             return
         inode = None if known is None else self._inode_or_none(known.ino)
         if known is not None and (known.etag != info.etag or hint is not None or inode is None):
@@ -272,7 +279,7 @@ class Reconciler:
             return
         inode = self._db.inode(ino)
         self._journal.put_object(Known(info.key, info.etag, info.size, ino, inode.revision, '', 0))
-        if self._journal.hint(info.key) is None and self._journal.pending_row(ino) is None:
+        if hint is None and self._journal.hint(info.key) is None and self._journal.pending_row(ino) is None:
             self._db.execute('UPDATE inode SET attrs_known = 0 WHERE ino = ?', (ino,))
             inode.attrs_known = 0
 
@@ -280,15 +287,18 @@ class Reconciler:
         """Attributes of directories that other hosts changed; returns where to go on, None at the end."""
         rows = self._db.rows('SELECT key, record FROM hint WHERE key > ? AND etag = \'\' ORDER BY key LIMIT ?', (after, limit))
         with self._db.transaction():
-            for key, packed in rows:
-                record = _decode_record(packed)
-                path = () if key == ROOT_PATH else key_to_path(key)
-                ino = None if isinstance(path, Unmountable) else self._db.resolve(path)
-                if ino is not None and record.attrs is not None and self._journal.pending_row(ino) is None:
-                    inode = self._db.inode(ino)
-                    if inode.is_dir:
-                        self._describer.set_attrs(inode, record.attrs)
+            self.describe_directories((key, _decode_record(packed)) for key, packed in rows)
         return rows[-1][0] if len(rows) == limit else None
+
+    def describe_directories(self, records: Iterable[tuple[str, IndexRecord]]) -> None:
+        """(key, record) of directories; call it in a transaction."""
+        for key, record in records:
+            path = () if key == ROOT_PATH else key_to_path(key)
+            ino = None if isinstance(path, Unmountable) else self._db.resolve(path)
+            if ino is not None and record.attrs is not None and self._journal.pending_row(ino) is None:
+                inode = self._db.inode(ino)
+                if inode.is_dir:
+                    self._describer.set_attrs(inode, record.attrs)
 
     # --- changed ------------------------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,9 @@ from ctxfs.policy import FOREVER, LIFECYCLE_DAYS
 from ctxfs.rules import Rules
 from ctxfs.storage.inode import Content
 from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.members import is_member
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import EnsureExpiry, Head, HeadItem
@@ -56,7 +58,7 @@ _EXPIRED = ('SELECT key, etag, size, ino, revision, sha256, doomed, lifecycle, u
 class Recycler:
     """See the module docstring. `now_ns`: this host's clock."""
 
-    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, rules: Rules, reconciler: Reconciler, finisher: Finisher,
+    def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | ArchiveView, *, rules: Rules, reconciler: Reconciler, finisher: Finisher,
                  prefix: str, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._db = db
         self._journal = journal
@@ -125,14 +127,16 @@ class Recycler:
                 await self._prepare(lifecycle)
                 late_ns = LATE_NS if self._reasons.get(lifecycle) == '' else 0
                 await self._sweep_lifecycle(lifecycle, end_ns - late_ns)
+                if late_ns:     # what the store removes by itself are archives: that their members are gone with them, nobody else says
+                    await self._sweep_lifecycle(lifecycle, end_ns, only_members=True)
         self._reconciler.remove_empty_directories()
         await self._finisher.announce_deletes()
 
-    async def _sweep_lifecycle(self, lifecycle: str, end_ns: int) -> None:
+    async def _sweep_lifecycle(self, lifecycle: str, end_ns: int, *, only_members: bool = False) -> None:
         after = (0, '')
         while rows := self._expired(lifecycle, end_ns, after, limit=BATCH):
             after = (rows[-1].uploaded_ns, rows[-1].key)
-            asked = [row for row in rows if not self._is_needed(row)]
+            asked = [row for row in rows if not self._is_needed(row) and (not only_members or is_member(row.etag))]
             if not asked:
                 continue
             items = await self._pool.call(Head(keys=[self._prefix + row.key for row in asked], wants_tags=True))

@@ -25,7 +25,10 @@ from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.keys import LAST
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_mirror import ArchiveMirror
+from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, ListPages
@@ -36,6 +39,8 @@ from ctxfs.sync.remote_index import RemoteIndex
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
+#: with more objects than this in the index the whole is not waited for
+MANY = 3 * PAGE
 #: how often the whole of a context of more than PAGE objects is listed: what tools do that write no index is seen by nothing else
 LIST_SECONDS = 600.0
 #: HEADs in one request that nobody waits for
@@ -47,11 +52,13 @@ class RemoteTreeLoader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, doubt: Doubt,
-                 prefix: str, below: str = '', answer_seconds: float = 0.75 * STORE_TIMEOUT) -> None:
+                 prefix: str, below: str = '', answer_seconds: float = 0.75 * STORE_TIMEOUT, mirror: ArchiveMirror | None = None) -> None:
+        """`mirror`: of the archive log, where the context is in Archive mode."""
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
-        self._pool = pool
+        self._pool = pool if mirror is None else ArchiveView(pool, mirror, prefix=prefix)
+        self._mirror = mirror
         self._doubt = doubt
         self._prefix = prefix
         self._answer_seconds = answer_seconds
@@ -61,7 +68,7 @@ class RemoteTreeLoader:
         self.polls = 0
         self.last_poll = 0.0
         self.index = RemoteIndex(db, journal, pool, prefix=prefix, below=below)
-        self.changes = RemoteChanges(db, journal, reconciler, pool, index=self.index, prefix=prefix)
+        self.changes = RemoteChanges(db, journal, reconciler, self._pool, index=self.index, prefix=prefix, mirror=mirror)
         self._complete = trio.Event()
         self._was_complete = bool(db.meta('was_listed'))
         self._ended_cleanly = db.meta('ended_cleanly') == 1
@@ -84,18 +91,27 @@ class RemoteTreeLoader:
                 self.changes.go_on_from()
                 await self._until_it_works(self.changes.read_new_segments)
             else:
-                await self._until_it_works(self.index.read)
+                await self._until_it_works(self.changes.read_index)
                 self._index_read.set()
-                await self._until_it_works(lambda: self.changes.list_all(priority=Priority.INTERACTIVE))
-                await self._until_it_works(self.changes.finish)
+                if not self._journal.hints_are_few('', LAST, MANY):
+                    self._grace.set()
+                await self._until_it_works(self._list_all)
+                await self.changes.agree_with_archives()
+                await self._until_it_works(lambda: self.changes.finish(listed=''))
             nursery.cancel_scope.cancel()
         self._finish()
+
+    async def _list_all(self) -> None:
+        if self._mirror is None:
+            await self.changes.list_all_at_once()
+        else:       # the archive log has told most of it
+            await self.changes.list_all(priority=Priority.INTERACTIVE)
 
     def _is_fresh(self) -> bool:
         """Whether the tree is what a mount has that went on until now: listed not long ago, of a context that is not listed at every look, and left
         in good order."""
         is_recent = time.time() - self.changes.listed_at() < LIST_SECONDS
-        return self._was_complete and self._ended_cleanly and is_recent and int(self._db.meta(LISTED_OBJECTS) or 0) > PAGE
+        return self._mirror is None and self._was_complete and self._ended_cleanly and is_recent and int(self._db.meta(LISTED_OBJECTS) or 0) > PAGE
 
     def _failed(self, error: CtxfsError) -> None:
         self.error = error
@@ -159,6 +175,9 @@ class RemoteTreeLoader:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
                 nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
+                await self._index_read.wait()
+                with trio.move_on_after(GRACE_SECONDS):
+                    await self._wait_for_listing(directory)
                 await self._list_one(directory)
                 nursery.cancel_scope.cancel()
         if not self._is_known(directory):
@@ -171,6 +190,17 @@ class RemoteTreeLoader:
     async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
         await event.wait()
         scope.cancel()
+
+    async def _wait_for_listing(self, directory: Inode) -> None:
+        """While the whole listing comes near: then it costs no request of its own."""
+        while directory.ino not in self._listed:
+            key = self._db.dir_key(directory.ino)
+            if self.changes.has_passed(key):
+                self._listed.add(directory.ino)
+            elif not self.changes.comes_soon(key):
+                return
+            else:
+                await self.changes.progress.wait()
 
     async def _list_one(self, directory: Inode) -> None:
         """One LIST of the directory's own level, however many wait for it."""
@@ -198,6 +228,10 @@ class RemoteTreeLoader:
                 prefixes = [prefix[len(self._prefix):] for prefix in page.prefixes]
                 self._reconciler.apply_directory(objects, [prefix for prefix in prefixes if not prefix.startswith('.ctxfs/')])
                 await trio.lowlevel.checkpoint()
+        if self._mirror is not None:
+            found = self._mirror.level(key)
+            self._mirror.apply_members([info.key for info in found.objects])
+            self._reconciler.apply_directory([], found.prefixes)
         if self._db.dir_key(directory.ino) == key:
             self._listed.add(directory.ino)
 

@@ -28,6 +28,9 @@ from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_flush import Again, NotTaken
+from ctxfs.sync.archive_plan import MEMBER_MAX
+from ctxfs.sync.archiver import Archiver
 from ctxfs.sync.backoff import delay, retry_after_of
 from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
@@ -52,6 +55,9 @@ BATCHES = 2
 #: small files in a batch; while programs use the mount fewer, because a batch takes its CPU at one go
 TOGETHER = 64
 TOGETHER_BUSY = 8
+#: inodes, and their bytes, in one commit of Archive mode; the next ones are another commit's
+COMMIT_WORKS = 100_000
+COMMIT_BYTES = 4 << 30
 #: directories expanded at a time
 EXPAND = 500
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
@@ -82,7 +88,9 @@ class Rounds:
     """See the module docstring. `begin`, then `run` as often as there is something to retry."""
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool, *, planner: Planner, doubt: Doubt, uploader: Uploader, together: Together,
-                 gating: Gating, localiser: Localiser, conflicts: ConflictKeeper, prefix: str) -> None:
+                 gating: Gating, localiser: Localiser, conflicts: ConflictKeeper, prefix: str, archiver: Archiver | None = None,
+                 prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+        """`archiver`: of a context in Archive mode. `prepare`: awaited before the first work of a round."""
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -94,6 +102,8 @@ class Rounds:
         self._localiser = localiser
         self._conflicts = conflicts
         self._prefix = prefix
+        self._archiver = archiver
+        self._prepare = prepare
         self._selection: Selection = Everything()
         self._moves: dict[int, int] = {}
         #: inodes that this flush uploads as they are at one instant
@@ -115,24 +125,83 @@ class Rounds:
             await self._doubt.resolve()
             await self._expand_moved_directories()
             self._horizon_ns = self._horizon_ns or time.time_ns()
+            if self._journal.due(time.time_ns(), limit=1):
+                await self._prepare()
             waiting: list[Work] = []
-            intake = Intake(self._together.is_small, most=PLAN_AHEAD)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._plan_all, intake, waiting)
-                done = await self._run_all(intake, task)
-                nursery.cancel_scope.cancel()       # nobody takes any more
+            packing: list[Work] = []
+            done = await self._plan_and_run(task, waiting, packing)
+            done += await self._archive(packing, task)
             if waiting and not done and not self._selection.is_over:
                 done += await self._break_cycle(waiting[0], task)
             if not done:
                 return
 
-    async def _plan_all(self, intake: Intake, waiting: list[Work]) -> None:
-        """Plan all that is due, while what was planned is carried out; `waiting` gets what others must go before. Whoever uses the mount is served
-        between slices; a row is read and planned from without a pause in between."""
+    async def _plan_and_run(self, task: SyncTask, waiting: list[Work], packing: list[Work]) -> int:
+        """Upload what is planned of what is due; how many got somewhere. `waiting` gets what others must go before, `packing` what goes into
+        archives."""
+        intake = Intake(self._is_small, most=PLAN_AHEAD)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._plan_all, intake, waiting, packing)
+            done = await self._run_all(intake, task)
+            nursery.cancel_scope.cancel()       # nobody takes any more
+        return done
+
+    def _is_small(self, work: Work) -> bool:
+        return self._together.is_small(work) and (self._archiver is None or not self._archiver.replaces_member(work))
+
+    # --- archives -----------------------------------------------------------------------------------------------------------------
+
+    def _divide(self, works: list[Work], packing: list[Work]) -> list[Work]:
+        """What goes into archives is added to `packing`; the rest is returned."""
+        if self._archiver is None:
+            return works
+        plan, rest = self._archiver.plan, []
+        for work in works:
+            if plan.takes(work):
+                packing.append(work)
+            else:
+                rest.append(work._replace(needs_bytes=True) if plan.needs_bytes(work) else work)
+        return rest
+
+    async def _archive(self, works: list[Work], task: SyncTask) -> int:
+        """Commit these works together, and what is deleted; how many got somewhere."""
+        if self._archiver is None or self._selection.is_over or not (works or self._archiver.has_deletes()):
+            return 0
+        with ExitStack() as stack:
+            for work in works:
+                stack.enter_context(self._under_way(work.inode))
+            works = _without_blocked(works)
+            try:
+                outcomes = await self._archiver.flush(works, as_it_is=lambda inode: inode.ino in self._as_it_is and inode.content == Content.STAGED)
+            except (CtxfsError, OSError) as error:
+                for work in works:
+                    self._fail(work, task, error)
+                if not works:
+                    raise
+                return 0
+        left = Intake(self._is_small, most=len(works) + 1)
+        await left.put([work for work, error in outcomes if isinstance(error, NotTaken)])
+        left.end()
+        done = [await self._conclude(work, task, error) for work, error in outcomes if not isinstance(error, NotTaken)]
+        return sum(done) + await self._run_all(left, task)
+
+    async def _conclude(self, work: Work, task: SyncTask, error: Exception | None) -> bool:
+        """What follows for a work that was to be committed with others. True if the journal moved on, or may."""
+        if error is None:
+            self._note_success(work, task, _Meter(task, self._selection.note_progress))
+            if work.inode.ino in self._as_it_is:
+                self._selection.took_as_it_is(work.inode.ino)
+        return error is None or isinstance(error, Again) or await self._handle(work, task, error)
+
+    # --- planning -----------------------------------------------------------------------------------------------------------------
+
+    async def _plan_all(self, intake: Intake, waiting: list[Work], packing: list[Work]) -> None:
+        """Plan all that is due, while what was planned is carried out; of what is packed, as much as one commit has. Whoever uses the mount is
+        served between slices; a row is read and planned from without a pause in between."""
         after, now_ns = 0, time.time_ns()
-        while rows := self._journal.due(now_ns, limit=PLAN_SLICE, after=after):
+        while not _fills_commit(packing) and (rows := self._journal.due(now_ns, limit=PLAN_SLICE, after=after)):
             after = rows[-1].ino
-            works = self._plan(rows)
+            works = self._divide(self._plan(rows), packing)
             waiting += [work for work in works if work.blocked_by]
             await intake.put([work for work in works if not work.blocked_by])
             await trio.lowlevel.checkpoint()
@@ -266,6 +335,8 @@ class Rounds:
             await self._uploader.run_as_it_is(work.inode, meter.note)
             self._selection.took_as_it_is(work.inode.ino)
         else:
+            if self._archiver is not None:
+                self._archiver.check(work)
             await self._uploader.run(work, meter.note)
 
     async def _settle(self, work: Work, task: SyncTask, settle: Callable[[], Awaitable[None]]) -> bool:
@@ -358,3 +429,19 @@ class Rounds:
                 self._gating.settle(inode)
                 self._journal.mark(inode, Reason.NAMES)
         return [inode.ino for inode in inodes if inode.is_dir]
+
+
+def _fills_commit(works: list[Work]) -> bool:
+    if len(works) < COMMIT_BYTES // MEMBER_MAX:
+        return False
+    return len(works) >= COMMIT_WORKS or sum(work.inode.size for work in works) >= COMMIT_BYTES
+
+
+def _without_blocked(works: list[Work]) -> list[Work]:
+    """Those that wait for none but others of them: they are committed at once."""
+    while True:
+        inos = {work.inode.ino for work in works}
+        ready = [work for work in works if work.blocked_by <= inos]
+        if len(ready) == len(works):
+            return works
+        works = ready

@@ -24,6 +24,7 @@ from ctxfs.errors import NoSpace, NotFound, RemoteChanged
 from ctxfs.records import Attrs
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.members import is_member
 from ctxfs.storage.object_store import Condition
 from ctxfs.storage.snapshot import copy_file, copy_of
 from ctxfs.storage.staging import Staging
@@ -84,7 +85,8 @@ class Uploader:
     """See the module docstring."""
 
     def __init__(self, db: TreeDB, journal: Journal, staging: Staging, pool: TransferPool | GuardedPool, *, planner: Planner, doubt: Doubt,
-                 recycler: Recycler, prefix: str) -> None:
+                 recycler: Recycler, prefix: str, displaced: Callable[[str], object] = lambda key: None) -> None:
+        """`displaced`: an object took the place of the member at that key; called in the transaction that records it."""
         self._db = db
         self._journal = journal
         self._staging = staging
@@ -93,6 +95,7 @@ class Uploader:
         self._doubt = doubt
         self._recycler = recycler
         self._prefix = prefix
+        self._displaced = displaced
 
     async def run(self, work: Work, progress: Callable[[int], None]) -> None:
         """Make the bucket hold the inode under all its keys. Raises Moved, TargetConflict, SourceLost, and ctxfs.errors."""
@@ -104,11 +107,11 @@ class Uploader:
             crash_point('upload-before-record')
             with self._db.transaction():
                 self._record(inode, key, work.revision, done)
-                is_done = number == len(work.missing) and self._finish(work)
+                is_done = number == len(work.missing) and self.finish(work)
             crash_point('upload-after-record')
         if not work.missing:
             with self._db.transaction():
-                is_done = self._finish(work)
+                is_done = self.finish(work)
         if not is_done:
             raise Moved
 
@@ -143,16 +146,17 @@ class Uploader:
             self._doubt.settle(key)
             return False
         self._record(work.inode, key, work.revision, done)
-        return self._finish(work)
+        return self.finish(work)
 
     # --- what each upload does -----------------------------------------------------------------------------------------------------------
 
-    def _finish(self, work: Work) -> bool:
-        """All keys are in place: the journal's row is for the index now, and other keys are tombstones. False if the inode changed."""
+    def finish(self, work: Work, reason: int = Reason.INDEX) -> bool:
+        """All keys are in place: the journal's row is for the index now, or gone (reason 0), and other keys are tombstones. False if the inode
+        changed."""
         inode = work.inode
-        if inode.revision != work.revision or not self._journal.advance(work.row, Reason.INDEX):
+        if inode.revision != work.revision or not self._journal.advance(work.row, reason):
             return False
-        inode.marked, inode.is_planned = Reason.INDEX, False
+        inode.marked, inode.is_planned = reason, False
         for known in self._journal.objects_of(inode.ino):
             if known.key in work.unwanted:
                 self._db.execute('UPDATE object SET doomed = 1 WHERE key = ?', (known.key,))
@@ -235,9 +239,11 @@ class Uploader:
     def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
         """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""
         self._doubt.settle(key)
-        before = self._journal.known(key) if done.is_skipped else None
+        before = self._journal.known(key)
+        if before is not None and is_member(before.etag):
+            self._displaced(key)
         self._journal.put_object(Known(key, done.etag, done.size, inode.ino, revision, done.sha256, 0 if inode.nlink else 1, done.lifecycle,
-                                       before.uploaded_ns if before is not None else time.time_ns()))
+                                       before.uploaded_ns if before is not None and done.is_skipped else time.time_ns()))
         if inode.nlink and inode.content == Content.STAGED:
             if inode.revision == revision:
                 inode.content, inode.size = Content.SEALED, done.size
@@ -250,13 +256,14 @@ class Uploader:
         write stays pending. Raises Moved when its names changed meanwhile, and what `run` raises."""
         work = self._plan_again(inode)
         with copy_of(self._staging.path(inode.ino)) as path:
-            state = await self._freeze(inode, path)
+            state = _state_of(inode, path)
+            await self.freeze(inode, path)
             for number, key in enumerate(work.missing, 1):
                 done = await self._send_frozen(inode, key, state, progress)
                 crash_point('upload-before-record')
                 with self._db.transaction():
                     self._record(inode, key, state.revision, done)
-                    if number == len(work.missing) and not self._finish(work):
+                    if number == len(work.missing) and not self.finish(work):
                         self._journal.sent_as_of(inode.ino, state.taken_ns)
                 crash_point('upload-after-record')
 
@@ -270,9 +277,13 @@ class Uploader:
             raise Moved
         return work
 
-    async def _freeze(self, inode: Inode, path: str) -> _State:
-        """Make `path` a copy of the staging file. The kernel copies in a thread: a large file must not hold up the mount, only its writers."""
-        state, ended = _state_of(inode, path), trio.Event()
+    def staging_path(self, inode: Inode) -> str:
+        return self._staging.path(inode.ino)
+
+    async def freeze(self, inode: Inode, path: str) -> tuple[int, int]:
+        """Make `path` a copy of the staging file; which revision that is, and of what time (Unix ns). The kernel copies in a thread: a large file
+        must not hold up the mount, only its writers."""
+        revision, taken_ns, ended = inode.revision, time.time_ns(), trio.Event()
         fd = os.open(self._staging.path(inode.ino), os.O_RDONLY | os.O_CLOEXEC)
         inode.hold = ended
         try:
@@ -285,7 +296,7 @@ class Uploader:
             inode.hold = None
             ended.set()
             os.close(fd)
-        return state
+        return revision, taken_ns
 
     async def _send_frozen(self, inode: Inode, key: str, state: _State, progress: Callable[[int], None]) -> PutDone:
         condition, known = self._planner.condition(key)

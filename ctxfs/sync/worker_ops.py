@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ctxfs.sync import protocol, worker_ops_index, worker_ops_put, worker_ops_read, worker_ops_warm
+from ctxfs.sync import archive_protocol, protocol, worker_ops_archive, worker_ops_index, worker_ops_put, worker_ops_read, worker_ops_warm
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]] = {
@@ -30,4 +30,9 @@ HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]]
     protocol.ReadIndex: worker_ops_index.read_index,
     protocol.WriteSegment: worker_ops_index.write_segment,
     protocol.CompactIndex: worker_ops_index.compact_index,
+    archive_protocol.Pack: worker_ops_archive.pack,
+    archive_protocol.SendArchive: worker_ops_archive.send_archive,
+    archive_protocol.CommitArchive: worker_ops_archive.commit_archive,
+    archive_protocol.ReadLog: worker_ops_archive.read_log,
+    archive_protocol.WriteBase: worker_ops_archive.write_base,
 }

@@ -22,6 +22,7 @@ from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
 from ctxfs.storage.listing import ListingCheck
 from ctxfs.sync import protocol
+from ctxfs.sync.member_content import member_content
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 #: the longest ranged GET; bounds the memory of a transfer
@@ -92,7 +93,8 @@ def list_pages(context: WorkerContext, op: protocol.ListPages, channel: Operatio
     while following is not None:
         page = check.take(following.result())
         following = None
-        if page.next_token is not None:
+        is_last = bool(op.stop_after and page.objects and page.objects[-1].key >= op.stop_after)
+        if page.next_token is not None and not is_last:
             following = context.helpers.submit(context.store.list, op.prefix, delimiter=op.delimiter, token=page.next_token)
         objects += len(page.objects)
         prefixes += len(page.prefixes)
@@ -128,6 +130,8 @@ def runs_of(blocks: Sequence[int]) -> Iterator[range]:
 
 def _get_run(context: WorkerContext, op: protocol.Fetch | protocol.Hydrate | protocol.WarmItem, run: range) -> bytes:
     start, stop = run.start * BLOCK_SIZE, min(run.stop * BLOCK_SIZE, op.size)
+    if op.place is not None:
+        return member_content(context.store, op.place, etag=op.etag, size=op.size)[start:stop]
     data = context.store.get(op.key, start, stop, if_match=op.etag)
     if len(data) != stop - start:
         raise RemoteUnavailable(f'{op.key}: {len(data)} bytes came where the version {op.etag} has {stop - start}')

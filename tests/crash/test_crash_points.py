@@ -19,6 +19,7 @@ from ctxfs import crash_points
 from ctxfs.storage.consistency import Bucket, check_against_bucket
 from ctxfs.storage.registry import context_prefix
 from ctxfs.storage.stores import open_store
+from ctxfs.sync.archive_log import members_of
 from ctxfs.sync.index_log import IndexLog
 from tests import conftest, leftovers
 from tests.crash.load import check_against
@@ -48,8 +49,8 @@ WORK: list[Operation] = [
 RECOVERED: list[Operation] = [('write_file', b'late', 3000, 6), ('unlink', b'moved/f6'), ('rename', b'moved/f7', b'last'),
                               ('truncate', b'moved/f2', 0)]
 
-#: in tests of their own, here or in tests/unit/test_repair.py
-ELSEWHERE = ('conflict-', 'context-', 'localise-', 'regate-', 'repair-', 'turn-', 'worker-multipart-')
+#: in tests of their own, here, in test_archive_crashes.py or in tests/unit/test_repair.py
+ELSEWHERE = ('archive-', 'worker-archive-', 'worker-pack-', 'conflict-', 'context-', 'localise-', 'regate-', 'repair-', 'turn-', 'worker-multipart-')
 NAMES = [name for name in crash_points.NAMES if not name.startswith(ELSEWHERE)]
 
 
@@ -103,6 +104,9 @@ class Told:
 class Armed:
     """A host with a context of BEFORE, and the local directory that has what the mount acknowledged."""
 
+    #: of each mount
+    options: Sequence[str] = ('--sync-every', 'unmount')
+
     def __init__(self, forge: Forge, work: Path) -> None:
         self.forge = forge
         self.work = work
@@ -121,7 +125,7 @@ class Armed:
         return is_running(self.pid)
 
     def mount(self, *options: str) -> None:
-        self.host.mount('c', self.at, create=True, options=('--sync-every', 'unmount', *options))
+        self.host.mount('c', self.at, create=True, options=(*self.options, *options))
         self.pid = self.host.pid(self.at)
 
     def prepare(self) -> None:
@@ -171,7 +175,8 @@ class Armed:
         self.host.unmount(self.at)
         state = self.state_dir
         store = open_store(self.store)
-        found = check_against_bucket(state, Bucket(store, context_prefix(state.name.rpartition('-')[0])))
+        prefix = context_prefix(state.name.rpartition('-')[0])
+        found = check_against_bucket(state, Bucket(store, prefix, [(item.record.path, item.record.etag) for item in members_of(store, prefix)]))
         store.close()
         assert found == []
         if not is_for_others:

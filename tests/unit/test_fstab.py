@@ -20,6 +20,7 @@ from ctxfs.errors import UsageError
     ('proj /m -o rw,user,noauto,_netdev,nofail,x-systemd.requires=a.service,comment=x,user=me,defaults', 'mount -o rw -- proj /m'),
     ('proj /m -t fuse.ctxfs -N ns -s -o allow_other', 'mount -o allow_other -- proj /m'),
     ('proj /m -o store=s3://b?endpoint=http://h:1&region=r', 'mount --store=s3://b?endpoint=http://h:1&region=r -- proj /m'),
+    ('proj /m -o browser=standard', 'mount --browser=standard -- proj /m'),
     ('-o ro -- -c /m', 'mount -o ro -- -c /m'),
 ])
 def test_words_of_mount(words: str, arguments: str) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ctxfs.config import MountOptions
 from ctxfs.errors import UsageError
 from ctxfs.policy import BWList, DownloadPolicy, MappingPolicy, RecyclePolicy, SyncPolicy, UploadPolicy, WhiteList
-from ctxfs.policy_check import check_available, check_for_mount
+from ctxfs.policy_check import check_for_mount
 from ctxfs.policy_parse import MAX_BYTES, parse_policy, policy_to_bytes, policy_to_json, read_policy_file, reload_policy
 from ctxfs.policy_text import describe, json_schema
 from ctxfs.rules import Rules
@@ -420,7 +420,7 @@ def test_paths_that_only_resemble_the_mount_point_pass(path: str) -> None:
 
 
 def test_what_a_mount_cannot_do_is_refused() -> None:
-    """Options against the policy, each with both named; Archive mode while there is none."""
+    """Options against the policy, each with both named."""
     manual = {'uploadPolicy': {'autoUpload': False}}
     assert mount_refusal(manual, sync_every=5.0) == (
         'policy.json: uploadPolicy.autoUpload: false: --sync-every has no effect on it, for only ctxfs sync uploads; leave out --sync-every, '
@@ -429,10 +429,7 @@ def test_what_a_mount_cannot_do_is_refused() -> None:
         'policy.json: uploadPolicy.autoUpload: false: --fsync remote uploads at every fsync(), which this forbids; use --fsync local, or write true')
     assert mount_refusal({}, read_only=True, sync_every=0.0) == (
         '--sync-every has no effect on a read-only mount; leave one of the two out')
-    archive = 'policy.json: uploadPolicy.uploadMode: "Archive": Archive mode is not available in this version; use uploadMode File'
-    assert mount_refusal({'uploadPolicy': {'uploadMode': 'Archive'}}) == archive
-    with pytest.raises(UsageError, match='not available'):
-        check_available(parse({'uploadPolicy': {'uploadMode': 'Archive', 'archiveExcludePaths': ['a']}}), origin='x')
+    check_for_mount(parse({'uploadPolicy': {'uploadMode': 'Archive', 'archiveExcludePaths': ['a']}}), origin='x', mountpoint='/m')
     for passes in ({'fsync': 'remote', 'sync_every': 5.0}, {'read_only': True, 'fsync': 'remote'}):
         check_for_mount(SyncPolicy(), origin='x', mountpoint='/m', **passes)  # type: ignore[arg-type]
 
@@ -462,7 +459,7 @@ def test_a_changed_policy_file_is_checked_for_its_mount(tmp_path: Path) -> None:
     for text, said in (('{"uploadPolicy": {"autoUpload": "no"}}', 'not a boolean'), ('', 'empty'),
                        ('{"bwList": {"whiteLists": [{"path": "/home/wuying/x"}]}}', 'write "/x"'),
                        ('{"uploadPolicy": {"autoUpload": false}}', '--sync-every has no effect'),
-                       ('{"uploadPolicy": {"uploadMode": "Archive"}}', 'not available'),
+                       ('{"uploadPolicy": {"uploadMode": "Archive"}}', 'uploadMode: cannot change while mounted'),
                        ('{"mappingPolicy": {"path": "/a"}}', 'mappingPolicy: cannot change while mounted')):
         file.write_text(text)
         with pytest.raises(UsageError, match=said):

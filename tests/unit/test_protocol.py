@@ -5,10 +5,13 @@ import pytest
 
 from ctxfs import errors
 from ctxfs.records import Attrs, IndexRecord
+from ctxfs.storage.archive_log_format import ArchiveInfo, LogHeader, MemberRecord
+from ctxfs.storage.members import Place
 from ctxfs.storage.object_store import Condition
-from ctxfs.sync import frames, protocol
+from ctxfs.sync import archive_protocol, frames, protocol
 
 ATTRS = Attrs(mode=0o120777, uid=1, gid=2, mtime_ns=3, atime_ns=-4, ctime_ns=5, target=b'\xff/x', xattrs={'user.a': b'\0\xff'})
+PLACE = Place('z', 1, 2, 8, 4)
 OPERATIONS = [
     protocol.PutFile(key='k', path='/p', size=1, attrs=ATTRS, revision=7, condition=Condition(etag='"e"'), abort_slot=3),
     protocol.PutBytes(key='k/', body=b'', condition=Condition(absent=True)),
@@ -24,7 +27,12 @@ OPERATIONS = [
     protocol.ReadIndex(prefix='p/', seen=['n']),
     protocol.WriteSegment(prefix='p/', records=[IndexRecord(path='a', changed_ns=1, attrs=ATTRS), IndexRecord(path='b', changed_ns=2)]),
     protocol.CompactIndex(prefix='p/'), protocol.TidyCache(older_than=1.5), protocol.Probe(), protocol.Check(),
-    protocol.EnsureExpiry(lifecycle='Lifecycle_1Day', days=1), protocol.Heartbeat(key='k', body=b'{}')]
+    protocol.EnsureExpiry(lifecycle='Lifecycle_1Day', days=1), protocol.Heartbeat(key='k', body=b'{}'),
+    archive_protocol.Pack(items=[archive_protocol.PackItem(key='a', attrs=ATTRS, size=3, source_key='k', source_place=PLACE)], part='/p'),
+    archive_protocol.SendArchive(key='k', part=archive_protocol.PartRef(path='/p', leave_out=[1]), deleted=['ü']),
+    archive_protocol.CommitArchive(key='k', header=LogHeader(kind='commit', number=3, archives=[ArchiveInfo('z', 5)]), parts=[], until=1.5,
+                                   more=[MemberRecord(IndexRecord(path='a', changed_ns=1, attrs=ATTRS), PLACE, '"e"')]),
+    archive_protocol.ReadLog(prefix='p/', since=7), archive_protocol.WriteBase(prefix='p/', grace_seconds=1.0)]
 
 
 def test_every_operation_crosses_unchanged_and_has_a_result_type() -> None:

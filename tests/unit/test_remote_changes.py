@@ -154,7 +154,7 @@ class Bench:
         async def job() -> None:
             await self.index.read()
             await self.changes.list_all()
-            await self.changes.finish()
+            await self.changes.finish(listed='')
             self.reconciler.directories.is_live = True
 
         trio.run(job)
@@ -260,6 +260,25 @@ def test_an_empty_directory_of_another_host_appears(large: Bench) -> None:
     d = large.db.resolve((b'd',))
     assert ino is not None and large.db.inode(ino).mode == 0o040700
     assert d is not None and large.db.inode(d).mode == 0o040750
+
+
+@pytest.mark.parametrize('is_marked', [True, False])
+def test_a_directory_that_another_host_emptied_stays_the_same(large: Bench, is_marked: bool) -> None:
+    """Where it has a marker by now, it is the same inode: a program may have it as its working directory. Where it has none, it goes."""
+    etag = large.put('emptied/below/f')
+    large.other.append([large.record('emptied/below/f', etag)])
+    large.run(large.changes.look)
+    before = large.db.resolve((b'emptied', b'below'))
+    assert before is not None
+    if is_marked:
+        large.put('emptied/below/', b'')
+        large.other.append([large.record('emptied/below/', mode=0o40755)])
+    large.delete('emptied/below/f')
+    large.other.append([large.record('emptied/below/f', mode=None)])
+    took = large.run(large.changes.look)
+    assert large.db.resolve((b'emptied', b'below', b'f')) is None
+    assert large.db.resolve((b'emptied', b'below')) == (before if is_marked else None)
+    assert len(took) < 10, took
 
 
 def test_a_reload_below_a_path_leaves_all_others_alone(bench: Bench) -> None:

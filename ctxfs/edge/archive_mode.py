@@ -1,0 +1,96 @@
+"""The parts of a mount that only Archive mode has.
+
+Owns their wiring for the daemon. It must not decide anything that they decide.
+"""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from ctxfs.config import MountOptions
+from ctxfs.rules import Rules
+from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.members import Place
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_commit import ArchiveCommitter
+from ctxfs.sync.archive_intents import Intents
+from ctxfs.sync.archive_mirror import ArchiveMirror
+from ctxfs.sync.archive_plan import ArchivePlan
+from ctxfs.sync.archive_upkeep import ArchiveUpkeep
+from ctxfs.sync.archive_view import ArchiveView
+from ctxfs.sync.archiver import Archiver
+from ctxfs.sync.audit import Auditor
+from ctxfs.sync.context_mode import ModeRecorder
+from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.guarded import GuardedPool
+from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.reconcile import Reconciler
+from ctxfs.sync.recycle import Recycler
+from ctxfs.sync.uploader import Uploader
+
+
+class Base(NamedTuple):
+    """What all parts work on."""
+    options: MountOptions
+    db: TreeDB
+    journal: Journal
+    staging: Staging
+    prefix: str
+    rules: Rules
+
+
+class ArchiveMode:
+    """Of a context in Archive mode; `mirror` is None for one in File mode, and nothing else of it is used."""
+
+    def __init__(self, base: Base, reconciler: Reconciler, pool: TransferPool) -> None:
+        self._base = base
+        self.mirror = ArchiveMirror(base.db, base.journal, reconciler, pool, prefix=base.prefix, below=base.options.below) \
+            if base.options.policy.upload_policy.upload_mode == 'Archive' else None
+        #: the pool as whoever looks at the bucket sees it
+        self.view: TransferPool | ArchiveView = pool if self.mirror is None else ArchiveView(pool, self.mirror, prefix=base.prefix)
+
+    def covered(self, key: str) -> str:
+        """See Planner."""
+        member = None if self.mirror is None else self.mirror.rows.get(key)
+        return '' if member is None else member.shadows
+
+    def displaced(self, key: str) -> None:
+        """See Uploader."""
+        if self.mirror is not None:
+            self.mirror.rows.set_shadowed(key, True)
+
+    def place_of(self, source: Known) -> Place | None:
+        """See RemoteContentLoader."""
+        return None if self.mirror is None else self.mirror.place_of(source)
+
+    async def follow(self) -> None:
+        """See RemoteContentLoader."""
+        if self.mirror is not None:
+            await self.mirror.catch_up()
+
+    def recorder(self, writers: GuardedPool) -> ModeRecorder:
+        options = self._base.options
+        return ModeRecorder(writers, prefix=self._base.prefix.removesuffix(options.below), name=options.context_name,
+                            mode=options.policy.upload_policy.upload_mode, is_done=options.is_mode_recorded)
+
+    def archiver(self, writers: GuardedPool, uploader: Uploader, finisher: Finisher, recycler: Recycler, auditor: Auditor) -> Archiver | None:
+        base, mirror = self._base, self.mirror
+        if mirror is None:
+            return None
+        plan = ArchivePlan(base.db, base.journal, base.staging, mirror=mirror, rules=base.rules, prefix=base.prefix)
+        intents = Intents(base.db, base.journal, number=mirror.number, on_arrived=auditor.arrived)
+        committer = ArchiveCommitter(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, uploader=uploader,
+                                     host=base.options.host_id, scratch=Path(base.options.state_dir) / 'packing')
+        archiver = Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, uploader=uploader,
+                        recycler=recycler, prefix=base.prefix, is_wanted=finisher.is_wanted, cores=os.cpu_count() or 1)
+        finisher.delete_members = lambda: archiver.flush(())
+        return archiver
+
+    def upkeep(self, writers: GuardedPool, pool: TransferPool) -> ArchiveUpkeep | None:
+        base = self._base
+        if self.mirror is None or base.options.read_only:
+            return None
+        return ArchiveUpkeep(writers, mirror=self.mirror, list_pool=pool, host=base.options.host_id,
+                             scratch=Path(base.options.state_dir) / 'packing')

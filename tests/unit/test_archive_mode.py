@@ -1,0 +1,534 @@
+"""Archive mode between core and the bucket, without a mount: flushes, commits, other hosts, conflicts, and what crashes leave."""
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from ctxfs.errors import NotFound, Unanswered, Unsupported
+from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
+from ctxfs.records import ROOT_INO
+from ctxfs.storage import archive_log_format as log_format
+from ctxfs.storage.inode import Content
+from ctxfs.sync import get_files, put_files
+from ctxfs.sync.archive_log import ArchiveLog
+from ctxfs.sync.archive_upkeep import GRACE_SECONDS
+from ctxfs.sync.context_files import ContextFiles
+from ctxfs.sync.context_members import ContextMembers
+from ctxfs.sync.protocol import Fetch, Head, ListPages, PutFile
+from tests.unit.archive_rig import ArchiveDisk
+from tests.unit.rig import ME, PREFIX
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+Scenario = Callable[[ArchiveDisk, ArchiveDisk], Awaitable[None]]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Callable[[Scenario], None]:
+    """Run a scenario with two hosts over one bucket."""
+    def run(scenario: Scenario, **options: Any) -> None:
+        async def main() -> None:
+            (tmp_path / 'bucket').mkdir()
+            disks = [ArchiveDisk(tmp_path / name, bucket=tmp_path / 'bucket', host=name, **options) for name in ('one', 'two')]
+            try:
+                async with AsyncExitStack() as stack:
+                    for disk in disks:
+                        await stack.enter_async_context(disk.mounted())
+                    await scenario(*disks)
+            finally:
+                for disk in disks:
+                    disk.close()
+        trio.run(main)
+    return run
+
+
+def test_a_flush_is_one_commit_that_another_host_sees_whole(pair) -> None:
+    """Contents, modes, times, symlinks, hard links and empty directories; and not one object of a file's own."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(40):
+            await one.write(f'd{number % 3}/f{number}', b'content %d ' % number * number, mode=0o600 + number % 8)
+        await one.fs.make(ROOT_INO, b'link', mode=stat.S_IFLNK | 0o777, caller=ME, target=b'd0/f0')
+        await one.fs.make(ROOT_INO, b'empty', mode=stat.S_IFDIR | 0o711, caller=ME)
+        await one.fs.link(one.inode_at(b'd1', b'f1').ino, ROOT_INO, b'hard')
+        await one.flush()
+        assert len(one.commits()) == 1 and not one.keys() and one.count(PutFile) == 0
+        assert all(inode.content != Content.STAGED for inode in one.files().values())
+        await two.look()
+        assert await two.tree() == await one.tree()
+        assert two.inode_at(b'hard') is two.inode_at(b'd1', b'f1') and two.inode_at(b'hard').nlink == 2
+        assert stat.S_IMODE(two.inode_at(b'empty').mode) == 0o711
+        assert one.unpacked() == {path: what[3] for path, what in (await one.tree()).items() if not path.endswith('/')}
+    pair(scenario)
+
+
+def test_nothing_to_do_costs_nothing(pair) -> None:
+    """A flush of nothing is no request, and a look at an unchanged context is one."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'1')
+        await one.flush()
+        await one.look()
+        await two.look()
+        for disk in (one, two):
+            disk.asked.clear()
+        await one.flush()
+        assert one.asked == []
+        await two.look()
+        assert two.count(Head, Fetch) == 0
+    pair(scenario)
+
+
+def test_changes_renames_and_removals_are_followed(pair) -> None:
+    """By the other host, and by who unpacks the archives in order."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in 'abcd':
+            await one.write(f'd/{name}', name.encode() * 100)
+        await one.flush()
+        await two.look()
+        await one.write('d/a', b'changed')
+        await one.move('d/b', 'e/b')
+        await one.remove('d/c')
+        await one.flush()
+        await two.look()
+        assert await two.tree() == await one.tree()
+        assert set(two.files()) == {'d/', 'd/a', 'd/d', 'e/', 'e/b'}
+        await one.move('d', 'moved')
+        await one.flush()
+        await two.look()
+        assert await two.tree() == await one.tree() and set(two.files()) == {'moved/', 'moved/a', 'moved/d', 'e/', 'e/b'}
+        assert one.unpacked() == {'moved/a': b'changed', 'moved/d': b'd' * 100, 'e/b': b'b' * 100}
+    pair(scenario)
+
+
+def test_names_exchanged_are_one_commit(pair) -> None:
+    """Two clean files that took each other's names: at no instant has one of them no member."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('a', b'was a')
+        await one.write('b', b'was b')
+        await one.flush()
+        await two.look()
+        await one.move('a', 'c')
+        await one.move('b', 'a')
+        await one.move('c', 'b')
+        await one.flush()
+        await two.look()
+        assert (await two.read('a'), await two.read('b')) == (b'was b', b'was a')
+        assert len(one.commits()) == 2
+        assert one.unpacked() == {'a': b'was b', 'b': b'was a'}
+    pair(scenario)
+
+
+def test_both_contents_of_a_file_that_both_changed_are_kept(pair) -> None:
+    """Who comes second finds the other's member under the name, and keeps its own beside it."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'base')
+        await one.write('other', b'o')
+        await one.flush()
+        await two.look()
+        await one.write('f', b'of one')
+        await two.write('f', b'of two')
+        await two.write('more', b'of two as well')
+        await one.flush()
+        await two.flush()
+        await one.look()
+        assert await one.tree() == await two.tree()
+        assert sorted(what[3] for path, what in (await one.tree()).items()) == [b'o', b'of one', b'of two', b'of two as well']
+        assert await one.read('f') == b'of one'
+        assert sorted(one.unpacked().values()) == [b'o', b'of one', b'of two', b'of two as well']
+    pair(scenario)
+
+
+def test_two_new_files_of_one_name_are_both_kept(pair) -> None:
+    """Neither host knew of the other's; equal ones are one."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name, disk in (('one', one), ('two', two)):
+            await disk.write('new', name.encode())
+            await disk.write('same', b'the same')
+        await one.flush()
+        await two.flush()
+        await one.look()
+        assert await one.tree() == await two.tree()
+        assert sorted(what[3] for what in (await one.tree()).values()) == [b'one', b'the same', b'two']
+    pair(scenario)
+
+
+def test_a_removal_does_not_remove_what_another_host_changed(pair) -> None:
+    """It shows again here; and a change survives the other host's removal."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in ('a', 'b'):
+            await one.write(name, b'base')
+        await one.flush()
+        await two.look()
+        await one.write('a', b'changed')
+        await two.remove('a')
+        await one.remove('b')
+        await two.write('b', b'changed, too')
+        await one.flush()
+        await two.flush()
+        await one.look()
+        assert await one.tree() == await two.tree()
+        assert {path: what[3] for path, what in (await one.tree()).items()} == {'a': b'changed', 'b': b'changed, too'}
+    pair(scenario)
+
+
+def test_large_files_and_excluded_paths_are_objects_of_their_own(pair) -> None:
+    """Also where a file crosses the bound, or moves across, in either direction: at no time two of them show."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        large, small = b'x' * 200_000, b'small'
+        await one.write('large', large)
+        await one.write('grows', small)
+        await one.write('shrinks', large)
+        await one.flush()
+        await two.look()
+        assert sorted(one.keys()) == ['large', 'shrinks']
+        await one.write('grows', large)
+        await one.write('shrinks', small)
+        await one.move('large', 'moved')
+        await one.flush()
+        await two.look()
+        assert sorted(one.keys()) == ['grows', 'moved']
+        assert await two.tree() == await one.tree()
+        assert {path: len(what[3]) for path, what in (await two.tree()).items()} == {'grows': 200_000, 'shrinks': 5, 'moved': 200_000}
+        assert one.unpacked() == {'shrinks': small}
+        await two.write('grows', small)
+        await two.flush()
+        await one.look()
+        assert await one.tree() == await two.tree() and one.keys() == ['moved']
+    pair(scenario)
+
+
+def test_a_file_that_changes_while_it_is_packed_is_left_out(pair) -> None:
+    """What was read of it is in no archive's directory; its next state is uploaded by the same flush."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('still', b's' * 1000)
+        moving = await one.write('moving', b'm' * 1000)
+        is_done = False
+
+        async def change(operation: Any) -> None:
+            nonlocal is_done
+            if type(operation).__name__ == 'Pack' and not is_done:
+                is_done = True
+                fh = await one.fs.open(moving.ino, 2)
+                await one.fs.write(fh, 0, b'M' * 10)
+                await one.fs.release(fh)
+        one.before = change
+        await one.flush()
+        await two.look()
+        assert await two.read('moving') == b'M' * 10 + b'm' * 990 and await two.read('still') == b's' * 1000
+        assert [len(one.zip(name).namelist()) for name in one.archives()] == [1, 1]
+    pair(scenario)
+
+
+def test_another_hosts_commit_in_between_is_applied_and_the_archives_stay(pair) -> None:
+    """The number is taken when this host comes to commit: what it sent is committed as the next one, nothing is sent twice."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('mine', b'1')
+        await two.write('theirs', b'2')
+        is_done = False
+
+        async def meanwhile(operation: Any) -> None:
+            nonlocal is_done
+            if type(operation).__name__ == 'CommitArchive' and not is_done:
+                is_done = True
+                await two.flush()
+        one.before = meanwhile
+        await one.flush()
+        assert len(one.commits()) == 2 and len(one.archives()) == 2
+        assert one.mirror.number == 2 and 'theirs' in one.files()
+        await two.look()
+        assert await one.tree() == await two.tree()
+        assert sum(type(operation).__name__ == 'SendArchive' for operation in one.asked) == 1
+    pair(scenario)
+
+
+def test_what_concerns_the_flush_makes_it_begin_anew(pair) -> None:
+    """The other host committed the same path in between: both are kept, and the archive with the refused member is thrown away."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'of one')
+        await one.write('g', b'untouched')
+        await two.write('f', b'of two')
+        is_done = False
+
+        async def meanwhile(operation: Any) -> None:
+            nonlocal is_done
+            if type(operation).__name__ == 'CommitArchive' and not is_done:
+                is_done = True
+                await two.flush()
+        one.before = meanwhile
+        await one.flush()
+        await two.look()
+        assert await one.tree() == await two.tree()
+        assert sorted(what[3] for what in (await two.tree()).values()) == [b'of one', b'of two', b'untouched']
+        assert sorted(one.unpacked().values()) == [b'of one', b'of two', b'untouched']
+        assert len(one.archives()) == len(one.commits()) == 3
+    pair(scenario)
+
+
+def test_a_new_host_reads_the_whole_log(tmp_path: Path) -> None:
+    """As few requests as there are commits, and its tree is the same."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        async with one.mounted():
+            for number in range(5):
+                await one.write(f'f{number}', b'%d' % number)
+                await one.flush()
+            await one.remove('f0')
+            await one.flush()
+            expected = await one.tree()
+        one.close()
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            assert await two.tree() == expected and len(expected) == 4
+            assert two.count(Head) == 0 and two.count(ListPages) == 0
+        two.close()
+    trio.run(main)
+
+
+# --- crashes -----------------------------------------------------------------------------------------------------------------------
+
+class Killed(BaseException):
+    """What a crash point does here."""
+
+
+POINTS = ('archive-before-send', 'archive-before-commit', 'archive-before-record', 'archive-between-records')
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_a_host_that_dies_goes_on_where_it_was(point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was committed is known to be its own, what was not is committed once, and what was sent for nothing is removed; also where the file
+    has changed since."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket', host='one')
+
+        def killed(name: str) -> None:
+            if name == point:
+                raise Killed
+        with pytest.raises(BaseExceptionGroup):
+            async with one.mounted():
+                await one.write('kept', b'kept')
+                await one.write('changed', b'before')
+                await one.write('removed', b'r')
+                await one.flush()
+                for number in range(120):
+                    await one.write(f'd/{number}', b'%d' % number)
+                await one.write('changed', b'as it was committed')
+                await one.remove('removed')
+                with monkeypatch.context() as patch:
+                    patch.setattr('ctxfs.sync.archive_commit.crash_point', killed)
+                    await one.engine.flush()
+        one.close()
+        again = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket', host='one')
+        async with again.mounted():
+            await again.write('changed', b'after')
+            await again.flush()
+            expected = await again.tree()
+            assert len(expected) == 123 and await again.read('changed') == b'after'
+            assert {use.name for use in again.mirror.rows.uses()} == set(again.archives()), 'an archive of nobody is left'
+        again.close()
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            assert await two.tree() == expected
+        two.close()
+    trio.run(main)
+
+
+def test_an_answer_that_is_lost_is_found(pair) -> None:
+    """The commit arrived, and its host did not hear of it: nothing is committed twice, and nothing is a conflict."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'1')
+        await one.write('g', b'2')
+        call, has_failed = one.workers.call, False
+
+        async def losing(operation: Any, **more: Any) -> Any:
+            nonlocal has_failed
+            result = await call(operation, **more)
+            if type(operation).__name__ == 'CommitArchive' and not has_failed:
+                has_failed = True
+                raise Unanswered('the worker ended')
+            return result
+        one.workers.call = losing  # type: ignore[method-assign]
+        await one.flush()
+        assert has_failed and len(one.commits()) == 1
+        await one.write('f', b'changed since')
+        await one.flush()
+        assert len(one.commits()) == 2
+        await two.look()
+        assert await two.tree() == await one.tree() and await two.read('f') == b'changed since'
+        assert len(await two.tree()) == 2
+    pair(scenario)
+
+
+# --- tidying up --------------------------------------------------------------------------------------------------------------------
+
+def test_mostly_dead_archives_are_packed_anew(pair) -> None:
+    """Readers, caches and the other host go on; the old archives go after the grace time, and what was deleted does not come back for who reads
+    archives only."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(10):
+            await one.write(f'f{number}', b'%d' % number * 300)
+        await one.flush()
+        await one.write('later', b'l' * 300)
+        await one.flush()
+        await two.look()
+        for number in range(1, 10):
+            await one.remove(f'f{number}')
+        await one.flush()
+        first, *_ = one.archives()
+        inode = one.inode_at(b'f0')
+        await one.upkeep.once()
+        assert first in one.archives() and one.inode_at(b'f0') is inode
+        assert await two.read('f0') == b'0' * 300, 'a host that has not looked reads the old archive'
+        assert one.unpacked() == {'f0': b'0' * 300, 'later': b'l' * 300}
+        one.upkeep._now = lambda: time.time() + GRACE_SECONDS + 10
+        await one.upkeep.once()
+        assert first not in one.archives()
+        assert one.unpacked() == {'f0': b'0' * 300, 'later': b'l' * 300}
+        two.workers.context.cache.clear()
+        two.blocks.let_go()
+        assert await two.read('f0') == b'0' * 300, 'its log tells where it is now'
+        assert await two.tree() == await one.tree()
+    pair(scenario)
+
+
+def test_the_log_is_compacted(pair) -> None:
+    """A new host needs the base and what came after; one that was away for longer than commits stay reads it, too."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await two.write('own', b'not uploaded')
+        for number in range(4):
+            await one.write(f'f{number % 2}', b'%d' % number)
+            await one.flush()
+        await one.write('gone', b'x')
+        await one.flush()
+        await one.remove('gone')
+        await one.flush()
+        log = ArchiveLog(one.workers.context.store, PREFIX)
+        number, _, removed = log.write_base(host='one', grace_ns=1 << 62)
+        assert (number, removed, len(one.commits())) == (6, 0, 6)
+        assert log.write_base(host='one', grace_ns=-1 << 62) == (6, 0, 6) and one.commits() == []
+        await two.look()
+        assert two.mirror.number == 6 and set(two.files()) == {'f0', 'f1', 'own'}
+        await two.flush()
+        await one.look()
+        assert await one.tree() == await two.tree()
+        assert one.commits() == ['00000000000000000007.commit.zst']
+    pair(scenario)
+
+
+def test_archives_of_nobody_go_when_they_are_old(pair) -> None:
+    """What a host that never came back left behind."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'1')
+        await one.flush()
+        name = log_format.archive_name(7, host='lost', created_ns=1)
+        one.workers.context.store.put(f'{PREFIX}{log_format.ARCHIVE_DIR}{name}', b'PK')
+        await one.upkeep.once()
+        assert name in one.archives()
+        archive, = (tmp for tmp in one.directory.parent.glob(f'bucket/**/{name}'))
+        os.utime(archive, (1, 1))
+        await one.upkeep.once()
+        assert name not in one.archives() and await one.read('f') == b'1'
+    pair(scenario)
+
+
+def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
+    """Contents, modes, times, symlinks and empty directories, without what was deleted or renamed."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        async with one.mounted():
+            for name in 'abc':
+                await one.write(f'd/{name}', name.encode() * 50, mode=0o640)
+            await one.fs.make(ROOT_INO, b'link', mode=stat.S_IFLNK | 0o777, caller=ME, target=b'd/a')
+            await one.fs.make(ROOT_INO, b'empty', mode=stat.S_IFDIR | 0o700, caller=ME)
+            await one.flush()
+            await one.remove('d/b')
+            await one.move('d/c', 'moved')
+            await one.flush()
+            expected = {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await one.tree()).items()}
+        one.close()
+        shutil.rmtree(next(tmp_path.glob('bucket/**/archive/log')))
+        for archive in tmp_path.glob('bucket/**/*.zip'):        # younger ones may belong to a flush
+            os.utime(archive, (1, 1))
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            assert {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await two.tree()).items()} == expected
+            await two.write('new', b'n')
+            await two.flush()
+            assert two.mirror.number == 3
+        two.close()
+    trio.run(main)
+
+
+# --- lifecycles, and files without a mount -----------------------------------------------------------------------------------------
+
+def test_files_of_different_lifecycles_never_share_an_archive(tmp_path: Path) -> None:
+    """Each archive carries its members' lifecycle; when it is over they are deleted by a commit."""
+    policy = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive'),
+                        recycle_policy=RecyclePolicy(lifecycle='Lifecycle_1Day', paths=('logs',)))
+
+    async def main() -> None:
+        one = ArchiveDisk(tmp_path, policy=policy)
+        async with one.mounted():
+            await one.write('logs/a', b'a')
+            await one.write('logs/b', b'b')
+            await one.write('kept', b'k')
+            await one.flush()
+            uses = one.mirror.rows.uses()
+            assert sorted((use.lifecycle, use.members) for use in uses) == [('', 1), ('Lifecycle_1Day', 2)]
+            store = one.workers.context.store
+            tagged = {use.lifecycle: store.tags(f'{PREFIX}{log_format.ARCHIVE_DIR}{use.name}') for use in uses}
+            assert tagged == {'': {}, 'Lifecycle_1Day': {'ctxfs-lifecycle': 'Lifecycle_1Day'}}
+            one.recycler._now_ns = lambda: time.time_ns() + 2 * 86400 * 10**9
+            await one.engine.alone(one.recycler.sweep)
+            assert set(one.files()) == {'kept'} and one.mirror.rows.etags(['logs/a', 'logs/b']) == {}
+        one.close()
+    trio.run(main)
+
+
+def test_files_without_a_mount(pair, tmp_path: Path) -> None:
+    """Listed, read, removed and put by member paths; mounts follow."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for path in ('d/a', 'd/sub/b', 'top'):
+            await one.write(path, path.encode())
+        await one.flush()
+        files = ContextFiles(one.workers.context.store, 'c', host='cli')
+        assert [(entry.path, entry.is_dir) for entry in files.entries('/')] == [('/d', True), ('/top', False)]
+        page = files.page('/d', 1)
+        assert [entry.path for entry in page.entries] == ['/d/a'] and page.next_token
+        assert [entry.path for entry in files.page('/d', 5, page.next_token).entries] == ['/d/sub']
+        assert [entry.path for entry in files.below('/')] == ['/d/a', '/d/sub/b', '/top']
+        moved = get_files.get(files, files.find('/d'), os.fsencode(tmp_path / 'out'))
+        assert moved.files == 2 and (tmp_path / 'out/sub/b').read_bytes() == b'd/sub/b'
+        (tmp_path / 'put').write_bytes(b'put')
+        put_files.put(files, os.fsencode(tmp_path / 'put'), 'top')
+        assert files.read(files.file('/top'), 0, 10) == b'put'
+        files.delete_file('/d/a')
+        with pytest.raises(NotFound):
+            files.find('/d/a')
+        with pytest.raises(Unsupported):
+            files.download_url('/d/sub/b', 60)
+        for disk in (one, two):
+            await disk.look()
+            assert {path: what[3] for path, what in (await disk.tree()).items() if not path.endswith('/')} == {'d/sub/b': b'd/sub/b', 'top': b'put'}
+        assert list(files.delete_below('/d')) == [1]
+        await two.look()
+        assert 'd/sub/b' not in two.files()
+        assert ContextMembers(files.store, PREFIX, host='cli').clear() is False
+        await two.write('again', b'1')
+        await two.flush()
+        assert ContextMembers(files.store, PREFIX, host='cli').clear() is True
+        await one.look()
+        assert not [path for path in one.files() if path == 'again']
+    pair(scenario)
