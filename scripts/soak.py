@@ -38,7 +38,8 @@ FILES = 40
 DIRECTORIES = 6
 #: --cache-size: the cache may fill up to it
 CACHE_MIB = 64
-ALLOWED = {'daemon MiB': Allowance(6, 0.05), 'workers MiB': Allowance(8, 0.05), 'descriptors': Allowance(6, 0.05), 'threads': Allowance(2, 0),
+ALLOWED = {'daemon MiB': Allowance(6, 0.05), 'workers MiB': Allowance(8, 0.05), 'descriptors': Allowance(6, 0.05), 'threads': Allowance(2, 0), 'workers\' descriptors': Allowance(24, 0.1),
+          
            'state MiB': Allowance(3, 0.2), 'cache MiB': Allowance(CACHE_MIB, 0), 'index objects': Allowance(40, 0.5)}
 #: from here on the index is judged, too
 INDEX_SECONDS = 1800.0
@@ -138,6 +139,13 @@ def resident(pid: int) -> float:
     return 0.0
 
 
+def descriptors(pid: int) -> int:
+    try:
+        return len(os.listdir(f'/proc/{pid}/fd'))
+    except OSError:
+        return 0
+
+
 def size_below(directory: Path, *, without: str = '') -> float:
     total = 0
     for parent, names, files in os.walk(directory):
@@ -171,6 +179,7 @@ class Samples:
         proc = Path(f'/proc/{self._pid}')
         return {'daemon MiB': resident(self._pid), 'workers MiB': sum(map(resident, children(self._pid))),
                 'descriptors': float(sum(not self._is_block(proc / 'fd' / fd) for fd in os.listdir(proc / 'fd'))),
+                'workers\' descriptors': float(sum(map(descriptors, children(self._pid)))),
                 'threads': float(len(os.listdir(proc / 'task'))),
                 'state MiB': size_below(self._state, without='cache'), 'cache MiB': size_below(self._state / 'cache')}
 
@@ -214,7 +223,7 @@ def mounted(hosts: dict[str, tuple[Host, Path]], faults: list[str]) -> Iterator[
     """`faults`: of mounts that do not end cleanly."""
     for host, at in hosts.values():
         at.mkdir()
-        host.mount('soak', at, create=True, options=('--sync-every', '2s', '--poll-every', '1s', '--cache-size', f'{CACHE_MIB}M'))
+        host.mount('soak', at, create=True, options=('--sync-every', '5s', '--poll-every', '2s', '--cache-size', f'{CACHE_MIB}M'))
     yield
     for host, at in hosts.values():
         try:
