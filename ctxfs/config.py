@@ -151,6 +151,7 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     max_upload_rate: str | int | None = None
     max_download_rate: str | int | None = None
     transfers: int | None = None
+    sse: str | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
 

@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     tempfile.tempdir = None
     top = Path(os.environ['TMPDIR'])
     for name in list(os.environ):
-        if name.startswith(('XDG_', 'AWS_', 'GIT_', 'CTXFS_')) and not name.startswith(KEPT_VARIABLES):
+        if name.startswith(('XDG_', 'AWS_', 'OSS_', 'ALIBABA_', 'GIT_', 'CTXFS_')) and not name.startswith(KEPT_VARIABLES):
             del os.environ[name]
     for name in sorted(leftovers.EXPECTED_NAMES):
         (top / name).mkdir(mode=0o700, exist_ok=True)

@@ -80,6 +80,7 @@ _T = TypeVar('_T')
 @click.option('--max-download-rate', metavar='RATE', help='Receive at most so many; what a program waits for goes before the rest.')
 @click.option('--transfers', type=int, metavar='N', help='Have at most N files transferred at once, beside what programs wait for.')
 @click.option('--metrics-addr', metavar='[HOST:]PORT', help='Serve metrics for Prometheus over HTTP there (HOST: 127.0.0.1).')
+@click.option('--sse', metavar='HOW', help='Have every object encrypted by the server: AES256, aws:kms or aws:kms:KEYID.')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
 @click.option('--log-json', is_flag=True, help='Log lines as JSON (default: text, or what journald reads where it listens).')
@@ -101,6 +102,7 @@ def mount(invocation: Invocation, reference: str, mountpoint: str | None, **opti
 def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
            policy_file: str | None, browser: Browser | None, wait_download: bool, **settings: Any) -> int:
     use_service_credentials(os.environ)
+    invocation = invocation.encrypted(settings['sse'])
     fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     _check_limits(settings, url)

@@ -331,7 +331,7 @@ class Mount:
         uploader = Uploader(db, journal, staging, writers, planner=planner, doubt=doubt, recycler=self._recycler, prefix=prefix)
         rounds = Rounds(
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
-            uploader=uploader, together=Together(db, writers, uploader=uploader),
+            uploader=uploader, together=Together(db, writers, uploader=uploader, transfers=options.transfers),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)

@@ -200,6 +200,10 @@ class TreeDB(TreeConnection):
         self.execute(_INSERT_INODE, inode.row())
         self._live[inode.ino] = inode
 
+    def insert_inodes(self, inodes: Iterable[Inode]) -> None:
+        """Of which nothing in the process holds any: they are not live."""
+        self.many(_INSERT_INODE, (inode.row() for inode in inodes))
+
     def store_attrs(self, inode: Inode) -> None:
         """Write mode, owner, size and times."""
         self.execute('UPDATE inode SET mode=?, uid=?, gid=?, size=?, atime_ns=?, mtime_ns=?, ctime_ns=?, attrs_known=1 WHERE ino=?',
@@ -248,6 +252,14 @@ class TreeDB(TreeConnection):
 
     def insert_dentry(self, parent: int, name: bytes, ino: int) -> None:
         self.execute('INSERT INTO dentry VALUES (?, ?, ?)', (parent, name, ino))
+
+    def insert_dentries(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+        """(parent, name, ino) of each."""
+        self.many('INSERT INTO dentry VALUES (?, ?, ?)', entries)
+
+    def names_between(self, parent: int, first: bytes, last: bytes) -> set[bytes]:
+        """Names in a directory, from the first to the last in byte order."""
+        return {row[0] for row in self.rows('SELECT name FROM dentry WHERE parent = ? AND name BETWEEN ? AND ?', (parent, first, last))}
 
     def delete_dentry(self, parent: int, name: bytes) -> None:
         self.execute('DELETE FROM dentry WHERE parent = ? AND name = ?', (parent, name))

@@ -90,6 +90,24 @@ def begin(store: ObjectStore, source: ContextRecord, target: ContextRecord, *, u
     return marked
 
 
+def measure(store: ObjectStore, source: ContextRecord) -> tuple[int, int]:
+    """(objects, bytes) that there are to be copied, or to be found equal: for a progress bar."""
+    objects = size = 0
+    for info in _listed(store, source.prefix):
+        objects, size = objects + 1, size + info.size
+    return objects, size
+
+
+def _listed(store: ObjectStore, prefix: str) -> Iterator[ObjectInfo]:
+    """What is copied of a context, by keys relative to it."""
+    for page in pages(store, prefix):
+        for info in page.objects:
+            key = info.key[len(prefix):]
+            own = key[len(RESERVED_DIR):] if key.startswith(RESERVED_DIR) else None
+            if key and (own is None or own in OWN or own.startswith(tuple(name for name in OWN if name.endswith('/')))):
+                yield msgspec.structs.replace(info, key=key)
+
+
 def _has_files(store: ObjectStore, record: ContextRecord) -> bool:
     reserved = record.prefix + RESERVED_DIR
     return any(not info.key.startswith(reserved) for page in pages(store, record.prefix) for info in page.objects)
@@ -131,6 +149,7 @@ class _Copying:
                         continue
                     if self._is_equal(pair):
                         self._equal += 1
+                        self._progress(1, pair.source.size)
                         continue
                     running.add(pool.submit(self._copy, pair.key, pair.source))
                     if len(running) >= _AHEAD:
@@ -145,7 +164,7 @@ class _Copying:
 
     def _pairs(self) -> Iterator[_Pair]:
         """What both have, in the order of keys; of ctxfs's own objects those that are copied."""
-        source, target = self._listed(self._source), self._listed(self._target)
+        source, target = _listed(self._store, self._source), _listed(self._store, self._target)
         ours, theirs = next(source, None), next(target, None)
         while ours is not None or theirs is not None:
             key = min(info.key for info in (ours, theirs) if info is not None)
@@ -154,14 +173,6 @@ class _Copying:
             yield _Pair(key, mine, other)
             ours = next(source, None) if mine is not None else ours
             theirs = next(target, None) if other is not None else theirs
-
-    def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
-        for page in pages(self._store, prefix):
-            for info in page.objects:
-                key = info.key[len(prefix):]
-                own = key[len(RESERVED_DIR):] if key.startswith(RESERVED_DIR) else None
-                if key and (own is None or own in OWN or own.startswith(tuple(name for name in OWN if name.endswith('/')))):
-                    yield msgspec.structs.replace(info, key=key)
 
     def _is_equal(self, pair: _Pair) -> bool:
         if pair.source is None or pair.target is None or pair.source.size != pair.target.size:

@@ -8,6 +8,7 @@ import pytest
 
 from ctxfs.edge import cli, cli_fstab, installed
 from ctxfs.edge.cli_fstab import split_options, translate
+from ctxfs.edge.cli_mount import mount
 from ctxfs.errors import UsageError
 
 
@@ -25,6 +26,13 @@ from ctxfs.errors import UsageError
 def test_words_of_mount(words: str, arguments: str) -> None:
     """What is ctxfs's goes to ctxfs, what is the kernel's to -o, what is mount's own to nobody."""
     assert translate(tuple(words.split(' '))) == arguments.split(' ')
+
+
+def test_every_option_of_mount_that_has_a_value_can_be_a_word() -> None:
+    """What is new on the command line is new in /etc/fstab."""
+    named = {option.opts[0].lstrip('-').replace('-', '_') for option in mount.params
+             if option.param_type_name == 'option' and not option.is_flag and len(option.opts[0]) > 2}     # type: ignore[attr-defined]
+    assert named - {'state_dir', 'store'} == cli_fstab._VALUES - {'state_dir', 'store'}
 
 
 def test_a_fake_mount_does_nothing() -> None:
