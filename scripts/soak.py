@@ -38,9 +38,9 @@ FILES = 40
 DIRECTORIES = 6
 #: --cache-size: the cache may fill up to it
 CACHE_MIB = 64
-ALLOWED = {'daemon MiB': Allowance(6, 0.05), 'workers MiB': Allowance(8, 0.05), 'descriptors': Allowance(6, 0.05), 'threads': Allowance(2, 0), 'workers\' descriptors': Allowance(24, 0.1),
-          
-           'state MiB': Allowance(3, 0.2), 'cache MiB': Allowance(CACHE_MIB, 0), 'index objects': Allowance(40, 0.5)}
+ALLOWED = {'daemon MiB': Allowance(6, 0.05), 'workers MiB': Allowance(8, 0.05), 'descriptors': Allowance(6, 0.05), 'threads': Allowance(2, 0),
+           'workers\' descriptors': Allowance(24, 0.1), 'state MiB': Allowance(3, 0.2), 'cache MiB': Allowance(CACHE_MIB, 0),
+           'index objects': Allowance(40, 0.5)}
 #: from here on the index is judged, too
 INDEX_SECONDS = 1800.0
 #: what two hosts in one directory do to each other
