@@ -15,6 +15,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -261,6 +262,9 @@ def main() -> int:
     parser.add_argument('--rate', type=float, default=40.0, metavar='N', help='operations a second of each host (default: 40)')
     parser.add_argument('--seed', type=int, default=1, metavar='N', help='of the workload (default: 1)')
     arguments = parser.parse_args()
+    # started in the background, a shell has SIGINT ignored; both end it with all that it has started
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     work = Path(tempfile.mkdtemp(prefix='ctxfs-soak-'))
     (work / 'run').mkdir(mode=0o700)
     os.environ.update({'XDG_RUNTIME_DIR': str(work / 'run'), leftovers.RUN_VARIABLE: work.name})
