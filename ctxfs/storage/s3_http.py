@@ -142,18 +142,27 @@ class HttpPool:
             connection.close()
         else:
             self._idle.append((time.monotonic(), connection))
+            self._close_stale()
+
+    def _close_stale(self) -> None:
+        """Of the oldest ones, which nobody may ever come back to, for the one used last is taken first."""
+        with contextlib.suppress(IndexError):
+            while True:
+                since, connection = self._idle.popleft()
+                idle = time.monotonic() - since
+                if idle < _FRESH_SECONDS or not (idle >= _IDLE_SECONDS or _is_closed(connection)):
+                    self._idle.appendleft((since, connection))
+                    return
+                connection.close()
 
     def _take_idle(self, idle_seconds: float) -> http.client.HTTPConnection | None:
-        """The one used last, if that is not longer ago and it is still usable: when it can be read although nothing was asked, the server
-        has closed it."""
+        """The one used last, if that is not longer ago and it is still usable."""
         while True:
             try:
                 since, connection = self._idle.pop()
             except IndexError:
                 return None
-            poll = select.poll()
-            poll.register(connection.sock, select.POLLIN | select.POLLHUP | select.POLLERR)
-            if (idle := time.monotonic() - since) >= _IDLE_SECONDS or poll.poll(0):
+            if (idle := time.monotonic() - since) >= _IDLE_SECONDS or _is_closed(connection):
                 connection.close()
             elif idle < idle_seconds:
                 return connection
@@ -233,6 +242,13 @@ def _proxy_for(scheme: str, host: str) -> tuple[str, int] | None:
         return None
     parts = urlsplit(proxies[scheme] if '//' in proxies[scheme] else f'//{proxies[scheme]}')
     return (parts.hostname, parts.port or 8080) if parts.hostname else None
+
+
+def _is_closed(connection: http.client.HTTPConnection) -> bool:
+    """By the server: it can be read although nothing was asked."""
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN | select.POLLHUP | select.POLLERR)
+    return bool(poll.poll(0))
 
 
 def _reason(exc: Exception) -> str:

@@ -182,6 +182,21 @@ def test_a_write_that_must_not_be_sent_twice_takes_no_connection_that_may_be_clo
         assert len(fake.connections) == 3
 
 
+def test_connections_that_nobody_comes_back_to_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one used last is taken first, so those below it would lie there, long closed by the server, each with its buffers."""
+    now = [1000.0]
+    monkeypatch.setattr('ctxfs.storage.s3_http.time', types.SimpleNamespace(monotonic=lambda: now[0]))
+    with FakeS3() as fake, client(fake) as made:
+        for _ in range(5):
+            made.request('PUT', 'k', body=b'x', is_repeatable=False)
+            now[0] += 4
+        assert len(fake.connections) == len(made._pool._idle) == 5
+        for _ in range(60):
+            made.request('GET', 'k')
+            now[0] += 1
+        assert len(fake.connections) == 5 and len(made._pool._idle) == 1
+
+
 def test_a_read_survives_lost_connections_and_a_write_does_not_guess(pauses: list[float]) -> None:
     """GET is sent again, at once and then after pauses that grow; a PUT that is not marked repeatable is not, since the server may have done
     it."""
