@@ -25,10 +25,12 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import Exists, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR, UNREADABLE, IndexRecord, ObjectInfo
 from ctxfs.storage import registry_changes
+from ctxfs.storage.archive_log_format import LOG_DIR, parsed
 from ctxfs.storage.index_format import INDEX_DIR
 from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.archive_log import ArchiveLog
 from ctxfs.sync.clearing import IsDead, check_unused, tombstones
 from ctxfs.sync.context_files import SEGMENT_RECORDS
 from ctxfs.sync.index_log import IndexLog
@@ -41,7 +43,7 @@ _AHEAD = 512
 _ATTEMPTS = 5
 _BATCH = 1000
 #: ctxfs's own objects that mean something in another context, beside the index: whole directories end with a slash
-OWN = ('policy',)
+OWN = ('policy', 'mode', 'archive/')
 COPY_DIR = RESERVED_DIR + 'copy/'
 
 Progress = Callable[[int, int], None]
@@ -114,6 +116,8 @@ class _Copying:
         self._target = target.prefix
         self._host = host
         self._progress = progress
+        #: later commits are not copied: they may name archives that were not there when these were listed
+        self._commits = ArchiveLog(store, source.prefix).look().number
         self._notes = {note.key: note for note in self._noted()}
         self._new_notes: list[_Note] = []
         self._objects = self._bytes = self._equal = self._removed = 0
@@ -160,7 +164,8 @@ class _Copying:
             for info in page.objects:
                 key = info.key[len(prefix):]
                 own = key[len(RESERVED_DIR):] if key.startswith(RESERVED_DIR) else None
-                if key and (own is None or own in OWN or own.startswith(tuple(name for name in OWN if name.endswith('/')))):
+                is_late = prefix == self._source and key.startswith(LOG_DIR) and (parsed(key[len(LOG_DIR):]) or (0, ''))[0] > self._commits
+                if key and not is_late and (own is None or own in OWN or own.startswith(tuple(name for name in OWN if name.endswith('/')))):
                     yield msgspec.structs.replace(info, key=key)
 
     def _is_equal(self, pair: _Pair) -> bool:
