@@ -10,7 +10,8 @@ import itertools
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bench.processes import Failed
@@ -53,7 +54,7 @@ def exchange(address: tuple[str, int], requests: Iterable[bytes], connections: i
                 answer_and_next(selector, key.fileobj, waiting)
 
 
-def answer_and_next(selector: selectors.BaseSelector, connection, waiting) -> None:
+def answer_and_next(selector: selectors.BaseSelector, connection: Any, waiting: Iterator[bytes]) -> None:
     answer = connection.recv(65536)
     if not answer.startswith(b'HTTP/1.1 200'):
         raise Failed(f'the server answers {answer[:60]!r} to the bare client')

@@ -6,6 +6,7 @@ mean rates.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import threading
 import time
@@ -74,13 +75,18 @@ def _while_uploading(world: World, row: str, prepare: Callable[[Mount], Callable
             world.say(f'{row}: beside the upload of {world.sizes.busy} files')
             upload = threading.Thread(target=mount.settle)
             upload.start()
-            busy = _rates(work, lambda elapsed, upload=upload: not upload.is_alive() or elapsed > BUSY_SECONDS_MAX)
+            busy = _rates(work, functools.partial(_is_over, upload))
             upload.join()
         world.samples.add(row, CTXFS, {CTXFS: statistics.harmonic_mean(busy), 'idle': statistics.harmonic_mean(idle)})
 
 
+def _is_over(upload: threading.Thread, elapsed: float) -> bool:
+    return not upload.is_alive() or elapsed > BUSY_SECONDS_MAX
+
+
 def _rates(work: Callable[[], float], is_over: Callable[[float], bool]) -> list[float]:
-    began, rates = time.perf_counter(), []
+    rates: list[float] = []
+    began = time.perf_counter()
     while not rates or not is_over(time.perf_counter() - began):
         rates.append(work())
     return rates

@@ -96,7 +96,7 @@ def _panel(panel: Panel, rows: Sequence[Result], top: int) -> Iterator[str]:
 
 
 def _row(row: Result, place: _Scale, y: int, unit: str) -> Iterator[str]:
-    yield _text(TITLE_END, y + 4, _plain(TITLES.get(row['name'], row['title'])), anchor='end', size=12.5)
+    yield _text(TITLE_END, y + 4, _plain(TITLES.get(row['name']) or row['title']), anchor='end', size=12.5)
     found = {side: as_time(row, figures['value']) for side, figures in row['sides'].items()}
     spots = {side: place(value) for side, value in found.items()}
     if len(spots) > 1:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -42,7 +44,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--small', action='store_true', help='tiny sizes: everything once, in minutes, for trying it out')
     parser.add_argument('--json', type=Path, metavar='FILE', help='writes what was found')
     parser.add_argument('--chart', type=Path, metavar='FILE', help='draws it as SVG')
-    parser.add_argument('--markdown', type=Path, metavar='FILE', help='writes the table, in a document that has its marks between these')
+    parser.add_argument('--markdown', type=Path, metavar='FILE',
+                        help="writes the table and the chart's name, in a document that has its marks between these")
     parser.add_argument('--from', type=Path, metavar='FILE', dest='source', help='measures nothing: draws and prints what --json wrote')
     parser.add_argument('--dir', type=Path, help='where everything is done (a new directory below it)')
     parser.add_argument('--install', action='store_true', help='installs what the other mounts and fio need, and ends')
@@ -71,7 +74,9 @@ def keep(found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.chart:
         arguments.chart.write_text(chart.draw(found))
     if arguments.markdown:
-        arguments.markdown.write_text(report.inserted(found, arguments.markdown.read_text() if arguments.markdown.exists() else ''))
+        image = os.path.relpath(arguments.chart, arguments.markdown.parent) if arguments.chart else ''
+        text = arguments.markdown.read_text() if arguments.markdown.exists() else ''
+        arguments.markdown.write_text(report.inserted(found, text, image=image))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         missing.append('random-read, random-write: need fio (Debian); scripts/bench --install')
         wanted -= {'random-read', 'random-write'}
     directory = Path(tempfile.mkdtemp(prefix='ctxfs-bench-', dir=arguments.dir)).resolve()
-    os.environ['TMPDIR'], tempfile.tempdir = str(directory), None
+    marker = own_environment(directory)
     try:
         world = World(directory, sizes_of(arguments), rounds=1 if arguments.small else arguments.rounds, rival_rounds=arguments.rival_rounds,
                       rivals=[kind for kind in chosen if kind.present()])
@@ -93,7 +98,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return report.document(results(rows, world.samples), sizes=world.sizes, rounds=world.rounds, took=time.monotonic() - begin,
                                directory=directory, missing=missing)
     finally:
+        leftovers.unmount_all(directory)
+        leftovers.kill(leftovers.processes(leftovers.RUN_VARIABLE, marker))
         leftovers.remove_tree(directory)
+
+
+def own_environment(directory: Path) -> str:
+    """Nothing of the user reaches what is measured, and a termination ends what was started, which the marker tells."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in list(os.environ):
+        if name.startswith(('XDG_', 'AWS_', 'GIT_', 'CTXFS_')):
+            del os.environ[name]
+    marker = secrets.token_hex(8)
+    os.environ.update({'TMPDIR': str(directory), leftovers.RUN_VARIABLE: marker})
+    tempfile.tempdir = None
+    return marker
 
 
 def wanted_rows(only: list[str]) -> set[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.processes import Failed
+from bench.processes import PATIENCE, Failed
 from bench.rivals import Rival
 from bench.rows import BY_NAME, LOCAL
 from bench.sides import Disk, Side
@@ -24,6 +24,8 @@ from tests.servers import S3Server
 
 #: what work of another mount may raise: then the mount is left out of that row, and it is said why
 FAILURES = (Failed, OSError, subprocess.TimeoutExpired)
+#: what one command may take on another mount
+RIVAL_SECONDS = 300.0
 
 
 class Step(NamedTuple):
@@ -49,11 +51,14 @@ def beside_disk(world: World, steps: Sequence[Step], *, keep: bool = True) -> No
 def rivals(world: World, server: S3Server, row: str, *, endpoint: str = '') -> Iterator[Rival]:
     """Each other mount, of a bucket of its own, while the caller works with it; what it fails at ends its turn and is noted."""
     for kind in world.rivals:
+        patience = PATIENCE.set(RIVAL_SECONDS)
         try:
             with kind(world.fresh(kind.name), server, server.make_bucket(), endpoint=endpoint) as rival:
                 yield rival
         except FAILURES as error:
             world.samples.note(row, f'{kind.name} failed: {first_line(error)}')
+        finally:
+            PATIENCE.reset(patience)
 
 
 def first_line(error: Exception) -> str:

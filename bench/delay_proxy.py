@@ -22,6 +22,7 @@ import sys
 import time
 from collections import deque
 from types import TracebackType
+from typing import Any
 from urllib.parse import urlsplit
 
 from bench.processes import end, start_module
@@ -58,13 +59,13 @@ class DelayProxy:
         """From now on."""
         self._ask(f'delay {seconds}')
 
-    def _ask(self, order: str):
+    def _ask(self, order: str) -> Any:
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(order.encode() + b'\n')
         self._process.stdin.flush()
         return self._answer()
 
-    def _answer(self):
+    def _answer(self) -> Any:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

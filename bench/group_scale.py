@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import scale_tree
-from bench.contest import FAILURES, first_line
+from bench.contest import FAILURES, RIVAL_SECONDS, first_line
 from bench.delay_proxy import DelayProxy
-from bench.processes import Failed, cpu_seconds, forget, memory, run, wait_until
+from bench.processes import PATIENCE, Failed, cpu_seconds, forget, memory, run, wait_until
 from bench.requests import count
 from bench.rivals import JuiceFS, Rival
 from bench.rows import CTXFS
@@ -32,8 +32,6 @@ from tests.mount.harness import Host
 
 SCALE_ROUNDS = 3
 SEGMENT = 50_000
-#: other mounts may give up after this
-PATIENCE = 300.0
 FLUSH_EVERY = '2s'
 QUIET_SECONDS = 2.0
 
@@ -55,8 +53,8 @@ class Context:
     def host(self) -> Host:
         return new_host(self.world.directory, self._far, self.server.environment)
 
-    def find(self, directory: Path, *, seconds: float = 900) -> str:
-        return run('find', directory, '-mindepth', '1', '-printf', scale_tree.PRINTF, seconds=seconds).decode()
+    def find(self, directory: Path) -> str:
+        return run('find', directory, '-mindepth', '1', '-printf', scale_tree.PRINTF).decode()
 
     def verify(self, said: str) -> None:
         wrong = scale_tree.differences(said, self.files)
@@ -170,6 +168,7 @@ def is_quiet(proxy: DelayProxy, seconds: float) -> bool:
 def rival_mount(context: Context, kind: type[Rival], proxy: DelayProxy) -> None:
     world = context.world
     world.say(f'first mount: {kind.name}')
+    patience = PATIENCE.set(RIVAL_SECONDS)
     try:
         with kind(world.fresh(kind.name), context.server, FakeS3.bucket, endpoint=proxy.endpoint, prefix=context.prefix.rstrip('/')) as rival:
             rival.unmount()
@@ -183,17 +182,22 @@ def rival_mount(context: Context, kind: type[Rival], proxy: DelayProxy) -> None:
             until_ls = time.perf_counter() - begin
             world.samples.add('first-ls', kind.name, {kind.name: until_ls})
             proxy.reset()
-            run('find', rival.directory, '-mindepth', '1', '-printf', scale_tree.PRINTF, seconds=PATIENCE)
-            world.samples.add('first-find', kind.name, {kind.name: time.perf_counter() - begin})
+            seen = context.find(rival.directory).count('.txt\t')
+            took = time.perf_counter() - begin
+            if seen != context.files:
+                raise Failed(f'find prints {seen:,} files of {context.files:,}')
+            world.samples.add('first-find', kind.name, {kind.name: took})
             world.samples.note('first-find', f'{kind.name}: {count(proxy.requests()).text}')
     except FAILURES as error:
         world.samples.note('first-find', f'{kind.name}: {first_line(error)}')
+    finally:
+        PATIENCE.reset(patience)
 
 
 def populate(directory: Path, files: int) -> None:
     """The same tree of files without content, so that nothing but names and attributes is to be written."""
-    for one in scale_tree.directories(files):
-        (directory / one.path).mkdir()
+    for made in scale_tree.directories(files):
+        (directory / made.path).mkdir()
     for number in range(files):
         one = scale_tree.file(number)
         path = directory / one.path

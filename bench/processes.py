@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-#: nothing that is measured may take longer
-STEP_SECONDS = 900.0
+#: no command that is measured may take longer; less for other mounts
+PATIENCE: ContextVar[float] = ContextVar('PATIENCE', default=900.0)
 MEGABYTE = 1_000_000
 
 
@@ -51,10 +52,10 @@ def end(process: subprocess.Popen[bytes], *, seconds: float = 20.0) -> None:
 
 
 def run(*command: str | os.PathLike[str], statuses: Sequence[int] = (0,), env: Mapping[str, str] | None = None,
-        cwd: Path | None = None, seconds: float = STEP_SECONDS) -> bytes:
+        cwd: Path | None = None) -> bytes:
     """stdout of a command that ends with one of `statuses`. Failed with what it said otherwise."""
-    words = list(map(os.fspath, command))
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=cwd, timeout=seconds,
+    words = [os.fspath(word) for word in command]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=cwd, timeout=PATIENCE.get(),
                           env={**os.environ, **(env or {})})
     if done.returncode not in statuses:
         said = done.stderr.decode(errors='replace').strip() or done.stdout.decode(errors='replace').strip()

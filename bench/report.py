@@ -49,8 +49,10 @@ def document(results: list[dict[str, Any]], *, sizes: Sizes, rounds: int, took: 
 
 def caption(found: Mapping[str, Any]) -> str:
     at = found['machine']
+    sizes = {name: size for name, size in found['sizes'].items() if size != getattr(Sizes(), name)}
+    others = f'; other sizes than the rows say: {", ".join(f"{name} {size}" for name, size in sizes.items())}' if sizes else ''
     return (f'{found["date"]}; {at["cores"]} cores ({at["cpu"]}) shared by server, client and load; {at["memoryGb"]} GB; {at["system"]}, '
-            f'Linux {at["kernel"]}, Python {at["python"]}, {at["fileSystem"]}; {found["rounds"]} rounds')
+            f'Linux {at["kernel"]}, Python {at["python"]}, {at["fileSystem"]}; {found["rounds"]} rounds{others}')
 
 
 def number(value: float | None) -> str:
@@ -111,9 +113,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
-def inserted(found: Mapping[str, Any], text: str) -> str:
-    """The document `text` with the table of this run; the table alone where it has no place for one."""
-    table = f'\n{markdown(found)}\n{caption(found)}.\n\n'
+def inserted(found: Mapping[str, Any], text: str, *, image: str = '') -> str:
+    """The document `text` with the chart at `image` and the table of this run; these alone where it has no place for them."""
+    chart = f'![How long work takes on ctxfs, on other mounts of a bucket, and on the local disk]({image})\n\n' if image else ''
+    table = f'\n{chart}{markdown(found)}\n{caption(found)}.\n\n'
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     return f'{before}{BEGIN}{table}{END}{after}' if mark and end else table.strip('\n') + '\n'

@@ -54,7 +54,7 @@ class Rival:
     def settle(self) -> None:
         """Files are in the bucket when they are closed, unless a subclass knows better."""
 
-    def __enter__(self):
+    def __enter__(self) -> Rival:
         try:
             self.prepare()
             self.mount()

@@ -2,6 +2,8 @@
 
 Owns this table, which the table in docs/BENCHMARK.md repeats (a test compares them). It must not know how a row is measured: a *group*
 measures some rows together, because one preparation serves them all.
+
+The goals of flush-ceiling are those of flush on the machine for which they were set, where a client that cost nothing reached 2,955 files/s.
 """
 
 from __future__ import annotations
@@ -69,9 +71,9 @@ ROWS = (
     _rate_beside('create', 'create', 'create, write 100 B, close: one client', 0.35, LOCAL, 'files/s'),
     _rate_beside('create-busy', 'create-busy', 'the same while 5,000 files are uploaded', 0.8, 'idle', 'files/s'),
     Row('flush', 'flush', 'flush of 10,000 small new files', 'files/s', 2000, True, raw_unit='files/s'),
-    _rate_beside('flush-ceiling', 'flush', '… beside what a client that costs nothing reaches', 0.6, BARE, 'files/s'),
+    _rate_beside('flush-ceiling', 'flush', '… beside what a client that costs nothing reaches', 0.68, BARE, 'files/s'),
     Row('flush-20ms', 'flush-20ms', 'flush of 10,000 small new files, 20 ms', 'files/s', 1500, True, raw_unit='files/s'),
-    _rate_beside('flush-20ms-ceiling', 'flush-20ms', '… beside what a client that costs nothing reaches', 0.6, BARE, 'files/s'),
+    _rate_beside('flush-20ms-ceiling', 'flush-20ms', '… beside what a client that costs nothing reaches', 0.51, BARE, 'files/s'),
     Row('remove-requests', 'flush-20ms', '`rm -rf` of 10,000 uploaded files: requests of the flush', 'requests', 12, raw_unit='requests'),
     Row('unpack-up', 'unpack-up', 'unpack 2,450 files, 102 MB, until all is in the bucket', 's', 3.5),
     Row('unpack-up-20ms', 'unpack-up-20ms', 'the same, 20 ms', 's', 4),

@@ -13,11 +13,13 @@ from __future__ import annotations
 import bisect
 import heapq
 import json
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
+from typing import Any, cast
 from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape
 
@@ -32,6 +34,8 @@ from tests.servers import S3Server
 LAST = '\U0010ffff'
 MODIFIED = 1_700_000_000.0
 _STAMP = time.strftime('%Y-%m-%dT%H:%M:%S.000Z', time.gmtime(MODIFIED))
+#: names that are spelled alike in XML and in URLs
+_PLAIN = re.compile(r'[A-Za-z0-9_.~/-]*')
 CREDENTIALS = {'AWS_ACCESS_KEY_ID': 'AKIABENCH', 'AWS_SECRET_ACCESS_KEY': 'bench', 'AWS_DEFAULT_REGION': 'us-east-1'}
 
 
@@ -57,7 +61,7 @@ class ScaleServer(S3Server):
         self.process.stdin.flush()
         self._answer()
 
-    def _answer(self):
+    def _answer(self) -> Any:
         assert self.process is not None and self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -75,22 +79,15 @@ class Objects(MutableMapping[str, StoredObject]):
         self.fill('', 0)
 
     def fill(self, prefix: str, count: int) -> None:
-        self._prefix, self._count = prefix, count
-        self._etags = [scale_tree.file(number).etag for number in range(count)]
+        self._keys = [prefix + scale_tree.path_of(number) for number in range(count)]
+        self._told = [(one.etag, len(one.body)) for one in map(scale_tree.file, range(count))]
 
     def number(self, key: str) -> int | None:
         """Of an object of the tree that is still as it was made."""
         if key in self._written or key in self._gone:
             return None
-        found = self._first(key)
-        return found if found < self._count and self._key(found) == key else None
-
-    def _key(self, number: int) -> str:
-        return self._prefix + scale_tree.path_of(number)
-
-    def _first(self, key: str) -> int:
-        """The first number whose key is not before `key`."""
-        return bisect.bisect_left(range(self._count), key, key=self._key)
+        found = bisect.bisect_left(self._keys, key)
+        return found if found < len(self._keys) and self._keys[found] == key else None
 
     def __getitem__(self, key: str) -> StoredObject:
         if key in self._written:
@@ -124,8 +121,9 @@ class Objects(MutableMapping[str, StoredObject]):
 
     def keys_from(self, start: str) -> Iterator[str]:
         """All keys from `start` on, in order."""
-        made = (self._key(number) for number in range(self._first(start), self._count))
-        made = (key for key in made if key not in self._written and key not in self._gone)
+        made = (self._keys[number] for number in range(bisect.bisect_left(self._keys, start), len(self._keys)))
+        if self._gone or self._written:
+            made = (key for key in made if key not in self._written and key not in self._gone)
         return heapq.merge(made, self._order[bisect.bisect_left(self._order, start):])
 
     def listed(self, key: str) -> tuple[str, int, str]:
@@ -133,8 +131,7 @@ class Objects(MutableMapping[str, StoredObject]):
         if key in self._written:
             stored = self._written[key]
             return stored.etag, len(stored.body), time.strftime('%Y-%m-%dT%H:%M:%S.000Z', time.gmtime(stored.modified))
-        number = self._first(key)
-        return self._etags[number], len(scale_tree.body_of(number)), _STAMP
+        return *self._told[bisect.bisect_left(self._keys, key)], _STAMP
 
 
 class ScaleS3(FakeS3):
@@ -142,28 +139,36 @@ class ScaleS3(FakeS3):
 
     def __init__(self) -> None:
         super().__init__()
-        self.objects: Objects = Objects()   # type: ignore[assignment]
+        self.numbered = Objects()
+        self.objects = cast('dict[str, StoredObject]', self.numbered)
 
     def new_etag(self, body: bytes) -> str:
         return scale_tree.File('', 0, 0, body).etag
 
     def list_objects(self, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
         prefix, delimiter, limit = query.get('prefix', ''), query.get('delimiter', ''), int(query.get('max-keys', '1000'))
-        after = unquote(query['continuation-token']) if 'continuation-token' in query else query.get('start-after', '')
+        after = unquote(query['continuation-token']) if 'continuation-token' in query else query.get('start-after', query.get('marker', ''))
         names = list(self._names(prefix, delimiter, after, limit + 1))
-        more = f'<NextContinuationToken>{quote(names[limit - 1])}</NextContinuationToken>' if len(names) > limit else ''
-        is_encoded = query.get('encoding-type') == 'url'
-        spell = quote if is_encoded else escape
+        coding = quote if query.get('encoding-type') == 'url' else escape
+
+        def spell(name: str) -> str:
+            return name if _PLAIN.fullmatch(name) else coding(name)
+
+        told = {'Name': self.bucket, 'Prefix': spell(prefix), 'Delimiter': spell(delimiter), 'MaxKeys': str(limit),
+                'EncodingType': query.get('encoding-type', ''), 'IsTruncated': 'true' if len(names) > limit else 'false'}
+        if len(names) > limit and query.get('list-type') == '2':
+            told['NextContinuationToken'] = quote(names[limit - 1])
+        elif len(names) > limit:
+            told['NextMarker'] = spell(names[limit - 1])
+        head = ''.join(f'<{name}>{value}</{name}>' for name, value in told.items() if value or name == 'Prefix')
         entries = ''.join(self._entry(name, prefix, delimiter, spell) for name in names[:limit])
-        head = '<EncodingType>url</EncodingType>' if is_encoded else ''
-        body = f'{head}<IsTruncated>{"true" if more else "false"}</IsTruncated>{more}{entries}'
-        return 200, {}, f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{body}</ListBucketResult>'.encode()
+        return 200, {}, f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{head}{entries}</ListBucketResult>'.encode()
 
     def _names(self, prefix: str, delimiter: str, after: str, limit: int) -> Iterator[str]:
         """Keys and common prefixes in order, at most `limit`; behind a common prefix it goes on where that ends."""
         start = max(prefix, after + (LAST if delimiter and after.endswith(delimiter) else '\0') if after else '')
         while limit:
-            for key in self.objects.keys_from(start):
+            for key in self.numbered.keys_from(start):
                 if not key.startswith(prefix):
                     return
                 cut = key.find(delimiter, len(prefix)) if delimiter else -1
@@ -178,19 +183,20 @@ class ScaleS3(FakeS3):
             else:
                 return
 
-    def _entry(self, name: str, prefix: str, delimiter: str, spell) -> str:
+    def _entry(self, name: str, prefix: str, delimiter: str, spell: Callable[[str], str]) -> str:
         if delimiter and name.endswith(delimiter) and len(name) > len(prefix):
             return f'<CommonPrefixes><Prefix>{spell(name)}</Prefix></CommonPrefixes>'
-        etag, size, stamp = self.objects.listed(name)
-        return (f'<Contents><Key>{spell(name)}</Key><LastModified>{stamp}</LastModified><ETag>{escape(etag)}</ETag><Size>{size}</Size>'
+        etag, size, stamp = self.numbered.listed(name)
+        return (f'<Contents><Key>{spell(name)}</Key><LastModified>{stamp}</LastModified><ETag>{etag}</ETag><Size>{size}</Size>'
                 '<StorageClass>STANDARD</StorageClass></Contents>')
 
 
 def main() -> None:
     """Until stdin ends; each line is a tree to have."""
-    with ScaleS3() as fake:
+    fake = ScaleS3()
+    with fake:
         print(json.dumps(fake.endpoint), flush=True)
         for line in sys.stdin:
             with fake.lock:
-                fake.objects.fill(*json.loads(line))
+                fake.numbered.fill(*json.loads(line))
             print('null', flush=True)

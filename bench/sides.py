@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from bench.processes import family
 from bench.rows import CTXFS, LOCAL
@@ -59,7 +59,7 @@ class Mount:
     def settle(self) -> None:
         self.call('sync')
 
-    def call(self, method: str, **parameters):
+    def call(self, method: str, **parameters: Any) -> Any:
         with ControlClient(self.socket) as client:
             return client.call(method, timeout=SETTLE_SECONDS, **parameters)
 

@@ -90,6 +90,8 @@ class MountOptions(msgspec.Struct, kw_only=True, frozen=True):
     policy_source: str = 'default'
     #: the file of --policy, watched while mounted
     policy_file: str | None = None
+    #: the preset whose white lists were laid over the policy, and are over each that the file comes to say
+    browser: Literal['minimal', 'standard'] | None = None
     #: --sync-every in seconds: 0 on close, policy.ONLY_ON_UNMOUNT; None: the policy's period
     sync_every: float | None = None
     #: seconds between two looks for remote changes
@@ -151,6 +153,7 @@ class FileConfig(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     max_upload_rate: str | int | None = None
     max_download_rate: str | int | None = None
     transfers: int | None = None
+    sse: str | None = None
     #: the policy of contexts that have none of their own, as ctxfs.policy_parse reads it
     policy: dict[str, Any] | None = None
 

@@ -23,6 +23,7 @@ from ctxfs.config import FileConfig, Preference, file_store_url, nearest, normal
 from ctxfs.durations import lag_alarm_of, poll_every_of, store_timeout_of, sync_every_of
 from ctxfs.errors import UsageError
 from ctxfs.limits import metrics_addr_of, rate_of, transfers_of
+from ctxfs.store_url import parse_sse, with_sse
 
 #: for all users of the host
 SYSTEM_FILE = Path('/etc/ctxfs/config.toml')
@@ -38,6 +39,7 @@ class NamedMount(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     store: str | None = None
     state_dir: str | None = None
     policy: str | None = None
+    browser: Literal['minimal', 'standard'] | None = None
     create: bool = False
     read_only: bool = False
     #: what -o says
@@ -56,6 +58,7 @@ class NamedMount(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     max_download_rate: str | int | None = None
     transfers: int | None = None
     metrics_addr: str | None = None
+    sse: str | None = None
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +178,7 @@ def _absolute(text: str, origin: str) -> str:
 _CHECKS: dict[str, Callable[[Any], object]] = {
     'store': normalise_store_url, 'cache_size': parse_size, 'sync_every': sync_every_of, 'poll_every': poll_every_of,
     'store_timeout': store_timeout_of, 'lag_alarm': lag_alarm_of, 'transfers': transfers_of, 'metrics_addr': metrics_addr_of,
+    'sse': parse_sse,
     'max_upload_rate': lambda text: rate_of(text, '--max-upload-rate'), 'max_download_rate': lambda text: rate_of(text, '--max-download-rate'),
     'options': lambda text: parse_fuse_options([text])}
 
@@ -183,4 +187,5 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
 
 def resolve_store_url(given: str | None, env: Mapping[str, str], config: FileConfig, data: Path) -> str:
     """The store to use. Raises UsageError."""
-    return normalise_store_url(given or env.get('CTXFS_STORE') or config.store or file_store_url(data / 'store'))
+    url = normalise_store_url(given or env.get('CTXFS_STORE') or config.store or file_store_url(data / 'store'))
+    return with_sse(url, config.sse, is_default=True)

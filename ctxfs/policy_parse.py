@@ -35,6 +35,7 @@ from ctxfs.policy import (
     WhiteList,
 )
 from ctxfs.policy_check import At, check, check_for_mount, quoted
+from ctxfs.policy_presets import with_browser
 
 #: far more than any policy has; what is larger is another file
 MAX_BYTES = 1 << 20
@@ -116,7 +117,7 @@ def reload_policy(options: MountOptions) -> SyncPolicy:
     if options.policy_file is None:
         raise UsageError(f'{options.mountpoint} was not mounted with --policy: there is no file to read again')
     origin = options.policy_file
-    policy = read_policy_file(origin)
+    policy = with_browser(read_policy_file(origin), options.browser, origin=origin)
     check_for_mount(policy, origin=origin, mountpoint=options.mountpoint, read_only=options.read_only, fsync=options.fsync,
                     sync_every=options.sync_every)
     was = options.policy

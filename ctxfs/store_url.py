@@ -14,7 +14,9 @@ from ctxfs.errors import UsageError
 from ctxfs.nearest import nearest
 
 #: what may follow the `?`, by scheme; what each means is the store's business
-STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
+STORE_PARAMETERS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile', 'sse')}
+#: what a server may be told to encrypt with; the last two take a key's id behind a colon
+ENCRYPTIONS = ('AES256', 'aws:kms', 'aws:kms:dsse')
 
 
 def normalise_store_url(url: str) -> str:
@@ -68,8 +70,34 @@ def _check_parameter(url: str, scheme: str, name: str, value: str) -> None:
         raise UsageError(f'store {url!r}: unknown parameter {name}{nearest(name, STORE_PARAMETERS[scheme])}')
     if name == 'endpoint' and not (re.fullmatch(r'https?://[^/@\s]+(/[^@\s]*)?', value) and _split(value)):
         raise UsageError(f'store {url!r}: endpoint must be http://HOST[:PORT] or https://HOST[:PORT], without credentials')
+    if name == 'sse':
+        parse_sse(value)
     if name == 'addressing' and value not in ('auto', 'path', 'virtual'):
         raise UsageError(f'store {url!r}: addressing is auto, path or virtual')
+
+
+def parse_sse(text: str) -> tuple[str, str]:
+    """(algorithm, id of the KMS key or ''). Raises UsageError."""
+    for name in sorted(ENCRYPTIONS, key=len, reverse=True):
+        if text == name:
+            return name, ''
+        if text.startswith(f'{name}:') and name != 'AES256' and re.fullmatch(r'[A-Za-z0-9:/_.-]{1,2048}', text[len(name) + 1:]):
+            return name, text[len(name) + 1:]
+    raise UsageError(f'sse {text}: write AES256, aws:kms, or aws:kms:KEYID')
+
+
+def with_sse(url: str, text: str | None, *, is_default: bool = False) -> str:
+    """The URL with that encryption; `is_default`: only where it names none, and the store is one that encrypts. Raises UsageError."""
+    if text is None:
+        return url
+    parse_sse(text)
+    place, _, query = url.partition('?')
+    pairs = dict(parse_qsl(query, keep_blank_values=True))
+    if not place.startswith('s3://'):
+        if is_default:
+            return url
+        raise UsageError(f'sse {text} has no effect on a {place.partition(":")[0]}:// store: it is the disk that encrypts, or does not')
+    return url if is_default and 'sse' in pairs else normalise_store_url(f'{place}?{urlencode({**pairs, "sse": text}, safe=":/")}')
 
 
 def file_store_url(directory: Path) -> str:

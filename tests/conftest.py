@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GRACE_SECONDS = float(os.environ.get('CTXFS_TEST_GRACE', '15'))
 #: how long before pytest-timeout's signal the mounts are aborted: the signal does not reach a thread that waits for a dead daemon
 ABORT_BEFORE_TIMEOUT = 15
-NEEDS_MOUNT = ('mount', 'crash')
+NEEDS_MOUNT = ('mount', 'crash', 'programs')
 KEPT_VARIABLES = ('CTXFS_TEST_', 'CTXFS_FUZZ_')
 
 failed = pytest.StashKey[bool]()
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     tempfile.tempdir = None
     top = Path(os.environ['TMPDIR'])
     for name in list(os.environ):
-        if name.startswith(('XDG_', 'AWS_', 'GIT_', 'CTXFS_')) and not name.startswith(KEPT_VARIABLES):
+        if name.startswith(('XDG_', 'AWS_', 'OSS_', 'ALIBABA_', 'GIT_', 'CTXFS_')) and not name.startswith(KEPT_VARIABLES):
             del os.environ[name]
     for name in sorted(leftovers.EXPECTED_NAMES):
         (top / name).mkdir(mode=0o700, exist_ok=True)

@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
 }
 #: modules of the package itself: what all others may know
 BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.config_file', 'ctxfs.durations', 'ctxfs.limits', 'ctxfs.logs',
-        'ctxfs.nearest', 'ctxfs.patterns', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse', 'ctxfs.policy_text',
+        'ctxfs.nearest', 'ctxfs.patterns', 'ctxfs.policy', 'ctxfs.policy_check', 'ctxfs.policy_parse', 'ctxfs.policy_presets', 'ctxfs.policy_text',
         'ctxfs.private_files', 'ctxfs.records', 'ctxfs.rules', 'ctxfs.store_url'}
 #: no third-party package has two importers, so that it can be replaced, and its errors translated, in one place
 IMPORTERS: dict[str, tuple[str, ...]] = {

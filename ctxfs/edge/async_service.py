@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from ctxfs.edge.context_service import URL_SECONDS, ContextService
+from ctxfs.edge.sdk_session import CreateSessionParams, SdkSession, SessionResult, create_session
 from ctxfs.edge.service_results import (
     ClearContextResult,
     Context,
@@ -99,3 +100,10 @@ class AsyncAgentBay:
 
     def __init__(self, api_key: str = '', *, store: str | None = None, state_dir: str | None = None) -> None:
         self.context = AsyncContextService(store, state_dir=state_dir)
+        self._where = {'store': store, 'state_dir': state_dir}
+
+    async def create(self, params: CreateSessionParams | None = None) -> SessionResult:
+        return await _in_thread(lambda: create_session(params, **self._where))
+
+    async def delete(self, session: SdkSession, sync_context: bool = False) -> OperationResult:
+        return await _in_thread(lambda: session.delete(sync_context))

@@ -8,11 +8,18 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from ctxfs import __version__
 from ctxfs.errors import CtxfsError, UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+#: set by a shell that asks for completions
+COMPLETING = '_CTXFS_COMPLETE'
 
 #: name → (module, attribute, one line for --help)
 COMMANDS = {
@@ -35,6 +42,8 @@ COMMANDS = {
     'service': ('ctxfs.edge.cli_service', 'service', 'Run named mounts as services of systemd.'),
     'fstab': ('ctxfs.edge.cli_fstab', 'fstab', 'Let mount -t fuse.ctxfs and /etc/fstab work.'),
     'policy': ('ctxfs.edge.cli_policy', 'policy', 'Check, show and store sync policies.'),
+    'completion': ('ctxfs.edge.cli_completion', 'completion', 'Print completions for bash, zsh or fish.'),
+    'manual': ('ctxfs.edge.cli_manual', 'manual', 'Print the manual page ctxfs(1).'),
 }
 
 
@@ -46,7 +55,18 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[name]
-        return getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module), attribute)
+        if COMPLETING not in os.environ:
+            return command
+        from ctxfs.edge.cli_completion import with_values
+        return with_values(command)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Of commands without importing all of them."""
+        from click.shell_completion import CompletionItem
+        if incomplete.startswith('-'):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, _, text) in COMMANDS.items() if name.startswith(incomplete)]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith('-'):

@@ -22,6 +22,7 @@ from ctxfs.edge.human import printable as printable
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.runtime_dir import Mount, current_mounts
 from ctxfs.errors import NotFound
+from ctxfs.store_url import with_sse
 
 
 class Invocation:
@@ -39,6 +40,10 @@ class Invocation:
     @functools.cached_property
     def store_url(self) -> str:
         return resolve_store_url(self._given_store, os.environ, self.config, self.paths.data)
+
+    def encrypted(self, sse: str | None) -> Invocation:
+        """The same command, with a store that is told to encrypt so. Raises UsageError."""
+        return self if sse is None else Invocation(with_sse(self.store_url, sse), self._given_state_dir, self.as_json)
 
     def for_named(self, mount: NamedMount) -> Invocation:
         """The same command, with the store and state directory of a named mount where none were given."""

@@ -59,9 +59,9 @@ def _parsed(words: tuple[str, ...]) -> tuple[str | None, str, str]:
 
 def _list(invocation: Invocation, reference: str | None) -> int:
     mounts = invocation.mounts()
-    chosen = select(mounts, reference)
+    chosen = select(mounts, reference, invocation.configuration)
     if reference is not None and not chosen:
-        raise NotFound(f'{reference} was not mounted here{nearest(reference, names_of(mounts))}')
+        raise NotFound(f'{reference} was not mounted here{nearest(reference, [*names_of(mounts), *invocation.configuration.mounts])}')
     found = [{**entry, 'mountpoint': mount.record.mountpoint, 'contextId': mount.record.context_id} for mount in chosen for entry in _of(mount)]
     if invocation.as_json:
         print_json({'conflicts': found})

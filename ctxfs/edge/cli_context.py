@@ -11,6 +11,7 @@ from ctxfs.edge.cli_audit import audited
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, print_table, printable
 from ctxfs.edge.context_desk import open_desk
 from ctxfs.edge.progress import Transfer
+from ctxfs.edge.runtime_dir import Pending
 from ctxfs.sync import copying
 
 
@@ -99,7 +100,8 @@ def copy(invocation: Invocation, source: str, target: str, create: bool, update:
         found, into = desk.registry.find(source), desk.target(target, create=create)
         line.about(into)
         into = desk.begin_copy(found, into, update=update)
-        with Transfer(f'copy {found.name}', quiet=invocation.as_json) as progress:
+        count, size = (0, 0) if invocation.as_json else copying.measure(desk.store, found)
+        with Transfer(f'copy {found.name}', Pending(files=count, bytes=size), quiet=invocation.as_json) as progress:
             copied = desk.finish_copy(found, into, progress)
     if invocation.as_json:
         print_json({'id': into.id, 'name': into.name, 'objects': copied.objects, 'bytes': copied.bytes, 'equal': copied.equal,

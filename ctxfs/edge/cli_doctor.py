@@ -44,8 +44,11 @@ def doctor(invocation: Invocation, context: str | None, is_asked_anew: bool, is_
 def _checks(invocation: Invocation, context: str | None, *, is_asked_anew: bool) -> list[Check]:
     url = invocation.store_url
     is_embedded = preflight.is_default_store(url, invocation.paths.data)
-    return [('fuse', doctor_host.check_fuse), ('library', doctor_host.check_library),
+    return [('versions', doctor_host.check_versions), ('fuse', doctor_host.check_fuse), ('library', doctor_host.check_library),
+            ('directories', partial(doctor_host.check_directories, invocation.paths)),
             ('store', partial(doctor_store.check_store, url, create=is_embedded, context=context)),
+            ('clock', partial(doctor_store.check_clock, url, context=context)),
+            ('rules', partial(doctor_store.check_rules, url, context=context)),
             ('abilities', partial(doctor_store.check_abilities, url, state_root=invocation.paths.state, context=context,
                                   is_asked_anew=is_asked_anew))]
 

@@ -25,8 +25,9 @@ HELPER = 'mount.fuse.ctxfs'
 _USAGE, _FAILED = 1, 32
 
 #: words of -o that are options of `ctxfs mount`; `-` and `_` are the same
-_VALUES = frozenset({'store', 'state_dir', 'policy', 'cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level',
-                     'lag_alarm', 'audit_log'})
+_VALUES = frozenset({'store', 'state_dir', 'policy', 'browser', 'cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every',
+                     'store_timeout', 'log_level', 'lag_alarm', 'audit_log', 'max_upload_rate', 'max_download_rate', 'transfers', 'metrics_addr',
+                     'sse'})
 _FLAGS = frozenset({'create', 'wait_download', 'log_json'})
 #: words that are for mount(8), systemd or nobody, or say what is so anyway
 _FOREIGN = re.compile(r'defaults|(no)?auto|(no)?users?|user=.*|owner|group|_netdev|(no)?fail|async|relatime|comment=.*|[xX]-.*|uhelper=.*|')

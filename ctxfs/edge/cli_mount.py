@@ -43,6 +43,7 @@ from ctxfs.errors import CtxfsError, Exists, InvalidArgument, NotFound, UsageErr
 from ctxfs.limits import Address, metrics_addr_of, rate_of, transfers_of
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
+from ctxfs.policy_presets import BROWSER, Browser
 from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
@@ -70,6 +71,8 @@ _T = TypeVar('_T')
 @click.option('--fsync', type=click.Choice(['local', 'remote']), help='What fsync() waits for (default: local).')
 @click.option('--conflict', type=click.Choice(PREFERENCES), help='Which version keeps the name when two hosts changed one file (default: keep-both).')
 @click.option('--policy', 'policy_file', metavar='FILE', help='The sync policy, as JSON or TOML (default: the one stored with CTX).')
+@click.option('--browser', type=click.Choice(tuple(BROWSER)), help='For a mount at a browser\'s user-data directory: sync its cookies (minimal) or '
+              'also storage, logins and settings (standard), and nothing else. Laid over the policy, which must have no bwList of its own.')
 @click.option('--sync-every', metavar='TIME', help='Upload so long after a change, like 30s or 5m; 0: on close; unmount: only then.')
 @click.option('--poll-every', metavar='TIME', help='Look for remote changes so often (default: 10s).')
 @click.option('--store-timeout', metavar='TIME', help='How long a program waits for a store that does not answer (default: 60s).')
@@ -77,6 +80,7 @@ _T = TypeVar('_T')
 @click.option('--max-download-rate', metavar='RATE', help='Receive at most so many; what a program waits for goes before the rest.')
 @click.option('--transfers', type=int, metavar='N', help='Have at most N files transferred at once, beside what programs wait for.')
 @click.option('--metrics-addr', metavar='[HOST:]PORT', help='Serve metrics for Prometheus over HTTP there (HOST: 127.0.0.1).')
+@click.option('--sse', metavar='HOW', help='Have every object encrypted by the server: AES256, aws:kms or aws:kms:KEYID.')
 @click.option('--wait-download', is_flag=True, help='Return when the content is in the local cache.')
 @click.option('--log-level', type=click.Choice(LOG_LEVELS), help='How much goes into the log (default: info).')
 @click.option('--log-json', is_flag=True, help='Log lines as JSON (default: text, or what journald reads where it listens).')
@@ -96,8 +100,9 @@ def mount(invocation: Invocation, reference: str, mountpoint: str | None, **opti
 
 
 def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: bool, read_only: bool, foreground: bool, fuse: tuple[str, ...],
-           policy_file: str | None, wait_download: bool, **settings: Any) -> int:
+           policy_file: str | None, browser: Browser | None, wait_download: bool, **settings: Any) -> int:
     use_service_credentials(os.environ)
+    invocation = invocation.encrypted(settings['sse'])
     fuse_options, url = parse_fuse_options(fuse), invocation.store_url
     wishes = _wishes(invocation, settings, read_only=read_only or fuse_options.read_only, wait_download=wait_download)
     _check_limits(settings, url)
@@ -106,7 +111,7 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
     preflight.check_fuse()
     preflight.check_allow_other(fuse_options)
     path = real_mountpoint(mountpoint)
-    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.configuration.origin('policy'),
+    chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.configuration.origin('policy'), browser=browser,
                                     check=wishes.checker({path, os.path.abspath(mountpoint)}))
     audit = audit_path(invocation, settings['audit_log'], mountpoint=path)
     preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
@@ -273,6 +278,7 @@ def _options(invocation: Invocation, context: ContextRecord, path: str, fuse: Fu
         uid=os.getuid() if fuse.uid is None else fuse.uid, gid=os.getgid() if fuse.gid is None else fuse.gid,
         umask=0o022 if fuse.umask is None else fuse.umask, allow_other=fuse.allow_other, xattrs=fuse.xattrs,
         kernel_options=fuse.kernel_options, below=below, policy=chosen.policy, policy_source=chosen.source, policy_file=chosen.file,
+        browser=chosen.browser,
         sync_every=wishes.sync_every_for(chosen.policy), poll_every=wishes.poll_every, store_timeout=wishes.store_timeout,
         log_level=wishes.log_level, log_style=wishes.log_style, lag_alarm=wishes.lag_alarm, audit_log=audit_log,
         upload_rate=wishes.upload_rate, download_rate=wishes.download_rate, transfers=wishes.transfers, metrics_addr=wishes.metrics_addr,

@@ -11,8 +11,8 @@ from ctxfs.edge.cli_common import Invocation
 from ctxfs.errors import UsageError
 
 #: options that both have, where the command line's wins
-_SETTINGS = ('cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level', 'lag_alarm', 'audit_log',
-             'max_upload_rate', 'max_download_rate', 'transfers', 'metrics_addr')
+_SETTINGS = ('browser', 'cache_size', 'fsync', 'conflict', 'sync_every', 'poll_every', 'store_timeout', 'log_level', 'lag_alarm', 'audit_log',
+             'max_upload_rate', 'max_download_rate', 'transfers', 'metrics_addr', 'sse')
 
 
 class Arguments(NamedTuple):

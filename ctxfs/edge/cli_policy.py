@@ -20,6 +20,7 @@ from ctxfs.edge.runtime_dir import Mount, MountRecord
 from ctxfs.errors import NotFound
 from ctxfs.policy import BWList, SyncPolicy, WhiteList
 from ctxfs.policy_parse import policy_to_bytes, policy_to_json, read_policy_file
+from ctxfs.policy_presets import BROWSER, Browser, with_browser
 from ctxfs.policy_text import describe, json_schema, policy_answer
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.policy_store import save_policy
@@ -38,10 +39,11 @@ def policy() -> None:
 
 
 @policy.command()
+@click.option('--browser', type=click.Choice(tuple(BROWSER)), help='With the white lists of ctxfs mount --browser.')
 @common_options
-def default(invocation: Invocation) -> int:
+def default(invocation: Invocation, browser: Browser | None) -> int:
     """The default policy, to begin a file with."""
-    print_json(policy_to_json(DEFAULT))
+    print_json(policy_to_json(with_browser(DEFAULT, browser, origin='the default policy')))
     return 0
 
 
@@ -59,18 +61,19 @@ def check(invocation: Invocation, file: str) -> int:
 
 
 @policy.command()
-@click.argument('reference', metavar='[FILE|CTX|MOUNTPOINT]', required=False)
+@click.argument('reference', metavar='[FILE|CTX|MOUNTPOINT|NAME]', required=False)
 @common_options
 def show(invocation: Invocation, reference: str | None) -> int:
-    """What a policy does, in sentences: of a file, a mount, a context; without one, of a context that has none of its own."""
+    """What a policy does, in sentences: of a file, a mount (NAME: one of the config file), a context; without one, of a context that has none of
+    its own."""
     if reference is None:
         choice = policy_choice.fallback(invocation.config, invocation.configuration.origin('policy'))
         _print(invocation, choice.policy, source=choice.source)
     elif os.path.isfile(reference):
         _print(invocation, read_policy_file(reference), source=os.path.abspath(reference), file=os.path.abspath(reference))
     else:
-        running = next((m for m in select(invocation.mounts(), reference) if m.is_alive()), None)
-        _show_mount(invocation, running) if running is not None else _show_context(invocation, reference)
+        running = next((m for m in select(invocation.mounts(), reference, invocation.configuration) if m.is_alive()), None)
+        _show_mount(invocation, running) if running is not None else _show_absent(invocation, reference)
     return 0
 
 
@@ -137,10 +140,22 @@ def _show_mount(invocation: Invocation, mount: Mount) -> None:
         _print_sentences(answer['source'], answer['sentences'])
 
 
-def _show_context(invocation: Invocation, reference: str) -> None:
+def _show_absent(invocation: Invocation, reference: str) -> None:
+    """Of what is not mounted: a context, or a mount of the config file as it would be."""
+    if reference not in invocation.configuration.mounts or select(invocation.mounts(), reference):
+        _show_context(invocation, reference)
+        return
+    named = invocation.configuration.named(reference)
+    if named.policy is None:
+        _show_context(invocation.for_named(named), named.context, named.browser)
+    else:
+        _print(invocation, with_browser(read_policy_file(named.policy), named.browser, origin=named.policy), source=named.policy, file=named.policy)
+
+
+def _show_context(invocation: Invocation, reference: str, browser: Browser | None = None) -> None:
     with _open_context(invocation, reference) as (store, context):
         choice = policy_choice.stored(store, context) or policy_choice.fallback(invocation.config, invocation.configuration.origin('policy'))
-    _print(invocation, choice.policy, source=choice.source)
+    _print(invocation, with_browser(choice.policy, browser, origin=choice.origin), source=choice.source)
 
 
 # --- output ------------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ctxfs.config import load_host_id
-from ctxfs.edge import preflight
+from ctxfs.edge import policy_choice, preflight
 from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.state_lock import is_locked
 from ctxfs.errors import Denied, InUse, NotFound
@@ -23,6 +23,8 @@ from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 from ctxfs.sync import clearing, copying
 from ctxfs.sync.context_files import ContextFiles
+from ctxfs.sync.held_turns import HeldTurns
+from ctxfs.sync.resumable import UploadNotes
 
 _LOOKS = 8
 
@@ -34,8 +36,11 @@ class ContextDesk:
         self._invocation = invocation
         self.store = store
         self.registry = Registry(store)
+        self._turns: dict[str, HeldTurns] = {}
 
     def close(self) -> None:
+        for turns in self._turns.values():
+            turns.close()
         self.store.close()
 
     @functools.cached_property
@@ -110,10 +115,14 @@ class ContextDesk:
         return clearing.renamed(self.store, record, name)
 
     def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
-        """Raises InUse where nothing may be added."""
-        if for_writing:
-            clearing.check_whole(record)
-        return ContextFiles(self.store, record.id, host=self.host)
+        """Raises InUse where nothing may be added, and UsageError for a stored policy that cannot be read."""
+        turns = self._turns.setdefault(record.id, HeldTurns(self.store, record.prefix, host=self.host))
+        if not for_writing:
+            return ContextFiles(self.store, record.id, host=self.host, turns=turns)
+        clearing.check_whole(record)
+        chosen = policy_choice.stored(self.store, record)
+        return ContextFiles(self.store, record.id, host=self.host, policy=chosen.policy if chosen is not None else None,
+                            uploads=UploadNotes(self._invocation.paths.state / 'uploads'), turns=turns)
 
 
 @contextlib.contextmanager

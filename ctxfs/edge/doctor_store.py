@@ -11,13 +11,18 @@ from pathlib import Path
 
 from ctxfs.edge import preflight
 from ctxfs.edge.doctor import Finding, Level
-from ctxfs.records import RESERVED_DIR
+from ctxfs.edge.human import human_seconds
+from ctxfs.errors import Denied, Unsupported
+from ctxfs.records import LIFECYCLE_NAME, RESERVED_DIR
 from ctxfs.storage.object_store import UNKNOWN, Capabilities, Condition, Write
 from ctxfs.storage.registry import context_prefix
 from ctxfs.storage.remembered import Remembered
 from ctxfs.storage.stores import directory_of, open_store
 from ctxfs.sync.turns import CONTEND_SECONDS, GRACE_SECONDS, LEASE_SECONDS, SETTLE_SECONDS
 
+#: more than any network's delay
+SKEW_SECONDS = 10.0
+CONTEXTS = 'contexts/'
 _OVER, _ABSENT = Condition(etag='any'), Condition(absent=True)
 _TURNS = (f'hosts of ctxfs take turns, so none overwrites another (one that dies in its turn holds the others up for at most '
           f'{LEASE_SECONDS + GRACE_SECONDS:.0f} s); what another tool writes in the milliseconds between a look and the write is overwritten')
@@ -27,6 +32,48 @@ def check_store(url: str, *, create: bool, context: str | None) -> Iterator[Find
     """`create`: it is the embedded store, made on first use. Raises what preflight.open_checked_store raises."""
     with contextlib.closing(preflight.open_checked_store(url, create=create, context=context)) as store:
         yield Finding(Level.OK, 'store', f'{store.url} answers')
+
+
+def check_clock(url: str, *, context: str | None) -> Iterator[Finding]:
+    """The host's clock beside the store's. Signed requests bear 15 minutes; times of files and conflicts are those of the host's."""
+    if directory_of(url) is not None:
+        return
+    with contextlib.closing(open_store(url)) as store:
+        began = time.time()
+        page = preflight.patiently(lambda: store.list(_scratch_prefix(url, context), limit=1))
+        ended = time.time()
+    if not page.now_ns:
+        yield Finding(Level.WARN, 'clock', 'the store does not say what time it is', 'see to it that this host\'s clock is right')
+        return
+    theirs = page.now_ns / 1e9       # whole seconds, cut off
+    skew = min(0.0, ended - theirs) or max(0.0, began - theirs - 1)
+    if abs(skew) > SKEW_SECONDS:
+        yield Finding(Level.WARN, 'clock', f'this host\'s is {human_seconds(abs(skew))} {"ahead of" if skew > 0 else "behind"} the store\'s; from '
+                      '15 minutes on it refuses requests', 'set it, for instance by timedatectl set-ntp true')
+    else:
+        yield Finding(Level.OK, 'clock', f'this host\'s agrees with the store\'s{f" to {abs(skew):.0f} s" if abs(skew) >= 1 else ""}')
+
+
+def check_rules(url: str, *, context: str | None) -> Iterator[Finding]:
+    """Lifecycle rules of the bucket: ctxfs's own, and those of others that remove what is in contexts."""
+    if directory_of(url) is not None:
+        return
+    below = _scratch_prefix(url, context).removesuffix(RESERVED_DIR) or CONTEXTS
+    try:
+        with contextlib.closing(open_store(url)) as store:
+            rules = preflight.patiently(store.expiry_rules)
+    except (Denied, Unsupported) as error:
+        yield Finding(Level.OK, 'rules', f'lifecycle rules cannot be read: {error}')
+        return
+    ours = [rule for rule in rules if rule.tag.startswith(f'{LIFECYCLE_NAME}=')]
+    others = [rule for rule in rules if rule not in ours and (rule.prefix.startswith(below) or below.startswith(rule.prefix))]
+    if ours or not others:
+        yield Finding(Level.OK, 'rules', f'lifecycle rules of ctxfs: {", ".join(sorted(rule.rule_id for rule in ours)) or "none"}')
+    for rule in others:
+        narrowed = ', '.join(word for word in (rule.tag and f'with the tag {rule.tag}', rule.narrowed) if word)
+        yield Finding(Level.WARN, 'rules', f'the lifecycle rule {rule.rule_id or "without a name"} of this bucket removes what is below '
+                      f'{rule.prefix or "/"}{f" ({narrowed})" if narrowed else ""} {rule.when}, files of contexts with it',
+                      'give it another prefix, unless that is meant')
 
 
 def check_abilities(url: str, *, state_root: Path, context: str | None, is_asked_anew: bool) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
-"""Which policy a mount gets: --policy FILE, else the one kept with the context, else [policy] of config.toml, else the default.
+"""Which policy a mount gets: --policy FILE, else the one kept with the context, else [policy] of config.toml, else the default; with the white
+lists of --browser laid over it.
 
 Owns that order, and when a policy is kept with a context. It must not print or mount: refusals are raised before anything is made, and
 what the user should know is returned.
@@ -15,6 +16,7 @@ from ctxfs.config import FileConfig
 from ctxfs.errors import CtxfsError, UsageError
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_parse import parse_policy, policy_to_bytes, read_policy_file
+from ctxfs.policy_presets import Browser, with_browser
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.policy_store import load_policy, save_policy
 from ctxfs.storage.registry import ContextRecord
@@ -27,6 +29,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     origin: str
     file: str | None = None
+    #: the preset whose white lists it has
+    browser: Browser | None = None
 
 
 class Check(Protocol):
@@ -61,52 +65,65 @@ def _with_remedy(error: UsageError, context: ContextRecord) -> UsageError:
 class Chooser:
     """For one mount. Raises UsageError at once for a --policy FILE that is wrong, or wrong for this mount."""
 
-    def __init__(self, file: str | None, config: FileConfig, config_file: Path, *, check: Check) -> None:
+    def __init__(self, file: str | None, config: FileConfig, config_file: Path, *, check: Check, browser: Browser | None = None) -> None:
         self._check = check
+        self._browser = browser
         self._given: Choice | None = None
         #: `keep` stored it
         self.is_kept = False
         #: why a context without a policy of its own cannot be mounted: to be raised before such a context is made
         self.refusal: UsageError | None = None
-        self._fallback = fallback(config, config_file)
         if file is not None:
             path = os.path.abspath(file)
-            self._given = Choice(policy=read_policy_file(file), source=path, origin=file, file=path)
+            self._given = self._dressed(Choice(policy=read_policy_file(file), source=path, origin=file, file=path))
             check(self._given.policy, origin=file)
+        self._chosen = self._given
+        self._fallback = fallback(config, config_file)
+        if file is not None:
             return
         try:
+            self._fallback = self._dressed(self._fallback)
             check(self._fallback.policy, origin=self._fallback.origin)
         except UsageError as e:
             self.refusal = e
 
     def choose(self, store: ObjectStore, context: ContextRecord) -> Choice:
-        """Raises UsageError for a policy that the mount cannot have, or what the store raises. Changes nothing."""
-        if self._given is not None:
-            return self._given
+        """Raises UsageError for a policy that the mount cannot have, or what the store raises. Changes nothing in the store."""
+        self._chosen = self._given or self._of(store, context)
+        return self._chosen
+
+    def _of(self, store: ObjectStore, context: ContextRecord) -> Choice:
         found = stored(store, context)
         if found is None:
             if self.refusal is not None:
                 raise self.refusal
             return self._fallback
+        found = self._dressed(found)
         try:
             self._check(found.policy, origin=found.origin)
         except UsageError as e:
             raise _with_remedy(e, context) from e
         return found
 
+    def _dressed(self, choice: Choice) -> Choice:
+        """With the white lists of --browser. Raises UsageError."""
+        policy = with_browser(choice.policy, self._browser, origin=choice.origin)
+        return msgspec.structs.replace(choice, policy=policy, browser=self._browser)
+
     def keep(self, store: ObjectStore, context: ContextRecord, *, read_only: bool) -> str:
-        """Keep the policy of --policy with a context that has none. Returns one line for the user, '' where there is nothing to say:
-        whatever the store does, the mount has its policy."""
-        if self._given is None:
+        """Keep the policy of --policy or --browser with a context that has none. Returns one line for the user, '' where there is nothing to
+        say: whatever the store does, the mount has its policy."""
+        if self._chosen is None or (self._given is None and self._browser is None):
             return ''
+        name = f'--browser {self._browser}' if self._given is None else self._given.origin
         try:
-            self.is_kept = not read_only and save_policy(store, context.id, policy_to_bytes(self._given.policy), only_if_none=True)
+            self.is_kept = not read_only and save_policy(store, context.id, policy_to_bytes(self._chosen.policy), only_if_none=True)
             if self.is_kept or self._is_stored(store, context):
                 return ''
         except CtxfsError as e:
-            return f'this mount uses {self._given.origin}, which could not be stored with context {context.name}: {e}'
-        return (f'this mount uses {self._given.origin}; context {context.name} has another policy stored with it, '
-                f'which ctxfs policy set {context.name} {self._given.origin} would replace')
+            return f'this mount uses {name}, which could not be stored with context {context.name}: {e}'
+        return (f'this mount uses {name}; context {context.name} has another policy stored with it, '
+                f'which ctxfs policy set {context.name} {"FILE" if self._browser else name} would replace')
 
     def _is_stored(self, store: ObjectStore, context: ContextRecord) -> bool:
         """Whether the context's policy is ours; for a read-only mount, which stores nothing, none will do."""
@@ -114,7 +131,7 @@ class Chooser:
             found = stored(store, context)
         except UsageError:
             return False
-        return found is None or (self._given is not None and found.policy == self._given.policy)
+        return found is None or (self._chosen is not None and found.policy == self._chosen.policy)
 
 
 def fitted(choice: Choice, context: ContextRecord, mode: str) -> Choice:

@@ -24,7 +24,7 @@ from ctxfs.storage import file_layout as at
 from ctxfs.storage.file_bytes import copy_bytes, read_range, write_all
 from ctxfs.storage.file_find import READ_FLAGS, Finder, Found, check_condition, check_etag, existing
 from ctxfs.storage.file_walk import Page, Walker, after, from_token
-from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
+from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, ExpiryRule, Failures, Resume, check_metadata, check_tags
 
 #: how often a read is begun anew when somebody edits the file in place meanwhile
 _READ_ATTEMPTS = 5
@@ -111,6 +111,9 @@ class FileStore:
     def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
         raise Unsupported('a directory removes nothing by itself')
 
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return []
+
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         page = Page(prefix.encode('utf-8', 'replace'), delimiter.encode('utf-8', 'replace'), max(1, min(limit, 1000)))
         lower = after(start_after.encode('utf-8', 'replace')) if start_after else b''
@@ -147,7 +150,8 @@ class FileStore:
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
                  content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
-                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
+                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None,
+                 resume: Resume | None = None) -> PutResult:
         version = _version(metadata, content_type, tags)
 
         def fill(fd: int) -> None:
@@ -155,6 +159,9 @@ class FileStore:
                 raise Aborted(f'{key}: the content moved while it was being stored')
         with _translate(key):
             return self._put(key, fill, size, version, condition)
+
+    def abandon(self, key: str, upload_id: str) -> None:
+        """There are no uploads in parts here."""
 
     def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
              metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:

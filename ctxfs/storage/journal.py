@@ -191,6 +191,9 @@ class Journal:
     def put_object(self, known: Known) -> None:
         self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
 
+    def put_objects(self, known: Iterable[Known]) -> None:
+        self._db.many('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
+
     def note_lifetime(self, key: str, etag: str, lifecycle: str, uploaded_ns: int) -> None:
         """What the store says of when this version came, and when it expires."""
         self._db.execute('UPDATE object SET lifecycle = ?, uploaded_ns = ? WHERE key = ? AND etag = ?', (lifecycle, uploaded_ns, key, etag))
@@ -267,6 +270,18 @@ class Journal:
         if last is not None:
             sql, args = f'{sql} AND key <= ?', [after, last]
         return {row[0]: row[1:] for row in self._db.rows(sql, args)}
+
+    def hint_quantiles(self, parts: int, *, least: int) -> list[str]:
+        """Keys that cut the hints into so many parts of like size; none where a part would have fewer than `least`."""
+        count = self._db.row('SELECT count(*) FROM hint')[0]
+        if count < parts * least:
+            return []
+        return [self._db.row('SELECT key FROM hint ORDER BY key LIMIT 1 OFFSET ?', (count * part // parts,))[0] for part in range(1, parts)]
+
+    def hints_are_few(self, after: str, last: str, most: int) -> bool:
+        """Whether there are no more than so many with after < key <= last."""
+        count = self._db.row('SELECT count(*) FROM (SELECT 1 FROM hint WHERE key > ? AND key <= ? LIMIT ?)', (after, last, most + 1))[0]
+        return int(count) <= most
 
     def drop_hints_of(self, keys: Iterable[str]) -> None:
         self._db.many('DELETE FROM hint WHERE key = ?', ((key,) for key in keys))

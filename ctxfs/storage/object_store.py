@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 
@@ -39,6 +39,24 @@ class Memory(Protocol):
     def keep(self, capabilities: Capabilities) -> None: ...
 
     def forget(self) -> None: ...
+
+
+class Resume(Protocol):
+    """What is remembered of one upload in parts, so that it can be gone on with after its process has ended."""
+
+    #: '' where nothing was begun, or is known
+    @property
+    def upload_id(self) -> str: ...
+
+    @property
+    def parts(self) -> dict[int, str]:
+        """Their etags by number, as far as they are there."""
+
+    def begun(self, upload_id: str) -> None: ...
+
+    def sent(self, number: int, etag: str) -> None: ...
+
+    def over(self) -> None: ...
 
 
 ALWAYS = Condition()
@@ -131,6 +149,15 @@ class EtagMaker(Protocol):
         """Without quotes."""
 
 
+class ExpiryRule(NamedTuple):
+    """Objects whose keys begin with `prefix` (and that have the tag, `key=value`, and are what else `narrowed` says) go `when`."""
+    rule_id: str
+    prefix: str
+    tag: str
+    narrowed: str
+    when: str
+
+
 class ObjectStore(Protocol):
     """See the module docstring for errors. Keys are non-empty str that encode to at most 1,023 bytes of UTF-8 (S3's and OSS's rule)."""
 
@@ -173,11 +200,16 @@ class ObjectStore(Protocol):
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
                  content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
-                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
+                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None,
+                 resume: Resume | None = None) -> PutResult:
         """Store `size` bytes read from `file` from offset 0, as one PUT or as a multipart upload in parallel parts of bounded memory.
         After the last byte was read and before the object becomes visible `may_commit()` is asked: False means the content moved, so
         the attempt is thrown away (multipart aborted) and RemoteChanged is NOT raised but `Aborted`; so it is for a file with fewer than
-        `size` bytes. `progress(n)`: n more bytes sent, called by any thread."""
+        `size` bytes. `progress(n)`: n more bytes sent, called by any thread. `resume`: an upload in parts that fails for a reason that
+        passes, or whose process ends, stays, and the next call with the same content goes on with it; a store without parts ignores it."""
+
+    def abandon(self, key: str, upload_id: str) -> None:
+        """Throw away an upload in parts that nobody goes on with; one that is gone already is success."""
 
     def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
              metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:
@@ -197,6 +229,10 @@ class ObjectStore(Protocol):
 
         Raises Unsupported (no such rules here: the caller removes the objects), Denied (no right to them), Exists (a rule with this id
         says something else), RemoteUnavailable."""
+
+    def expiry_rules(self) -> list[ExpiryRule]:
+        """The rules that are in force by which the store itself removes objects of this store, whoever made them.
+        Raises Unsupported (it has no rules), Denied (no right to read them), RemoteUnavailable."""
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Remove the object; absent is success. RemoteChanged where if_match names another version."""

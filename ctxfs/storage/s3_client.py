@@ -29,6 +29,8 @@ import botocore.httpsession
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
 from ctxfs.storage import fibers
+from ctxfs.storage.s3_credentials import find_credentials
+from ctxfs.storage.s3_encryption import encryption_headers, makes_object
 from ctxfs.storage.s3_errors import code_of, error_for, status_of
 from ctxfs.storage.s3_http import HttpPool, Response, Timeouts
 from ctxfs.storage.s3_retry import ATTEMPTS, BUSY, LONGEST_SECONDS, pause, retry_after_of
@@ -55,10 +57,11 @@ _RENEWABLE = frozenset({'ExpiredToken', 'ExpiredTokenException', 'SecurityTokenE
 
 class S3Client:
     """One bucket at one endpoint. Thread-safe. Raises UsageError for a profile or an endpoint that cannot be. `silence`: seconds for which
-    the server may say nothing before a request has failed."""
+    the server may say nothing before a request has failed; `sse`: what every object is to be encrypted with, there."""
 
     def __init__(self, bucket: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
-                 addressing: str = 'auto', silence: float | None = None, traffic: Traffic | None = None) -> None:
+                 addressing: str = 'auto', silence: float | None = None, traffic: Traffic | None = None,
+                 sse: str | None = None) -> None:
         self.bucket = bucket
         self._timeouts = Timeouts() if silence is None else Timeouts(connect=min(Timeouts().connect, silence), read=silence)
         self._profile = profile
@@ -74,6 +77,7 @@ class S3Client:
         self._pool = HttpPool(origin, ca_file=_ca_file(), traffic=self._traffic)
         self._host = origin.partition('//')[2]
         self._sign_body = origin.startswith('http://')
+        self._encrypted = encryption_headers(sse, self._service_url) if sse else {}
         self._lock = threading.Lock()
         self._credentials: Any = None
         self._renewed_at = float('-inf')
@@ -96,6 +100,8 @@ class S3Client:
         until = time.monotonic() + self._timeouts.read * (3 if repeatable and method == 'PUT' else 1)
         chosen = timeouts or (self._timeouts._replace(read=3 * self._timeouts.read) if is_long else self._timeouts)
         kind = _kind_of(method, query or {}, headers or {})
+        if self._encrypted and makes_object(method, query or {}):
+            headers = {**(headers or {}), **self._encrypted}
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._attempt(method, target, headers or {}, body, what, repeatable, chosen, body_max, kind)
@@ -166,11 +172,14 @@ class S3Client:
         with translate(what, self.bucket):
             if self._credentials is None:
                 with self._lock:
-                    self._credentials = self._credentials or self._session.get_credentials()
+                    self._credentials = self._credentials or self._find(self._session)
                 if self._credentials is None:
                     raise Denied('no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile')
             frozen = self._credentials.get_frozen_credentials()
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def _find(self, session: Any) -> Any:
+        return find_credentials(session.get_credentials, endpoint=self._service_url, has_profile=self._profile is not None, env=os.environ)
 
     def _renewed_credentials(self, refused: Credentials, what: str) -> Credentials | None:
         """Others than those that were refused, if there are any: a file that somebody has written anew is read by botocore only once. None
@@ -182,7 +191,7 @@ class S3Client:
             try:
                 with translate(what, self.bucket):
                     session = boto3.Session(profile_name=self._profile)
-                    found = session.get_credentials()
+                    found = self._find(session)
                     frozen = found.get_frozen_credentials() if found is not None else None
             except CtxfsError:
                 return None

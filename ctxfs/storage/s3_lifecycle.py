@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ET
 from xml.sax.saxutils import escape
 
 from ctxfs.errors import CtxfsError, Exists, RemoteUnavailable, Unsupported
+from ctxfs.storage.object_store import ExpiryRule
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_errors import code_of
 from ctxfs.storage.s3_xml import parse_xml
@@ -60,6 +61,25 @@ def ensure_rule(client: S3Client, rule_id: str, *, tag: tuple[str, str], days: i
             return
         time.sleep(_PAUSE_SECONDS)
     raise RemoteUnavailable(f'the lifecycle rule {rule_id} cannot be added: the rules of the bucket {client.bucket} keep changing')
+
+
+def expiry_rules(client: S3Client, store_prefix: str) -> list[ExpiryRule]:
+    """See ObjectStore.expiry_rules; prefixes are below `store_prefix`."""
+    found = [_expiry(dict(saying)) for _, saying, _ in _rules(_read(client)[0])]
+    return [rule._replace(prefix=rule.prefix.removeprefix(store_prefix) if rule.prefix.startswith(store_prefix) else '') for rule in found
+            if rule is not None and (rule.prefix.startswith(store_prefix) or store_prefix.startswith(rule.prefix))]
+
+
+def _expiry(said: dict[str, str]) -> ExpiryRule | None:
+    """None for one that is off, or removes no objects. The filter stands in one of three places, by the age of who wrote it."""
+    days, date = said.get('Expiration/Days'), said.get('Expiration/Date') or said.get('Expiration/CreatedBeforeDate')
+    if said.get('Status') != 'Enabled' or not (days or date):
+        return None
+    filters = {path.removeprefix('Filter/').removeprefix('And/'): text for path, text in said.items()
+               if path.startswith(('Filter/', 'Prefix', 'Tag/'))}
+    prefix, key, value = filters.pop('Prefix', ''), filters.pop('Tag/Key', ''), filters.pop('Tag/Value', '')
+    return ExpiryRule(said.get('ID', ''), prefix, f'{key}={value}' if key else '', ', '.join(f'{k} {v}' for k, v in sorted(filters.items())),
+                      f'after {days} days' if days else f'at {date}')
 
 
 def _read(client: S3Client) -> tuple[bytes, dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from ctxfs.crash_points import crash_point
 from ctxfs.errors import CtxfsError, NotFound, RemoteUnavailable, Unanswered
-from ctxfs.storage.object_store import Aborted
+from ctxfs.storage.object_store import Aborted, Resume
 from ctxfs.storage.s3_client import S3Client
 from ctxfs.storage.s3_errors import code_of
 from ctxfs.storage.s3_guard import Sending
@@ -79,9 +79,9 @@ class FileReader:
 
 
 def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, create: Headers, commit: Commit,
-                 may_commit: Callable[[], bool], progress: Callable[[int], None]) -> str:
-    """Upload and complete; returns the etag. `create`: the new object's headers. Raises RemoteUnavailable where it is unknown whether the object
-    is there now."""
+                 may_commit: Callable[[], bool], progress: Callable[[int], None], resume: Resume | None = None) -> str:
+    """Upload and complete; returns the etag. `create`: the new object's headers; `resume`: see the port. Raises RemoteUnavailable where it is
+    unknown whether the object is there now."""
     step = part_size(size)
 
     def send(upload_id: str, number: int) -> str:
@@ -97,7 +97,18 @@ def upload_parts(client: S3Client, key: str, reader: FileReader, size: int, *, c
             raise Aborted(f'{key}: the content moved while it was being stored')
         return commit()
     workers = max(1, min(PARALLEL, MEMORY // step))
-    return _run(client, key, -(-size // step), send, create=create, commit=confirm, workers=workers)
+    count = -(-size // step)
+    if resume is not None and resume.upload_id:
+        try:
+            return _resumed(client, key, count, send, commit=confirm, workers=workers, resume=resume,
+                            skipped=lambda number: progress(min(number * step, size) - (number - 1) * step))
+        except (NotFound, Unanswered) as exc:
+            cause = exc.__cause__ if isinstance(exc.__cause__, CtxfsError) else exc
+            if code_of(cause) != 'NoSuchUpload':
+                raise
+            log.info('the upload of %s that was cut short is gone; it begins anew', key)
+            resume.over()
+    return _run(client, key, count, send, create=create, commit=confirm, workers=workers, resume=resume)
 
 
 def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_etag: str, create: Headers, commit: Commit) -> str:
@@ -118,18 +129,63 @@ def copy_parts(client: S3Client, source: str, key: str, size: int, *, source_eta
     return _run(client, key, -(-size // step), send, create=create, commit=commit, workers=PARALLEL)
 
 
-def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Headers, commit: Commit, workers: int) -> str:
+def _run(client: S3Client, key: str, count: int, send: Sender, *, create: Headers, commit: Commit, workers: int,
+         resume: Resume | None = None) -> str:
     upload_id = _begin(client, key, create)
+    if resume is not None:
+        resume.begun(upload_id)
+    return _finish(client, key, upload_id, count, _noting(send, resume), commit=commit, workers=workers, resume=resume)
+
+
+def _resumed(client: S3Client, key: str, count: int, send: Sender, *, commit: Commit, workers: int, resume: Resume,
+             skipped: Callable[[int], None]) -> str:
+    """Go on with an upload that was cut short. Raises NotFound, or Unanswered from it, of the code NoSuchUpload, where it is gone."""
+    known, note = resume.parts, _noting(send, resume)
+
+    def send_missing(upload_id: str, number: int) -> str:
+        if number in known:
+            skipped(number)
+            return known[number]
+        return note(upload_id, number)
+    log.info('the upload of %s goes on: %d of %d parts are there', key, len(known), count)
+    return _finish(client, key, resume.upload_id, count, send_missing, commit=commit, workers=workers, resume=resume)
+
+
+def _noting(send: Sender, resume: Resume | None) -> Sender:
+    if resume is None:
+        return send
+    lock = threading.Lock()
+
+    def sent(upload_id: str, number: int) -> str:
+        etag = send(upload_id, number)
+        with lock:
+            resume.sent(number, etag)
+        return etag
+    return sent
+
+
+def _finish(client: S3Client, key: str, upload_id: str, count: int, send: Sender, *, commit: Commit, workers: int,
+            resume: Resume | None) -> str:
     try:
         etags = _send_all(send, upload_id, count, workers)
         with commit() as sending:
             crash_point('worker-multipart-before-complete')
             etag = _complete(client, key, upload_id, etags, sending)
         crash_point('worker-multipart-after-complete')
-        return etag
-    except BaseException:
-        _abort(client, key, upload_id)
+    except BaseException as exc:
+        if resume is None or not _passes(exc):
+            _abort(client, key, upload_id)
+            if resume is not None:
+                resume.over()
         raise
+    if resume is not None:
+        resume.over()
+    return etag
+
+
+def _passes(exc: BaseException) -> bool:
+    """Whether another try may succeed with the same parts: an outage, an interruption; and what is told by its code is the caller's."""
+    return not isinstance(exc, Exception) or (isinstance(exc, CtxfsError) and (exc.transient or code_of(exc) == 'NoSuchUpload'))
 
 
 def _begin(client: S3Client, key: str, headers: Headers) -> str:

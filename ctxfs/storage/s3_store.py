@@ -9,6 +9,7 @@ A lost response to a write leaves its outcome unknown: RemoteUnavailable, and th
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import queue
 import threading
@@ -21,13 +22,13 @@ import msgspec
 from ctxfs.errors import CtxfsError, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable, Unsupported
 from ctxfs.records import UNREADABLE, ListPage, ObjectInfo, PutResult
 from ctxfs.storage.attr_bounds import clamp_ns
-from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, Failures, Memory, Write
+from ctxfs.storage.object_store import ALWAYS, PARTS_ABOVE, Aborted, Capabilities, Condition, ExpiryRule, Failures, Memory, Resume, Write
 from ctxfs.storage.s3_client import S3Client, content_md5
 from ctxfs.storage.s3_copy import Change, Copier, Writer, metadata_of, size_of, write_headers
 from ctxfs.storage.s3_errors import code_of, error_for
 from ctxfs.storage.s3_guard import Guard
 from ctxfs.storage.s3_http import Response, Timeouts
-from ctxfs.storage.s3_lifecycle import ensure_rule
+from ctxfs.storage.s3_lifecycle import ensure_rule, expiry_rules
 from ctxfs.storage.s3_multipart import FileReader, part_size, upload_parts
 from ctxfs.storage.s3_read import Reader
 from ctxfs.storage.s3_verify import EtagMaker, md5_in
@@ -49,9 +50,9 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str = '', *, endpoint: str | None = None, region: str | None = None, profile: str | None = None,
                  addressing: str = 'auto', scratch_prefix: str = '.ctxfs/', known: Mapping[str, Any] | None = None,
                  silence: float | None = None, memory: Memory | None = None, turn_left: Callable[[], float] | None = None,
-                 traffic: Traffic | None = None) -> None:
+                 traffic: Traffic | None = None, sse: str | None = None) -> None:
         self._client = S3Client(bucket, endpoint=endpoint, region=region, profile=profile, addressing=addressing, silence=silence,
-                                traffic=traffic)
+                                traffic=traffic, sse=sse)
         prefix = prefix.strip('/')
         self._prefix = f'{prefix}/' if prefix else ''
         self._scratch = self._prefix + scratch_prefix
@@ -145,6 +146,9 @@ class S3Store:
         self._guard.is_unquoted = True
         return response
 
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return expiry_rules(self._client, self._prefix)
+
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         query = {'prefix': self._prefix + prefix, 'max-keys': str(max(1, min(limit, 1000)))}
         if delimiter:
@@ -183,7 +187,8 @@ class S3Store:
 
     def put_file(self, key: str, file: BinaryIO, size: int, *, metadata: dict[str, str] | None = None,
                  content_type: str | None = None, condition: Condition = ALWAYS, tags: Mapping[str, str] | None = None,
-                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None) -> PutResult:
+                 may_commit: Callable[[], bool] = lambda: True, progress: Callable[[int], None] = lambda n: None,
+                 resume: Resume | None = None) -> PutResult:
         reader = FileReader(file)
         if size <= PARTS_ABOVE:
             body = reader.read(0, size, key=key)
@@ -197,8 +202,13 @@ class S3Store:
             create['x-amz-tagging'] = text
         self._guard.foresee(key, condition)
         etag = upload_parts(self._client, self._guard.full(key), reader, size, create=create, may_commit=may_commit, progress=progress,
-                            commit=self._writer.committer(key, condition))
+                            commit=self._writer.committer(key, condition), resume=resume)
         return PutResult(etag=etag, size=size)
+
+    def abandon(self, key: str, upload_id: str) -> None:
+        with contextlib.suppress(NotFound):
+            self._client.request('DELETE', self._guard.full(key), query={'uploadId': upload_id}, is_repeatable=True,
+                                 what=f'abort the upload of {key}')
 
     def copy(self, source: str, key: str, *, source_etag: str | None = None, size: int | None = None, condition: Condition = ALWAYS,
              metadata: dict[str, str] | None = None, content_type: str | None = None, tags: Mapping[str, str] | None = None) -> PutResult:

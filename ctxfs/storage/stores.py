@@ -13,10 +13,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ctxfs.errors import UsageError
 from ctxfs.storage.object_store import Memory, ObjectStore
 from ctxfs.storage.traffic import Traffic
-from ctxfs.store_url import check_no_credentials
+from ctxfs.store_url import check_no_credentials, parse_sse
 
-_OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile')}
-_SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…] or file:///DIRECTORY'
+_OPTIONS = {'file': ('fsync',), 's3': ('endpoint', 'region', 'addressing', 'profile', 'sse')}
+_SYNTAX = 's3://BUCKET[/PREFIX][?endpoint=…&region=…&addressing=auto|path|virtual&profile=…&sse=…] or file:///DIRECTORY'
 
 
 def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/', capabilities: Mapping[str, Any] | None = None,
@@ -38,7 +38,7 @@ def open_store(url: str, *, create: bool = False, scratch_prefix: str = '.ctxfs/
     from ctxfs.storage.s3_store import S3Store
     return S3Store(bucket, path, endpoint=options.get('endpoint'), region=options.get('region'), profile=options.get('profile'),
                    addressing=options.get('addressing', 'auto'), scratch_prefix=scratch_prefix, known=capabilities, memory=memory,
-                   silence=silence, turn_left=turn_left, traffic=traffic)
+                   silence=silence, turn_left=turn_left, traffic=traffic, sse=options.get('sse'))
 
 
 def directory_of(url: str) -> str | None:
@@ -68,6 +68,8 @@ def _parse(url: str) -> tuple[str, str, str, dict[str, str]]:
         raise UsageError(f'the store URL {url} names no bucket: s3://BUCKET')
     if options.get('addressing', 'auto') not in ('auto', 'path', 'virtual'):
         raise UsageError(f'the store URL {url}: addressing is auto, path or virtual')
+    if 'sse' in options:
+        parse_sse(options['sse'])
     return parts.scheme, parts.netloc, path.rstrip('/') or '/', options
 
 

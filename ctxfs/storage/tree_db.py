@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -51,6 +51,8 @@ _MIGRATIONS = {1: '''
     DROP TABLE conflict_2;
     ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
     ''', 3: '''
+    CREATE INDEX inode_sealed ON inode (content) WHERE content = 2;
+    ''', 4: '''
     CREATE TABLE member (key TEXT PRIMARY KEY, etag TEXT NOT NULL, size INTEGER NOT NULL, archive INTEGER NOT NULL,
                          at INTEGER NOT NULL, packed INTEGER NOT NULL, method INTEGER NOT NULL, crc INTEGER NOT NULL, shadows TEXT NOT NULL,
                          is_shadowed INTEGER NOT NULL, record BLOB) WITHOUT ROWID;
@@ -208,6 +210,10 @@ class TreeDB(TreeConnection):
         self.execute(_INSERT_INODE, inode.row())
         self._live[inode.ino] = inode
 
+    def insert_inodes(self, inodes: Iterable[Inode]) -> None:
+        """Of which nothing in the process holds any: they are not live."""
+        self.many(_INSERT_INODE, (inode.row() for inode in inodes))
+
     def store_attrs(self, inode: Inode) -> None:
         """Write mode, owner, size and times."""
         self.execute('UPDATE inode SET mode=?, uid=?, gid=?, size=?, atime_ns=?, mtime_ns=?, ctime_ns=?, attrs_known=1 WHERE ino=?',
@@ -257,6 +263,14 @@ class TreeDB(TreeConnection):
     def insert_dentry(self, parent: int, name: bytes, ino: int) -> None:
         self.execute('INSERT INTO dentry VALUES (?, ?, ?)', (parent, name, ino))
 
+    def insert_dentries(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+        """(parent, name, ino) of each."""
+        self.many('INSERT INTO dentry VALUES (?, ?, ?)', entries)
+
+    def names_between(self, parent: int, first: bytes, last: bytes) -> set[bytes]:
+        """Names in a directory, from the first to the last in byte order."""
+        return {row[0] for row in self.rows('SELECT name FROM dentry WHERE parent = ? AND name BETWEEN ? AND ?', (parent, first, last))}
+
     def delete_dentry(self, parent: int, name: bytes) -> None:
         self.execute('DELETE FROM dentry WHERE parent = ? AND name = ?', (parent, name))
 
@@ -273,8 +287,9 @@ class TreeDB(TreeConnection):
         """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
         return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
 
-    def has_children(self, parent: int) -> bool:
-        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1', (parent,)) is not None
+    def has_children(self, parent: int, *, beside: int = 0) -> bool:
+        """More than `beside`."""
+        return self.row('SELECT 1 FROM dentry WHERE parent = ? LIMIT 1 OFFSET ?', (parent, beside)) is not None
 
     def has_synced_child(self, parent: int) -> bool:
         return self.row('SELECT 1 FROM dentry d JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND NOT i.local LIMIT 1', (parent,)) is not None

@@ -26,9 +26,10 @@ class Priority(enum.Enum):
 
 
 class _Waiter:
-    __slots__ = ('error', 'event', 'worker')
+    __slots__ = ('error', 'event', 'weight', 'worker')
 
-    def __init__(self) -> None:
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
         self.event = trio.Event()
         self.worker: WorkerProcess | None = None
         self.error: Exception | None = None
@@ -38,9 +39,10 @@ class Gate:
     """Hands a free place at a worker to the next request, by kind in the order of Priority, within a kind in order of arrival."""
 
     def __init__(self, threads: int, *, transfers: int = 0) -> None:
-        """`transfers`: requests that no program waits for, of all workers together; 0: no other bound than each worker's."""
+        """`transfers`: what no program waits for, of all workers together, by its weight; 0: no other bound than each worker's."""
         self._threads = threads
         self._transfers = transfers
+        self._under_way = 0
         # A quarter stays free of background work. One thread alone cannot be shared out, so there a reader waits for one transfer.
         self._most = max(1, threads - max(1, threads // 4))
         self.pace = Pace(self._most)
@@ -48,13 +50,14 @@ class Gate:
         self._queues: dict[Priority, deque[_Waiter]] = {priority: deque() for priority in Priority}
         self.workers: list[WorkerProcess] = []
 
-    async def enter(self, priority: Priority) -> WorkerProcess:
-        """A place at a live worker. Raises what `fail_waiting` was given. Cancelled: nothing is held."""
-        if not self._queues[priority]:
-            worker = self._take(priority)
+    async def enter(self, priority: Priority, weight: int = 1) -> WorkerProcess:
+        """A place at a live worker, for a request that transfers `weight` files at once. Raises what `fail_waiting` was given. Cancelled: nothing
+        is held."""
+        if not self._queues[priority] and not self._is_kept(priority):
+            worker = self._take(priority, weight)
             if worker is not None:
                 return worker
-        waiter = _Waiter()
+        waiter = _Waiter(weight)
         self._queues[priority].append(waiter)
         try:
             await waiter.event.wait()
@@ -68,25 +71,34 @@ class Gate:
 
     def _withdraw(self, waiter: _Waiter, priority: Priority) -> None:
         if waiter.worker is not None:
-            self.leave(waiter.worker, priority)
+            self.leave(waiter.worker, priority, waiter.weight)
         elif waiter.error is None:
             self._queues[priority].remove(waiter)
 
-    def _take(self, priority: Priority) -> WorkerProcess | None:
+    def _take(self, priority: Priority, weight: int) -> WorkerProcess | None:
         """The least loaded worker that may take one more of this kind, with the place counted as taken."""
+        if self._is_too_much(priority, weight):
+            return None
         free = [worker for worker in self.workers if worker.load < self._threads and self._may_take(worker, priority)]
         if not free:
             return None
         worker = min(free, key=lambda candidate: candidate.load)
         self._count(worker, priority, 1)
+        self._under_way += weight if priority is not Priority.INTERACTIVE else 0
         return worker
+
+    def _is_too_much(self, priority: Priority, weight: int) -> bool:
+        """One that is too heavy by itself goes alone."""
+        return bool(self._transfers and priority is not Priority.INTERACTIVE and self._under_way and self._under_way + weight > self._transfers)
+
+    def _is_kept(self, priority: Priority) -> bool:
+        """Whether one of an earlier kind waits until there is room for all that it weighs: lighter ones would keep it waiting for ever."""
+        return any(self._is_too_much(other, queue[0].weight) for other, queue in self._queues.items() if queue and other.value < priority.value)
 
     def _may_take(self, worker: WorkerProcess, priority: Priority) -> bool:
         if priority is Priority.INTERACTIVE:
             return True
         if worker.background + worker.bulk >= self._most:
-            return False
-        if self._transfers and sum(each.background + each.bulk for each in self.workers) >= self._transfers:
             return False
         if priority is Priority.BACKGROUND:
             return worker.background < self.pace.limit
@@ -105,14 +117,17 @@ class Gate:
         elif priority is not Priority.INTERACTIVE:
             worker.bulk += number
 
-    def leave(self, worker: WorkerProcess, priority: Priority) -> None:
+    def leave(self, worker: WorkerProcess, priority: Priority, weight: int = 1) -> None:
         self._count(worker, priority, -1)
+        self._under_way -= weight if priority is not Priority.INTERACTIVE else 0
         self.dispatch()
 
     def dispatch(self) -> None:
         """Give what is free to those who wait. A place is handed over, not announced, so that nobody can slip in between."""
         for priority, queue in self._queues.items():
-            while queue and (worker := self._take(priority)) is not None:
+            if priority is not Priority.INTERACTIVE and self._is_kept(priority):
+                break
+            while queue and (worker := self._take(priority, queue[0].weight)) is not None:
                 waiter = queue.popleft()
                 waiter.worker = worker
                 waiter.event.set()

@@ -41,6 +41,22 @@ class ChangedDirectories:
                 self._db.store_times(inode)
                 self._invalidator.attrs(ino)
 
+    def unmarked(self) -> list[str]:
+        """Keys of markers that would keep what `remove_empty` is about to remove, with the directories above that go with it."""
+        keys: dict[str, None] = {}
+        for lost in self._lost:
+            ino, children = lost, 0
+            while self._may_go(ino, children) and (key := self._db.dir_key(ino)) not in keys:
+                keys[key] = None
+                ino, children = self._db.names_of(ino)[0][0], 1
+        return list(keys)
+
+    def _may_go(self, ino: int, children: int) -> bool:
+        """Whether nothing that is known here makes a directory exist, beside so many children."""
+        inode = self._db.inodes_of([ino]).get(ino)
+        return inode is not None and ino != ROOT_INO and bool(inode.nlink) and not self._db.has_children(ino, beside=children) \
+            and not self._journal.objects_of(ino) and self._journal.pending_row(ino) is None
+
     def remove_empty(self) -> list[str]:
         """Returns the keys (as of files) that stand for something else from now on."""
         freed: list[str] = []
@@ -51,11 +67,9 @@ class ChangedDirectories:
         return freed
 
     def _remove_if_empty(self, ino: int, freed: list[str]) -> None:
-        inode = self._db.inodes_of([ino]).get(ino)
-        if inode is None or ino == ROOT_INO or not inode.nlink or self._db.has_children(ino):
+        if not self._may_go(ino, 0):
             return
-        if self._journal.objects_of(ino) or self._journal.pending_row(ino) is not None:
-            return
+        inode = self._db.inode(ino)
         freed.append(self._db.dir_key(ino)[:-1])
         parent, name = self._db.names_of(ino)[0]
         self._db.delete_dentry(parent, name)

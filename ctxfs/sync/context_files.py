@@ -18,20 +18,25 @@ import operator
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
 from ctxfs.errors import CtxfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound, RemoteChanged, Unsupported, UsageError
-from ctxfs.records import IndexRecord, ObjectInfo
+from ctxfs.policy import LIFECYCLE_DAYS, SyncPolicy
+from ctxfs.records import LIFECYCLE_NAME, IndexRecord, ObjectInfo
+from ctxfs.rules import Rules
 from ctxfs.storage.archive_log_format import MemberRecord
-from ctxfs.storage.keys import Unmountable, key_of_path, key_to_path, path_of_key
+from ctxfs.storage.keys import Unmountable, key_of_path, key_to_path, mapped_prefix, path_of_key
 from ctxfs.storage.listing import pages
 from ctxfs.storage.members import is_member
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import context_prefix
 from ctxfs.sync.clearing import tombstones
 from ctxfs.sync.context_members import ContextMembers
+from ctxfs.sync.held_turns import HeldTurns
 from ctxfs.sync.index_log import IndexLog
+from ctxfs.sync.resumable import UploadNotes
 
 #: records in one segment
 SEGMENT_RECORDS = 5000
@@ -60,8 +65,16 @@ class EntryPage(msgspec.Struct, frozen=True, kw_only=True):
 class ContextFiles:
     """See the module docstring. Paths are as people write them (keys.key_of_path). Raises what the store raises, and InvalidArgument."""
 
-    def __init__(self, store: ObjectStore, context_id: str, *, host: str) -> None:
+    def __init__(self, store: ObjectStore, context_id: str, *, host: str, policy: SyncPolicy | None = None,
+                 uploads: UploadNotes | None = None, turns: HeldTurns | None = None) -> None:
+        """`policy` says which uploads carry a lifetime; `uploads` notes large ones, so that they can be gone on with; `turns`: how to wait for other
+        hosts where the store makes that necessary."""
         self.store = store
+        self._turns = turns
+        self.uploads = uploads
+        self._rules = Rules(policy or SyncPolicy())
+        self._below = mapped_prefix(policy.mapping_policy.path) if policy is not None and policy.mapping_policy is not None else ''
+        self._seen_to: set[str] = set()
         self.host = host
         self.prefix = context_prefix(context_id)
         self._index = IndexLog(store, self.prefix, host=host)
@@ -72,7 +85,7 @@ class ContextFiles:
     def page(self, folder: str, limit: int, token: str | None = None) -> EntryPage:
         """Up to `limit` entries of a folder, in the order of their keys; short only where the folder ends. Raises UsageError for a token that
         is none."""
-        below = self._below(folder)
+        below = self._folder(folder)
         found: list[Entry] = []
         at = None if token is None else _decoded(token)
         if self.members.is_archived:
@@ -141,13 +154,13 @@ class ContextFiles:
             return Entry(path=path, key=key, is_dir=True)
         return Entry(path=path, key=key, is_dir=key.endswith('/'), size=found.size, etag=found.etag, mtime_ns=found.mtime_ns)
 
-    def _below(self, folder: str) -> str:
+    def _folder(self, folder: str) -> str:
         key = key_of_path(folder)
         return f'{key}/' if key else ''
 
     def below(self, folder: str) -> Iterator[Entry]:
         """Everything below a folder, in the order of keys; folders as far as they have an object of their own."""
-        below = self._below(folder)
+        below = self._folder(folder)
         self.members.look()
         for info in self._all(below):
             if info.key != self.prefix + below and (entry := self._entry(info)) is not None:
@@ -236,11 +249,24 @@ class ContextFiles:
 
     # --- changing -------------------------------------------------------------------------------------------------------------------
 
+    def lifecycle_of(self, key: str) -> str:
+        """What an upload to this key carries, '' for ever; the store's own rule for it is seen to, where it has rules."""
+        wanted = self._rules.lifecycle_of(key[len(self._below):]) if key.startswith(self._below) else ''
+        if wanted and wanted not in self._seen_to:
+            self._seen_to.add(wanted)
+            with contextlib.suppress(CtxfsError):       # then mounts remove what has expired
+                self.store.ensure_expiry(f'ctxfs-{wanted}', tag=(LIFECYCLE_NAME, wanted), days=LIFECYCLE_DAYS[wanted])
+        return wanted
+
     def announce(self, records: Sequence[IndexRecord]) -> None:
         for start in range(0, len(records), SEGMENT_RECORDS):
             self._index.append(records[start:start + SEGMENT_RECORDS])
         # an object counts before the member of its key: whoever lists sees what was put, and the log follows
         self.members.delete([record.path for record in records])
+
+    def turn(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """Around writes of these keys. Raises RemoteUnavailable."""
+        return self._turns.turn([self.prefix + key for key in keys]) if self._turns is not None else contextlib.nullcontext()
 
     def delete_file(self, path: str) -> Entry:
         """Raises NotFound, IsADirectory."""
@@ -250,7 +276,7 @@ class ContextFiles:
 
     def delete_below(self, folder: str) -> Iterator[int]:
         """The folder and all below it, in batches; yields how many objects each had. Cut short, the rest stays as it is."""
-        below = self._below(folder)
+        below = self._folder(folder)
         if not below:
             raise UsageError('/ is the whole context; ctxfs context clear empties it')
         self.members.look()
@@ -265,7 +291,8 @@ class ContextFiles:
     def _delete(self, keys: list[str]) -> None:
         self.members.delete(keys)
         began_ns = time.time_ns()
-        failures = self.store.delete_many([(self.prefix + key, None) for key in keys])
+        with self.turn(keys):
+            failures = self.store.delete_many([(self.prefix + key, None) for key in keys])
         failed = {key for key, _ in failures}
         gone = [key for key in keys if self.prefix + key not in failed]
         if gone:

@@ -25,7 +25,7 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import Exists, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR, UNREADABLE, IndexRecord, ObjectInfo
 from ctxfs.storage import registry_changes
-from ctxfs.storage.archive_log_format import LOG_DIR, parsed
+from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LOG_DIR, parsed
 from ctxfs.storage.index_format import INDEX_DIR
 from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import ObjectStore
@@ -92,9 +92,28 @@ def begin(store: ObjectStore, source: ContextRecord, target: ContextRecord, *, u
     return marked
 
 
+def measure(store: ObjectStore, source: ContextRecord) -> tuple[int, int]:
+    """(objects, bytes) that there are to be copied, or to be found equal: for a progress bar."""
+    objects = size = 0
+    for info in _listed(store, source.prefix):
+        objects, size = objects + 1, size + info.size
+    return objects, size
+
+
+def _listed(store: ObjectStore, prefix: str) -> Iterator[ObjectInfo]:
+    """What is copied of a context, by keys relative to it."""
+    for page in pages(store, prefix):
+        for info in page.objects:
+            key = info.key[len(prefix):]
+            own = key[len(RESERVED_DIR):] if key.startswith(RESERVED_DIR) else None
+            if key and (own is None or own in OWN or own.startswith(tuple(name for name in OWN if name.endswith('/')))):
+                yield msgspec.structs.replace(info, key=key)
+
+
 def _has_files(store: ObjectStore, record: ContextRecord) -> bool:
-    reserved = record.prefix + RESERVED_DIR
-    return any(not info.key.startswith(reserved) for page in pages(store, record.prefix) for info in page.objects)
+    reserved, archives = record.prefix + RESERVED_DIR, record.prefix + ARCHIVE_DIR
+    return any(not info.key.startswith(reserved) or (info.key.startswith(archives) and info.key.endswith('.zip'))
+               for page in pages(store, record.prefix) for info in page.objects)
 
 
 def finish(store: ObjectStore, source: ContextRecord, target: ContextRecord, *, host: str,
@@ -135,6 +154,7 @@ class _Copying:
                         continue
                     if self._is_equal(pair):
                         self._equal += 1
+                        self._progress(1, pair.source.size)
                         continue
                     running.add(pool.submit(self._copy, pair.key, pair.source))
                     if len(running) >= _AHEAD:
@@ -149,7 +169,8 @@ class _Copying:
 
     def _pairs(self) -> Iterator[_Pair]:
         """What both have, in the order of keys; of ctxfs's own objects those that are copied."""
-        source, target = self._listed(self._source), self._listed(self._target)
+        source = (info for info in _listed(self._store, self._source) if not self._is_late(info.key))
+        target = _listed(self._store, self._target)
         ours, theirs = next(source, None), next(target, None)
         while ours is not None or theirs is not None:
             key = min(info.key for info in (ours, theirs) if info is not None)
@@ -159,14 +180,9 @@ class _Copying:
             ours = next(source, None) if mine is not None else ours
             theirs = next(target, None) if other is not None else theirs
 
-    def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
-        for page in pages(self._store, prefix):
-            for info in page.objects:
-                key = info.key[len(prefix):]
-                own = key[len(RESERVED_DIR):] if key.startswith(RESERVED_DIR) else None
-                is_late = prefix == self._source and key.startswith(LOG_DIR) and (parsed(key[len(LOG_DIR):]) or (0, ''))[0] > self._commits
-                if key and not is_late and (own is None or own in OWN or own.startswith(tuple(name for name in OWN if name.endswith('/')))):
-                    yield msgspec.structs.replace(info, key=key)
+    def _is_late(self, key: str) -> bool:
+        """A commit that came after this began."""
+        return key.startswith(LOG_DIR) and (parsed(key[len(LOG_DIR):]) or (0, ''))[0] > self._commits
 
     def _is_equal(self, pair: _Pair) -> bool:
         if pair.source is None or pair.target is None or pair.source.size != pair.target.size:

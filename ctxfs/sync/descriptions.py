@@ -49,14 +49,23 @@ class Describer:
         return self.new_inode(info, record, stat.S_IFREG | (0o666 & ~self.umask))
 
     def new_inode(self, info: ObjectInfo, record: IndexRecord | None, mode: int) -> Inode:
+        inode = self._made(info, record, mode)
+        if record is not None and record.attrs is not None:
+            taken = record.link and self._db.row('SELECT 1 FROM inode WHERE link_group = ?', (record.link,))
+            inode.link_group = record.link or None if not taken else None
+        self._db.insert_inode(inode)
+        return inode
+
+    def made_file(self, info: ObjectInfo, record: IndexRecord | None) -> Inode:
+        """One without links, which has no row yet."""
+        return self._made(info, record, stat.S_IFREG | (0o666 & ~self.umask))
+
+    def _made(self, info: ObjectInfo, record: IndexRecord | None, mode: int) -> Inode:
         inode = Inode(self._db.allocate_ino(), mode, self._defaults.uid, self._defaults.gid, 0, 2 if stat.S_ISDIR(mode) else 1,
                       info.size, info.mtime_ns, info.mtime_ns, info.mtime_ns, Content.CLEAN if stat.S_ISREG(mode) else Content.NONE, 1,
                       attrs_known=0)
         if record is not None and record.attrs is not None:
             set_attrs(inode, record.attrs)
-            taken = record.link and self._db.row('SELECT 1 FROM inode WHERE link_group = ?', (record.link,))
-            inode.link_group = record.link or None if not taken else None
-        self._db.insert_inode(inode)
         return inode
 
     def set_attrs(self, inode: Inode, attrs: Attrs) -> bool:

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 #: what a flush finds out while it runs is uploaded by it, so many passes long
 PASSES = 4
+#: how often, in seconds, and how many at a time, uploaded files are handed over to the cache while others are uploaded
+ADOPT_SECONDS = 0.5
+ADOPT_LEAST, ADOPT_MOST = 200, 1000
 
 
 class FlushResult(NamedTuple):
@@ -243,13 +246,20 @@ class UploadEngine:
         return failures
 
     async def _upload(self, task: SyncTask) -> None:
-        changes = self._db.changes
-        try:
-            await self._rounds.run(task)
-        except CtxfsError:
-            await self._make_durable(changes)
-            raise
+        changes, over = self._db.changes, trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._adopt_meanwhile, over)
+            try:
+                await self._rounds.run(task)
+            except CtxfsError as error:
+                failure: CtxfsError | None = error
+            else:
+                failure = None
+            finally:
+                over.set()
         await self._make_durable(changes)
+        if failure is not None:
+            raise failure
 
     async def _make_durable(self, changes: int) -> None:
         """What was recorded since the count was `changes`, and before where that failed."""
@@ -264,7 +274,22 @@ class UploadEngine:
 
     async def _adopt(self) -> None:
         if not self._is_in_doubt:
-            await self._finisher.adopt_sealed()
+            await self._finisher.adopt(self._finisher.sealed())
+
+    async def _adopt_meanwhile(self, over: trio.Event) -> None:
+        """Hand over what is uploaded while the rest is: the worker has time for it while it waits for the store, and the disk gets its space
+        back. Only what was recorded before the log was made durable. Its failure is the later step's to tell."""
+        while not over.is_set():
+            with trio.move_on_after(ADOPT_SECONDS):
+                await over.wait()
+            sealed = self._finisher.sealed(ADOPT_MOST)
+            if over.is_set() or self._is_in_doubt or len(sealed) < ADOPT_LEAST:
+                continue
+            try:
+                await trio.to_thread.run_sync(self._db.make_durable)
+                await self._finisher.adopt(sealed)
+            except (CtxfsError, OSError):
+                return
 
     async def _delete(self) -> None:
         if self._harden is not None and self._finisher.has_deletes():

@@ -211,10 +211,14 @@ class Finisher:
 
     # --- the block cache --------------------------------------------------------------------------------------------------------------
 
-    async def adopt_sealed(self) -> None:
+    def sealed(self, most: int = -1) -> list[int]:
+        """Inodes whose staging file is in the bucket."""
+        # spelled out, as in the index: a parameter could be anything
+        return [row[0] for row in self._db.rows(f'SELECT ino FROM inode WHERE content = {Content.SEALED} LIMIT ?', (most,))]
+
+    async def adopt(self, inos: list[int]) -> None:
         """Link uploaded staging files into the block cache and give the staging space back. Failing costs a download later, or space
         until the next try, never bytes."""
-        inos = [row[0] for row in self._db.rows('SELECT ino FROM inode WHERE content = ?', (Content.SEALED,))]
         for start in range(0, len(inos), ADOPT_BATCH):
             inodes = list(self._db.inodes_of(inos[start:start + ADOPT_BATCH]).values())
             ended = trio.Event()

@@ -24,10 +24,10 @@ from ctxfs.rules import Rules
 from ctxfs.sync.events import Publish, unheard
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.remote_changes import PAGE, RemoteChanges
+from ctxfs.sync.remote_tree import LIST_SECONDS
 
 log = logging.getLogger(__name__)
 
-LIST_SECONDS = 600.0
 OUTAGE_SECONDS = 300.0
 
 
@@ -94,7 +94,7 @@ class Poller:
     async def run(self) -> None:
         """Until cancelled."""
         await self._remote.wait_complete()
-        self._listed_at = trio.current_time()
+        self._listed_at = trio.current_time() - max(0.0, time.time() - self._remote.changes.listed_at())
         while True:
             with trio.move_on_after(self._delay()):
                 await self._woken.wait()
@@ -120,7 +120,7 @@ class Poller:
             await changes.read_index()
         self._list_after = await changes.list_all(self._list_after or '', lambda: not self._engine.is_awaited)
         if self._list_after is None:
-            await changes.finish()
+            await changes.finish(listed='')
             self._listed_at = trio.current_time()
 
     async def attempt(self, job: Callable[[], Awaitable[None]]) -> bool:

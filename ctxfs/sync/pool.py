@@ -36,7 +36,7 @@ from ctxfs.sync.admission import Gate
 from ctxfs.sync.admission import Priority as Priority
 from ctxfs.sync.courtesy import Courtesy
 from ctxfs.sync.meters import TransferMeter
-from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, Ready, Reply, WarmDone, WorkerOptions
+from ctxfs.sync.protocol import Failed, Operation, Part, Progress, PutDone, PutFile, PutMany, Ready, Reply, WarmDone, WorkerOptions
 from ctxfs.sync.traffic_board import TrafficBoard
 from ctxfs.sync.worker_process import WorkerProcess
 
@@ -73,6 +73,11 @@ class Listener(Protocol):
 
     def ended(self, operation: Operation[Any], outcome: Any) -> None:
         """`outcome`: the result, or the exception."""
+
+
+def weight_of(operation: Operation[Any]) -> int:
+    """How many files it transfers at once."""
+    return operation.parallel if isinstance(operation, PutMany) else 1
 
 
 class _Pending:
@@ -229,7 +234,7 @@ class TransferPool:
         if not self._gate.workers and self._start_error is not None:
             await trio.lowlevel.checkpoint()
             raise type(self._start_error)(str(self._start_error))
-        worker = await self._gate.enter(priority)
+        worker = await self._gate.enter(priority, weight_of(operation))
         request_id = next(self._ids)
         self._calls += 1
         self.meter.began(operation)
@@ -261,7 +266,7 @@ class TransferPool:
         for slot in protocol.slots_of(pending.operation):
             self.slots.drop(slot)
         pending.changed.set()
-        self._gate.leave(pending.worker, pending.priority)
+        self._gate.leave(pending.worker, pending.priority, weight_of(pending.operation))
 
     # --- one worker --------------------------------------------------------------------------------------------------------------
 

@@ -119,10 +119,12 @@ class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True
 
 
 class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Streaming: every page (`ListPage`) of the keys that start with `prefix`, after `start_after`."""
+    """Streaming: every page (`ListPage`) of the keys that start with `prefix`, after `start_after`; the page with `stop_after`, or with what comes
+    behind it, is the last one."""
     prefix: str
     delimiter: str = ''
     start_after: str = ''
+    stop_after: str = ''
 
 
 class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, tag=True):

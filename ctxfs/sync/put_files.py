@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple, cast
 import msgspec
 
 from ctxfs.errors import CtxfsError, Denied, NotFound
-from ctxfs.records import Attrs, IndexRecord, Stamp
+from ctxfs.records import LIFECYCLE_NAME, Attrs, IndexRecord, Stamp
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_sums import BLOCK_SIZE
 from ctxfs.storage.keys import KEY_MAX, Unmountable, key_of_path, key_to_path, name_to_component
@@ -94,6 +94,8 @@ def put(files: ContextFiles, path: bytes, key: str, *, progress: Progress = lamb
     """Store what is at `path` as `key`. Raises what the store says to all (Denied, RemoteUnavailable …); what is one file's problem is in the
     result."""
     sent = _Sent(files, progress)
+    if files.uploads is not None:
+        files.uploads.tidy(files.store)
     with ThreadPoolExecutor(THREADS, thread_name_prefix='ctxfs-put') as pool:
         waiting: set[Future[IndexRecord]] = set()
         names: dict[Future[IndexRecord], Local] = {}
@@ -160,16 +162,18 @@ class _Sent:
 
 
 def _send(files: ContextFiles, item: Local) -> IndexRecord:
-    attrs = _attrs(item)
+    attrs, lifecycle = _attrs(item), ''
     if stat.S_ISREG(item.found.st_mode):
-        etag, size = _send_file(files, item, attrs)
+        lifecycle = files.lifecycle_of(item.key)
+        etag, size = _send_file(files, item, attrs, lifecycle)
     else:
         is_dir = stat.S_ISDIR(item.found.st_mode)
         body = b'' if is_dir else attrs.target or b''
-        result = files.store.put(files.prefix + item.key, body, metadata=posix_meta.encode(attrs, Stamp(host=files.host)),
-                                 content_type=posix_meta.DIRECTORY_TYPE if is_dir else None)
+        with files.turn([item.key]):
+            result = files.store.put(files.prefix + item.key, body, metadata=posix_meta.encode(attrs, Stamp(host=files.host)),
+                                     content_type=posix_meta.DIRECTORY_TYPE if is_dir else None)
         etag, size = ('', 0) if is_dir else (result.etag, result.size)
-    return IndexRecord(path=item.key, changed_ns=time.time_ns(), etag=etag, size=size, attrs=attrs)
+    return IndexRecord(path=item.key, changed_ns=time.time_ns(), etag=etag, size=size, attrs=attrs, lifecycle=lifecycle)
 
 
 def _attrs(item: Local) -> Attrs:
@@ -178,7 +182,7 @@ def _attrs(item: Local) -> Attrs:
                  ctime_ns=found.st_ctime_ns, target=os.readlink(item.path) if stat.S_ISLNK(found.st_mode) else None)
 
 
-def _send_file(files: ContextFiles, item: Local, attrs: Attrs) -> tuple[str, int]:
+def _send_file(files: ContextFiles, item: Local, attrs: Attrs, lifecycle: str) -> tuple[str, int]:
     """(etag, size). Raises Aborted for a file that changed meanwhile."""
     # the name may be a FIFO's by now: nothing here may wait for a writer
     fd = os.open(item.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -195,10 +199,18 @@ def _send_file(files: ContextFiles, item: Local, attrs: Attrs) -> tuple[str, int
             return (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         stamp = Stamp(sha256=measured.sha256(), host=files.host, etag=measured.etag(), sums=measured.sums())
         metadata = posix_meta.encode(msgspec.structs.replace(attrs, mtime_ns=before.st_mtime_ns), stamp)
+        tags = {LIFECYCLE_NAME: lifecycle} if lifecycle else None
+        metadata.update(tags or {})
         if before.st_size > _WHOLE:
-            result = files.store.put_file(files.prefix + item.key, cast(BinaryIO, file), before.st_size, metadata=metadata, may_commit=unchanged)
+            # not the other metadata: to read a file changes its atime, and the index has them as they are now
+            content = f'{measured.sha256()} {lifecycle}'
+            resume = files.uploads.upload(files.store, files.prefix + item.key, content) if files.uploads is not None else None
+            with files.turn([item.key]):
+                result = files.store.put_file(files.prefix + item.key, cast(BinaryIO, file), before.st_size, metadata=metadata, tags=tags,
+                                              may_commit=unchanged, resume=resume)
         elif len(body) == before.st_size and unchanged():
-            result = files.store.put(files.prefix + item.key, body, metadata=metadata)
+            with files.turn([item.key]):
+                result = files.store.put(files.prefix + item.key, body, metadata=metadata, tags=tags)
         else:
             raise Aborted(f'{item.key}: the file changed')
     return result.etag, result.size

@@ -34,6 +34,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
 from ctxfs.sync.changed_directories import ChangedDirectories
 from ctxfs.sync.descriptions import Defaults, Describer
+from ctxfs.sync.newcomers import Newcomers, listed
 from ctxfs.sync.obstructed import Obstructed
 from ctxfs.sync.ports import Invalidator
 from ctxfs.sync.protocol import HeadItem
@@ -77,11 +78,15 @@ class Reconciler:
             known = {row.key: row for row in self._journal.objects_between(after, last)}
             hints = self._journal.hints_between(after, last)
             self._journal.drop_unmountable(self._journal.unmountable_between(after, last))      # until they are found so again
+            newcomers = Newcomers(self._db, self._journal, self._describer, directory_of=self._directory, add=self._add_file, added=self._has_gained)
             for info in objects:
-                self._apply_object(info, known.get(info.key), hints.get(info.key))
-            listed = {info.key for info in objects}
+                if info.key in known or not self.is_synced(info.key) or not self.may_show(info) or not newcomers.take(info, hints.get(info.key)):
+                    newcomers.finish()
+                    self._apply_object(info, known.get(info.key), hints.get(info.key))
+            newcomers.finish()
+            keys = {info.key for info in objects}
             for row in known.values():
-                if row.key not in listed and not is_member(row.etag):       # of members the archive log tells
+                if row.key not in keys and not is_member(row.etag):       # of members the archive log tells
                     self.object_gone(row)
             self.directories.touch()
 
@@ -183,12 +188,15 @@ class Reconciler:
         if inode is None:
             inode = self._describer.new_file(info, record)
         self._db.insert_dentry(parent, name, inode.ino)
-        self._journal.put_object(_listed(info, inode, record))
+        self._journal.put_object(listed(info, inode, record))
+        self._has_gained(parent, name, inode)
+        return inode
+
+    def _has_gained(self, parent: int, name: bytes, inode: Inode) -> None:
         self._invalidator.appeared(parent, name)
         self.directories.gained(parent)
         self.counts['created'] += 1
         self.on_content(inode.ino)
-        return inode
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -303,7 +311,7 @@ class Reconciler:
         or chmod'ed here, and is not uploaded, stays so. None: a directory here has the name."""
         record = self._describer.valid(info, hint)
         if not known.revision and record is not None and record.link and record.link == inode.link_group and inode.size == info.size:
-            self._journal.put_object(_listed(info, inode, record))      # one more link of what another of its keys brought already
+            self._journal.put_object(listed(info, inode, record))      # one more link of what another of its keys brought already
             return inode
         names = self._following(inode, known, record)
         if not names:       # its own name moved away here, and took the content along: this is a new file
@@ -315,7 +323,7 @@ class Reconciler:
         fresh = self._replacement(inode, names, info, record)
         inode.remote_version += 1
         self._invalidator.replaced(inode.ino)
-        self._journal.put_object(_listed(info, fresh, record))
+        self._journal.put_object(listed(info, fresh, record))
         self._gating.settle(fresh)
         if pending is not None:
             self._carry_over(inode, pending.reason, fresh)
@@ -423,9 +431,3 @@ class Reconciler:
 
     def _inode_or_none(self, ino: int) -> Inode | None:
         return self._db.inodes_of([ino]).get(ino)
-
-
-def _listed(info: ObjectInfo, inode: Inode, record: IndexRecord | None) -> Known:
-    """The row of a listed object: its content is the inode's."""
-    return Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0, '' if record is None else record.lifecycle, info.mtime_ns,
-                 0 if record is None else record.changed_ns)

@@ -27,6 +27,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.reconcile import Reconciler
+from ctxfs.sync.remote_changes import LISTED_AT
 
 #: rows in one transaction: a few ms of the loop
 SLICE = 250
@@ -63,6 +64,7 @@ class Regater:
     async def run(self) -> Regated:
         """See the module docstring."""
         wanted = self._wanted
+        self._db.set_meta(LISTED_AT, 0)
         self._db.set_meta(_META, b'')       # cut short, the tree agrees with no white lists at all
         objects = 0
         if not self._gating.is_open:

@@ -14,7 +14,9 @@ beside a listing does not matter.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -43,6 +45,19 @@ SLICE = 250
 HEADS = 64
 #: objects in a page of a listing (S3's limit)
 PAGE = 1000
+#: stretches that are listed side by side, and how many objects ahead a listing is waited for
+PARTS, SOON = 4, 5 * PAGE
+#: in the table of notes: when the whole context was listed last, and how many objects it had
+LISTED_AT, LISTED_OBJECTS = 'listed_at', 'listed_objects'
+
+
+class _Part:
+    """One stretch of a listing, after `start` up to `last` (None: the end); what is not behind `after` is in the tree."""
+
+    def __init__(self, start: str, last: str | None) -> None:
+        self.start = self.after = start
+        self.last = last
+        self.is_done = False
 
 
 class RemoteChanges:
@@ -67,13 +82,37 @@ class RemoteChanges:
         self._next_digest = b''
         #: what was seen is out of date (see `forget`): a look is not enough
         self.is_forgotten = False
+        #: when the whole listing began that `finish` is to note (Unix seconds); None: there is none
+        self._listing_since: float | None = None
+        self._since = 0.0
+        #: of the listing in parts that is under way
+        self._parts: list[_Part] = []
+        #: set when it has moved on, and made anew
+        self.progress = trio.Event()
+
+    # --- what an earlier mount saw ----------------------------------------------------------------------------------------------------
+
+    def listed_at(self) -> float:
+        """When the last whole listing that the tree is made from began (Unix seconds), also by an earlier mount; 0: never, or in the future."""
+        at = float(self._db.meta(LISTED_AT) or 0)
+        return at if at <= time.time() else 0.0
+
+    def go_on_from(self) -> None:
+        """The tree is as an earlier mount listed it: what came since is asked of the index."""
+        self.listed_objects = int(self._db.meta(LISTED_OBJECTS) or 0)
+
+    def _note_listing(self) -> None:
+        if self._listing_since is not None:
+            self._db.set_meta(LISTED_AT, self._listing_since)
+            self._db.set_meta(LISTED_OBJECTS, self.listed_objects)
+            self._listing_since = None
 
     # --- looking ------------------------------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
         """Take over what others changed, as far as one cheap look shows that there is something."""
         if self.listed_objects > PAGE:
-            await self._follow_log()
+            await self.follow_log()
             await self.examine_also(())
             await self.read_new_segments()
             return
@@ -85,10 +124,11 @@ class RemoteChanges:
             self._reconciler.obstructed.add(*again)
             raise
         if self._index.below:       # the index lies elsewhere: the page did not show it
-            await self._follow_log()
+            await self.follow_log()
             await self.read_new_segments()
 
-    async def _follow_log(self) -> None:
+    async def follow_log(self) -> None:
+        """What others committed in Archive mode is applied at once."""
         if self._mirror is not None:
             await self._mirror.catch_up()
 
@@ -112,14 +152,14 @@ class RemoteChanges:
         if page.next_token is not None:
             await self._index.read()
             await self.list_all()
-            await self.finish()
+            await self.finish(listed='')
         elif (digest := self._digest_of(page.objects)) != self._digest:
-            await self._follow_log()
+            await self.follow_log()
             if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
                 await self._index.read()
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
             await self._settle_hints()      # written after the page was listed
-            await self.finish()
+            await self.finish(listed='')
             self._digest, self.listed_objects, self.is_forgotten = digest, len(page.objects), False
 
     async def _first_page(self) -> ListPage:
@@ -131,7 +171,7 @@ class RemoteChanges:
     async def read_index(self) -> None:
         """What new index objects say is applied with what is listed next; what the archive log says at once."""
         await self._index.read()
-        await self._follow_log()
+        await self.follow_log()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
                        priority: Priority = Priority.BACKGROUND) -> str | None:
@@ -140,6 +180,7 @@ class RemoteChanges:
         count = 0 if not after else self.listed_objects
         if not after:
             self.listed_objects = 0
+            self._since = time.time()
         async with self._pool.stream(ListPages(prefix=self._prefix, start_after=self._prefix + after if after else ''), priority=priority) as pages:
             async for page in pages:
                 self._digest, self._next_digest = b'', self._digest_of(page.objects) if not after and page.next_token is None else b''
@@ -149,27 +190,82 @@ class RemoteChanges:
                     return after
         self._reconciler.apply([], after=after, last=None)
         self.is_forgotten = False
+        self._listing_since = self._since
         return None
+
+    async def list_all_at_once(self) -> None:
+        """The same as `list_all` for who waits: where the index says what there is, in parts of it side by side, because a page is asked for by what
+        the one before ended with. Raises the first failure; the other parts have come to their end then."""
+        bounds: list[str | None] = ['', *self._journal.hint_quantiles(PARTS, least=PAGE), None]
+        if len(bounds) == 2:
+            await self.list_all(priority=Priority.INTERACTIVE)
+            return
+        self.listed_objects, self._since, self._digest, self._next_digest = 0, time.time(), b'', b''
+        self._parts = [_Part(after or '', last) for after, last in itertools.pairwise(bounds)]
+        failures: list[CtxfsError] = []
+
+        async def run(part: _Part) -> None:
+            try:
+                await self._list_part(part)
+            except CtxfsError as error:
+                failures.append(error)
+        async with trio.open_nursery() as nursery:
+            for part in self._parts:
+                nursery.start_soon(run, part)
+        if failures:
+            raise failures[0]
+        self.is_forgotten = False
+        self._listing_since = self._since
+
+    async def _list_part(self, part: _Part) -> None:
+        operation = ListPages(prefix=self._prefix, start_after=self._prefix + part.after if part.after else '',
+                              stop_after=self._prefix + part.last if part.last is not None else '')
+        async with self._pool.stream(operation, priority=Priority.INTERACTIVE) as pages:
+            async for page in pages:
+                objects = [info for info in page.objects if part.last is None or info.key[len(self._prefix):] <= part.last]
+                part.after = await self._apply_page(msgspec.structs.replace(page, objects=objects), part.after)
+                self.listed_objects += len(objects)
+                self.moved_on()
+        self._reconciler.apply([], after=part.after, last=part.last)
+        part.is_done = True
+        self.moved_on()
+
+    def has_passed(self, directory: str) -> bool:
+        """Whether the listing in parts that is under way has seen all below the directory with this key."""
+        return any(part.start < directory and directory + LAST <= (part.last or directory + LAST if part.is_done else part.after)
+                   for part in self._parts)
+
+    def comes_soon(self, directory: str) -> bool:
+        """Whether it will have within a few pages, as far as the index tells."""
+        return any(part.after < directory and (part.last is None or directory + LAST <= part.last)
+                   and self._journal.hints_are_few(part.after, directory + LAST, SOON) for part in self._parts if not part.is_done)
+
+    def moved_on(self) -> None:
+        self.progress.set()
+        self.progress = trio.Event()
 
     def forget(self) -> None:
         """What was seen was seen with other eyes (white lists): the next look begins with a whole listing."""
-        self._digest, self.is_forgotten = b'', True
+        self._digest, self.is_forgotten, self._listing_since = b'', True, None
+        self._db.set_meta(LISTED_AT, 0)
 
     async def reload(self, prefix: str = '') -> None:
         """Read the index, and list the file or directory `prefix` (all when ''), applying what changed."""
         await self.read_index()
         if prefix:
-            await self.examine([prefix.rstrip('/')])
-            await self._list_below(prefix.rstrip('/') + '/')
+            prefix = prefix.rstrip('/')
+            await self.examine([prefix])
+            await self._list_below(prefix := prefix + '/')
             await self._settle_hints()
         else:
             await self.list_all(priority=Priority.INTERACTIVE)
-        await self.finish()
+        await self.finish(listed=prefix)
 
     async def list_below(self, directory: str) -> None:
         """One directory and what is below it, by a listing."""
-        await self._list_below(directory.rstrip('/') + '/')
-        await self.finish()
+        prefix = directory.rstrip('/') + '/'
+        await self._list_below(prefix)
+        await self.finish(listed=prefix)
 
     async def _list_below(self, key: str) -> None:
         """INVARIANT: what is applied as one stretch was listed as one: no key outside the prefix is taken for missing."""
@@ -277,8 +373,11 @@ class RemoteChanges:
             return False
         return bool(hint[0]) or (not is_tombstone(hint) and self._db.resolve(path) is None)
 
-    async def finish(self) -> None:
-        """After everything else: attributes of directories, directories that lost what they existed by, and the index counts as read."""
+    async def finish(self, *, listed: str | None = None) -> None:
+        """After everything else: attributes of directories, directories that lost what they existed by, and the index counts as read.
+        `listed`: what was applied is all there is with this prefix. Of what is elsewhere nothing said whether a directory that lost its last
+        file has a marker by now."""
+        await self.examine(key for key in self._reconciler.directories.unmarked() if listed is None or not key.startswith(listed))
         after: str | None = ''
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
@@ -288,6 +387,7 @@ class RemoteChanges:
         crash_point('listing-before-finish')
         with self._db.transaction():
             self._index.finish(self._reconciler.obstructed.keys)
+            self._note_listing()
         self._digest, self._next_digest = self._next_digest or self._digest, b''
         try:
             await self.examine(freed)

@@ -5,6 +5,9 @@ Owns the first listing, the listings and HEADs under way, and what is known to b
 (reconcile.py), how later changes are found (remote_changes.py), nor FUSE. It implements core's RemoteTree; all its waits are bounded by
 `answer_seconds` and then raise what the store said last.
 
+Where the mount before this one listed the whole less than LIST_SECONDS ago, `run` goes on from there as a mount that was never ended: the index says
+what other hosts did since, and other tools' doings are found by the next whole listing, when it is due.
+
 A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
 that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself. Where an earlier
 mount had listed the whole, and the store does not answer this one, programs get the tree as it was known then; what changed since follows.
@@ -12,6 +15,7 @@ mount had listed the whole, and the store does not answer this one, programs get
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -21,6 +25,7 @@ from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.keys import LAST
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_view import ArchiveView
@@ -28,12 +33,16 @@ from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, ListPages
 from ctxfs.sync.reconcile import Reconciler
-from ctxfs.sync.remote_changes import HEADS, RemoteChanges
+from ctxfs.sync.remote_changes import HEADS, LISTED_OBJECTS, PAGE, RemoteChanges
 from ctxfs.sync.remote_index import RemoteIndex
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
+#: with more objects than this in the index the whole is not waited for
+MANY = 3 * PAGE
+#: how often the whole of a context of more than PAGE objects is listed: what tools do that write no index is seen by nothing else
+LIST_SECONDS = 600.0
 #: HEADs in one request that nobody waits for
 LEARNT = 16
 _RETRY_SECONDS = (0.5, 15.0)
@@ -62,6 +71,7 @@ class RemoteTreeLoader:
         self.changes = RemoteChanges(db, journal, reconciler, self._pool, index=self.index, prefix=prefix, mirror=mirror)
         self._complete = trio.Event()
         self._was_complete = bool(db.meta('was_listed'))
+        self._ended_cleanly = db.meta('ended_cleanly') == 1
         #: the tree as an earlier mount left it has to do
         self._falls_back = trio.Event()
         self._index_read = trio.Event()
@@ -77,13 +87,26 @@ class RemoteTreeLoader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_grace)
             await self._until_it_works(self._doubt.resolve)
-            await self._until_it_works(self.changes.read_index)
-            self._index_read.set()
-            await self._until_it_works(lambda: self.changes.list_all(priority=Priority.INTERACTIVE))
-            await self.changes.agree_with_archives()
-            await self._until_it_works(self.changes.finish)
+            if self._is_fresh():
+                self.changes.go_on_from()
+                await self._until_it_works(self.changes.follow_log)
+                await self._until_it_works(self.changes.read_new_segments)
+            else:
+                await self._until_it_works(self.changes.read_index)
+                self._index_read.set()
+                if not self._journal.hints_are_few('', LAST, MANY):
+                    self._grace.set()
+                await self._until_it_works(self.changes.list_all_at_once)
+                await self.changes.agree_with_archives()
+                await self._until_it_works(self.changes.finish)
             nursery.cancel_scope.cancel()
         self._finish()
+
+    def _is_fresh(self) -> bool:
+        """Whether the tree is what a mount has that went on until now: listed not long ago, of a context that is not listed at every look, and left
+        in good order."""
+        is_recent = time.time() - self.changes.listed_at() < LIST_SECONDS
+        return self._was_complete and self._ended_cleanly and is_recent and int(self._db.meta(LISTED_OBJECTS) or 0) > PAGE
 
     def _failed(self, error: CtxfsError) -> None:
         self.error = error
@@ -147,6 +170,9 @@ class RemoteTreeLoader:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
                 nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
+                await self._index_read.wait()
+                with trio.move_on_after(GRACE_SECONDS):
+                    await self._wait_for_listing(directory)
                 await self._list_one(directory)
                 nursery.cancel_scope.cancel()
         if not self._is_known(directory):
@@ -159,6 +185,17 @@ class RemoteTreeLoader:
     async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
         await event.wait()
         scope.cancel()
+
+    async def _wait_for_listing(self, directory: Inode) -> None:
+        """While the whole listing comes near: then it costs no request of its own."""
+        while directory.ino not in self._listed:
+            key = self._db.dir_key(directory.ino)
+            if self.changes.has_passed(key):
+                self._listed.add(directory.ino)
+            elif not self.changes.comes_soon(key):
+                return
+            else:
+                await self.changes.progress.wait()
 
     async def _list_one(self, directory: Inode) -> None:
         """One LIST of the directory's own level, however many wait for it."""

@@ -46,10 +46,13 @@ class _Sent(NamedTuple):
 class Together:
     """See the module docstring."""
 
-    def __init__(self, db: TreeDB, pool: TransferPool | GuardedPool, *, uploader: Uploader) -> None:
+    def __init__(self, db: TreeDB, pool: TransferPool | GuardedPool, *, uploader: Uploader, transfers: int = 0) -> None:
+        """`transfers`: that may be under way at once, of all kinds; 0: any number."""
         self._db = db
         self._pool = pool
         self._uploader = uploader
+        # one is left for others: batches follow each other as long as there are files
+        self._parallel = min(PARALLEL, max(1, transfers - 1)) if transfers else PARALLEL
 
     @staticmethod
     def is_small(work: Work) -> bool:
@@ -81,7 +84,7 @@ class Together:
         return outcomes
 
     async def _send(self, files: list[PutFile], progressed: Callable[[], None]) -> list[PutItem]:
-        return (await self._pool.call(PutMany(files=files, parallel=PARALLEL), progress=lambda done: progressed())).items
+        return (await self._pool.call(PutMany(files=files, parallel=self._parallel), progress=lambda done: progressed())).items
 
     def _begin(self, works: Sequence[Work], lifecycles: dict[int, str], outcomes: Outcomes, slots: ExitStack) -> list[_Sent]:
         """Note the attempts; nothing of the mount happens in between."""

@@ -93,7 +93,8 @@ def list_pages(context: WorkerContext, op: protocol.ListPages, channel: Operatio
     while following is not None:
         page = check.take(following.result())
         following = None
-        if page.next_token is not None:
+        is_last = bool(op.stop_after and page.objects and page.objects[-1].key >= op.stop_after)
+        if page.next_token is not None and not is_last:
             following = context.helpers.submit(context.store.list, op.prefix, delimiter=op.delimiter, token=page.next_token)
         objects += len(page.objects)
         prefixes += len(page.prefixes)

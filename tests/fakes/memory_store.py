@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, Unsupported
 from ctxfs.records import ListPage, ObjectInfo, PutResult
 from ctxfs.storage.file_layout import encode_key
-from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, Failures, check_metadata, check_tags
+from ctxfs.storage.object_store import ALWAYS, Aborted, Capabilities, Condition, ExpiryRule, Failures, check_metadata, check_tags
 from ctxfs.storage.s3_verify import EtagMaker
 
 
@@ -87,6 +87,9 @@ class MemoryStore:
 
     def ensure_expiry(self, rule_id: str, *, tag: tuple[str, str], days: int) -> None:
         raise Unsupported('nothing is removed by itself')
+
+    def expiry_rules(self) -> list[ExpiryRule]:
+        return []
 
     def list(self, prefix: str, *, delimiter: str = '', token: str | None = None, start_after: str = '', limit: int = 1000) -> ListPage:
         lower = max(token or '', start_after, key=str.encode)

@@ -125,6 +125,13 @@ def test_the_cache_is_shown_warmed_and_dropped(desk: Desk) -> None:
     assert (desk.at / 'd/1').read_bytes() == b'changed' and (desk.at / 'new').read_bytes() == b'n' * 100
     desk.host.unmount(desk.at)
     assert desk.bucket.body(desk.prefix + 'd/1') == b'changed' and desk.bucket.body(desk.prefix + 'e/big') == files['e/big']
+    left, = desk.cache('show', 'c')['mounts']
+    assert left['limit'] is None and left['used'] > 0 and left['directory'] == shown['directory']
+    assert 'not mounted' in desk.host.cli('cache', 'show', 'c').stdout
+    assert desk.cache('drop', 'c')['mounts'][0]['entries'] > 0 == desk.cache('drop', 'c')['mounts'][0]['entries']
+    desk.host.mount('c', desk.at, options=('--policy', str(desk.policy), '--sync-every', 'unmount'))
+    assert (desk.at / 'd/0').read_bytes() == files['d/0']
+    desk.host.unmount(desk.at)
 
 
 def test_limits_that_would_do_nothing_are_refused(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -166,6 +166,35 @@ def test_an_edited_policy_file_counts_at_once_or_is_refused(desk: Desk) -> None:
     assert desk.stored()['uploadPolicy']['period'] == '7m'
 
 
+def test_a_preset_over_a_policy_file(desk: Desk) -> None:
+    """Both count, are kept together, and stay together when FILE is edited; named by the config file they are shown also without a mount."""
+    file = desk.file({'uploadPolicy': {'period': '7m'}})
+    (desk.work / 'config/ctxfs').mkdir(parents=True)
+    (desk.work / 'config/ctxfs/config.toml').write_text(f'[mounts.chrome]\ncontext = "c"\nmountpoint = "{desk.at}"\npolicy = "{file}"\n'
+                                                        'browser = "minimal"\n')
+    env = {'XDG_CONFIG_HOME': str(desk.work / 'config')}
+    paths = ['/Local State', '/Default/Cookies', '/Default/Cookies-journal']
+
+    def shown() -> tuple[float, list[str]]:
+        answer = json.loads(desk.host.cli('policy', 'show', 'chrome', '--json', env=env).stdout)
+        return answer['period'], [entry['path'] for entry in answer['policy'].get('bwList', {}).get('whiteLists', [])]
+
+    assert shown() == (420.0, paths)
+    desk.mount('--policy', file, '--browser', 'minimal')
+    (desk.at / 'Default').mkdir()
+    for name in ('Local State', 'Default/Cookies', 'Default/Cache'):
+        (desk.at / name).write_text(name)
+    desk.file({'uploadPolicy': {'period': '8m'}})
+    eventually('the new policy', lambda: shown()[0] == 480.0)
+    assert shown() == (480.0, paths)
+    assert json.loads(desk.host.cli('conflicts', 'chrome', 'list', '--json', env=env).stdout) == {'conflicts': []}
+    desk.unmount()
+    assert desk.files_in_bucket() == ['Default/Cookies', 'Local State']
+    assert [entry['path'] for entry in desk.stored()['bwList']['whiteLists']] == paths
+    assert '--browser standard; context c has another policy stored' in desk.mount('--browser', 'standard')
+    desk.unmount()
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('policy, options, said', [
@@ -175,6 +204,7 @@ def test_an_edited_policy_file_counts_at_once_or_is_refused(desk: Desk) -> None:
     ('{"uploadPolicy": {"autoUpload": false}}', ('--fsync', 'remote'), 'use --fsync local'),
     ('{"downloadPolicy": {"autoDownload": false}}', ('--wait-download',), 'leave out --wait-download, or write true'),
     ('{"downloadPolicy": {"autoDownload": false}}', ('--poll-every', '5'), 'leave out --poll-every, or write true'),
+    ('{"bwList": {"whiteLists": [{"path": "/src"}]}}', ('--browser', 'minimal'), 'leave out --browser, or bwList in the policy'),
     ('{}', ('--sync-every', 'now'), '--sync-every now: not a time'),
     ('{}', ('--poll-every', '0'), '--poll-every 0: the least is 1s'),
     ('{}', ('--sync-every', '5', '--read-only'), 'no effect on a read-only mount'),

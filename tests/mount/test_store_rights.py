@@ -31,10 +31,10 @@ def host_of(fake: FakeS3, work: Path) -> tuple[Any, Path]:
 
 def test_credentials_for_one_prefix_are_enough(fake: FakeS3, tmp_path: Path) -> None:
     """On a host that never saw the store, for a context that is empty: mounted by its id, written, renamed, removed, and mounted again. Nothing
-    outside of the prefix is asked for twice, and nothing is told of what is missing inside."""
+    outside of the prefix is asked for twice, and nothing is told of what is missing inside. Every write asks for the encryption that was wished."""
     fake.only_prefix = f'contexts/{ID}/'
     host, at = host_of(fake, tmp_path)
-    host.mount(ID, at, options=('--sync-every', 'unmount'))
+    host.mount(ID, at, options=('--sync-every', 'unmount', '--sse', 'AES256'))
     (at / 'd').mkdir()
     (at / 'd/a').write_bytes(b'one')
     (at / 'b').write_bytes(b'two')
@@ -47,6 +47,9 @@ def test_credentials_for_one_prefix_are_enough(fake: FakeS3, tmp_path: Path) -> 
     bodies = {key.removeprefix(fake.only_prefix): stored.body for key, stored in fake.objects.items() if '/.ctxfs/' not in key}
     assert bodies == {'d/': b'', 'd/a': b'three'} or bodies == {'d/a': b'three'}
     assert all(key.startswith(fake.only_prefix) for key in fake.objects)
+    writes = [request for request in fake.requests if request.method == 'PUT' and not request.query]
+    assert len(writes) > 10 and all(request.headers['x-amz-server-side-encryption'] == 'AES256' for request in writes
+                                    if request.key.startswith(fake.only_prefix))
     host.mount(ID, at)
     assert (at / 'd/a').read_bytes() == b'three'
     host.unmount(at)

@@ -120,11 +120,12 @@ def test_what_was_kept_is_printed_and_drawn_again(tmp_path: Path) -> None:
 def test_a_document_gets_the_table_between_its_marks(tmp_path: Path) -> None:
     path, whole = tmp_path / 'a.md', f'above\n\n{report.BEGIN}superseded\n{report.END}\nbelow\n'
     path.write_text(whole)
+    (tmp_path / 'docs').mkdir()
     for _ in range(2):
-        keep(document(), parse(['--markdown', str(path)]))
+        keep(document(), parse(['--markdown', str(path), '--chart', str(tmp_path / 'docs/a.svg')]))
     text = path.read_text()
     assert text.startswith('above\n') and text.endswith('\nbelow\n') and 'superseded' not in text
-    assert text.count('| unpack 2,500 files, 100 MB |') == 1
+    assert text.count('| unpack 2,500 files, 100 MB |') == text.count('](docs/a.svg)') == 1
 
 
 def test_requests_are_counted_without_what_belongs_to_no_operation() -> None:

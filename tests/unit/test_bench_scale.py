@@ -17,7 +17,7 @@ PREFIX, COUNT = 'contexts/c/', 120
 #: what makes no difference to a client that asks, or differs between any two servers
 IGNORED = {'ResponseMetadata', 'LastModified', 'NextContinuationToken', 'ContinuationToken', 'Name', 'MaxKeys', 'KeyCount', 'EncodingType',
            'Delimiter', 'Prefix', 'StartAfter', 'AcceptRanges', 'ContentType', 'ServerSideEncryption', 'ChecksumType', 'Metadata', 'StorageClass',
-           'Owner'}
+           'Owner', 'Marker', 'NextMarker'}
 
 Question = tuple[str, dict[str, Any]]
 
@@ -68,6 +68,7 @@ def test_the_same_answers(both: list[tuple[Any, str]]) -> None:
             {}, {'Prefix': PREFIX}, {'Prefix': PREFIX, 'Delimiter': '/'}, {'Prefix': f'{PREFIX}d0000/', 'Delimiter': '/'},
             {'Prefix': key(50)[:-6], 'Delimiter': '/'}, {'Prefix': PREFIX, 'StartAfter': key(60)}, {'Prefix': 'nothing/'}, {'Delimiter': '/'},
             {'Prefix': key(3)}, {'Prefix': f'{PREFIX}d0000', 'Delimiter': '/'})]
+    listings += [('list_objects', {'Prefix': PREFIX, 'Delimiter': '/'}), ('list_objects', {'Prefix': PREFIX, 'MaxKeys': 9, 'Marker': key(20)})]
     reads: list[Question] = [
         ('get_object', {'Key': key(1)}), ('head_object', {'Key': key(25)}), ('get_object', {'Key': key(7), 'Range': 'bytes=3-9'}),
         ('get_object', {'Key': key(7), 'IfMatch': etag(7)}), ('get_object', {'Key': key(7), 'IfMatch': etag(8)}),

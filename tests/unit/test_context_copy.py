@@ -226,6 +226,48 @@ def test_an_object_that_changes_meanwhile_is_copied_as_it_is_then(contexts: Cont
     assert contexts.files() == {'a': b'afterwards'}
 
 
+GUIDE = '''
+from datetime import datetime
+from ctxfs import AgentBay
+
+class ContextBackupManager:
+    def __init__(self, agent_bay):
+        self.agent_bay = agent_bay
+
+    def create_daily_backup(self, context_name):
+        timestamp = datetime.now().strftime("%Y%m%d")
+        backup_context_name = f"{context_name}-backup-{timestamp}"
+        original_result = self.agent_bay.context.get(context_name)
+        if not original_result.success:
+            return False, "Original context not found"
+        backup_result = self.agent_bay.context.get(backup_context_name, create=True)
+        if not backup_result.success:
+            return False, f"Failed to create backup context: {backup_result.error_message}"
+        backup_context = backup_result.context
+        copied = self.agent_bay.context.copy(original_result.context, backup_context.name)
+        return copied.success, f"Backup created: {backup_context.name}"
+
+    def list_backups(self, context_name):
+        contexts_result = self.agent_bay.context.list()
+        if not contexts_result.success:
+            return False, "Failed to list contexts", []
+        return True, "", [context for context in contexts_result.contexts if context.name.startswith(f"{context_name}-backup-")]
+
+manager = ContextBackupManager(AgentBay())
+print(*manager.create_daily_backup("src"))
+print(len(manager.list_backups("src")[2]))
+'''
+
+
+def test_the_guides_recipe_for_backups_makes_one(local: Contexts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another import, and the copy that the recipe leaves out: in the context that it has just made."""
+    local.put('a', b'1')
+    monkeypatch.setenv('CTXFS_STORE', local.store.url)
+    exec(GUIDE, {})
+    name = f'src-backup-{time.strftime("%Y%m%d")}'
+    assert capsys.readouterr().out == f'True Backup created: {name}\n1\n' and local.files(name) == {'a': b'1'}
+
+
 def test_what_is_refused(local: Contexts) -> None:
     """To itself, and to what is not there."""
     with pytest.raises(InvalidArgument, match='to itself'):

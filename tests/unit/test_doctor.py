@@ -4,12 +4,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from ctxfs.edge import cli, preflight
+import ctxfs
+from ctxfs.config import Paths
+from ctxfs.edge import cli, doctor_host, doctor_store, preflight
 from ctxfs.edge.doctor import Finding, Level, examine
 from ctxfs.edge.state_lock import locked
 from ctxfs.errors import Denied
@@ -18,6 +23,7 @@ from ctxfs.storage.staging import Staging
 from ctxfs.storage.stores import open_store
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.recovery import recover
+from tests.fakes.s3_server import FakeS3
 
 
 def test_a_check_that_raises_is_a_finding_and_the_others_go_on() -> None:
@@ -40,6 +46,76 @@ def test_the_exit_status_says_whether_anything_failed(tmp_path: Path, monkeypatc
     assert findings['fuse']['level'] == 'ok'
     assert findings['store']['level'] == 'fail'
     assert str(tmp_path) in findings['store']['text']
+
+
+# --- the host and the store ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKID')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+    with FakeS3() as fake:
+        yield fake
+
+
+def url_of(fake: FakeS3, below: str = '') -> str:
+    return f's3://{fake.bucket}{below}?endpoint={fake.endpoint}'
+
+
+@pytest.mark.parametrize('ahead, level, said', [(0, 'OK', 'agrees with'), (300, 'WARN', '5 min ahead of'), (-3600, 'WARN', '60 min behind')])
+def test_a_wrong_clock_is_told(server: FakeS3, ahead: int, level: str, said: str) -> None:
+    """By the store's own."""
+    server.clock = lambda: time.time() - ahead
+    found, = doctor_store.check_clock(url_of(server), context=None)
+    assert (found.level, found.check) == (Level[level], 'clock') and said in found.text
+
+
+def rule(name: str, filters: str, *, status: str = 'Enabled', does: str = '<Expiration><Days>7</Days></Expiration>') -> str:
+    return f'<Rule><ID>{name}</ID>{filters}<Status>{status}</Status>{does}</Rule>'
+
+
+def test_rules_that_remove_files_of_contexts_are_told(server: FakeS3) -> None:
+    """Of others, by their prefix and what else they say; ctxfs's own are named; what is elsewhere, off or removes nothing is no matter."""
+    server.lifecycle = ('<LifecycleConfiguration>' + ''.join((
+        rule('mine', '<Filter><Tag><Key>ctxfs-lifecycle</Key><Value>Lifecycle_3Days</Value></Tag></Filter>'),
+        rule('all', '<Prefix></Prefix>'), rule('one', '<Filter><Prefix>data/contexts/x/</Prefix></Filter>'),
+        rule('large', '<Filter><And><Prefix>data/</Prefix><ObjectSizeGreaterThan>5</ObjectSizeGreaterThan></And></Filter>'),
+        rule('elsewhere', '<Filter><Prefix>logs/</Prefix></Filter>'), rule('off', '<Prefix/>', status='Disabled'),
+        rule('parts', '<Prefix/>', does='<AbortIncompleteMultipartUpload><DaysAfterInitiation>1</DaysAfterInitiation>'
+                                        '</AbortIncompleteMultipartUpload>'),
+    )) + '</LifecycleConfiguration>').encode()
+    found = list(doctor_store.check_rules(url_of(server, '/data'), context=None))
+    assert [(f.level, f.text.partition(' of this bucket ')[0]) for f in found] == [
+        (Level.OK, 'lifecycle rules of ctxfs: mine'), *((Level.WARN, f'the lifecycle rule {name}') for name in ('all', 'one', 'large'))]
+    assert 'below contexts/x/ after 7 days' in found[2].text and '(ObjectSizeGreaterThan 5)' in found[3].text
+
+
+def test_a_bucket_without_rules_is_one_line(server: FakeS3) -> None:
+    """Nothing is wrong with that."""
+    found, = doctor_store.check_rules(url_of(server), context=None)
+    assert (found.level, found.text) == (Level.OK, 'lifecycle rules of ctxfs: none')
+
+
+def test_directories_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    """One that is somebody's, one that is shared, one that is a file; with what to do."""
+    paths = Paths(state=tmp_path / 'state/ctxfs', cache=None, data=tmp_path, runtime=tmp_path, config_file=tmp_path)
+    found, = doctor_host.check_directories(paths)
+    assert found.level in (Level.OK, Level.WARN) and not (tmp_path / 'state').exists()
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (tmp_path / 'file').touch()
+    found = list(doctor_host.check_directories(msgspec.structs.replace(paths, state=shared, runtime=tmp_path / 'file')))
+    assert [f.level for f in found] == [Level.FAIL] * 2
+    texts = ' '.join(f.text for f in found)
+    assert 'is shared by many users' in texts and 'something else is in the way' in texts
+    assert all(f.fix for f in found)
+
+
+def test_versions_are_told() -> None:
+    """What a report of a fault needs."""
+    found, = doctor_host.check_versions()
+    assert f'ctxfs {ctxfs.__version__}, Python {platform.python_version()}, libfuse 3.' in found.text
 
 
 # --- state directories -----------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from ctxfs.edge import cli, cli_fstab, installed
 from ctxfs.edge.cli_fstab import split_options, translate
+from ctxfs.edge.cli_mount import mount
 from ctxfs.errors import UsageError
 
 
@@ -19,11 +20,19 @@ from ctxfs.errors import UsageError
     ('proj /m -o rw,user,noauto,_netdev,nofail,x-systemd.requires=a.service,comment=x,user=me,defaults', 'mount -o rw -- proj /m'),
     ('proj /m -t fuse.ctxfs -N ns -s -o allow_other', 'mount -o allow_other -- proj /m'),
     ('proj /m -o store=s3://b?endpoint=http://h:1&region=r', 'mount --store=s3://b?endpoint=http://h:1&region=r -- proj /m'),
+    ('proj /m -o browser=standard', 'mount --browser=standard -- proj /m'),
     ('-o ro -- -c /m', 'mount -o ro -- -c /m'),
 ])
 def test_words_of_mount(words: str, arguments: str) -> None:
     """What is ctxfs's goes to ctxfs, what is the kernel's to -o, what is mount's own to nobody."""
     assert translate(tuple(words.split(' '))) == arguments.split(' ')
+
+
+def test_every_option_of_mount_that_has_a_value_can_be_a_word() -> None:
+    """What is new on the command line is new in /etc/fstab."""
+    named = {option.opts[0].lstrip('-').replace('-', '_') for option in mount.params
+             if option.param_type_name == 'option' and not option.is_flag and len(option.opts[0]) > 2}     # type: ignore[attr-defined]
+    assert named - {'state_dir', 'store'} == cli_fstab._VALUES - {'state_dir', 'store'}
 
 
 def test_a_fake_mount_does_nothing() -> None:

@@ -5,6 +5,7 @@ Owns the poller's decisions, on a clock that jumps. What a look does is tested w
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -27,12 +28,16 @@ class Changes:
 
     def __init__(self) -> None:
         self.listed_objects = 10
+        self.since = time.time()
         self.looks: list[float] = []
         self.listings: list[tuple[str, float]] = []
         self.finished = 0
         self.is_forgotten = False
         self.error: CtxfsError | None = None
         self.on_look: Callable[[], None] = lambda: None
+
+    def listed_at(self) -> float:
+        return self.since
 
     async def look(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -208,3 +213,11 @@ def test_a_long_listing_lets_an_upload_go_first(bench: Bench) -> None:
     assert uploaded_at == [LIST_SECONDS + 1]
     assert [after for after, _ in bench.changes.listings] == ['', '1', '1']
     assert bench.changes.finished == 1
+
+
+def test_the_whole_is_listed_when_an_earlier_mounts_listing_is_old(bench: Bench) -> None:
+    """Not LIST_SECONDS after this mount began."""
+    bench.changes.listed_objects = 5000
+    bench.changes.since -= LIST_SECONDS - 60
+    bench.run(100)
+    assert bench.changes.listings and 60 <= bench.changes.listings[0][1] <= 60 + 2 * EVERY

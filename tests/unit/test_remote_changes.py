@@ -5,6 +5,7 @@ process. What programs see of it is tests/mount's.
 """
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,23 +15,26 @@ import pytest
 import trio
 
 from ctxfs.policy import SyncPolicy
-from ctxfs.records import Attrs, IndexRecord
+from ctxfs.records import Attrs, IndexRecord, ObjectInfo
 from ctxfs.rules import Rules
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.keys import LAST
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync import remote_changes
+from ctxfs.sync import remote_changes, remote_tree
 from ctxfs.sync.abort_slots import AbortFlags, AbortSlots
 from ctxfs.sync.asides import Asides
 from ctxfs.sync.descriptions import Defaults
+from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.protocol import Head, Operation, WorkerOptions
 from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.remote_changes import RemoteChanges
 from ctxfs.sync.remote_index import RemoteIndex
+from ctxfs.sync.remote_tree import RemoteTreeLoader
 from ctxfs.sync.worker_context import WorkerContext
 from ctxfs.sync.worker_ops import HANDLERS
 
@@ -150,7 +154,7 @@ class Bench:
         async def job() -> None:
             await self.index.read()
             await self.changes.list_all()
-            await self.changes.finish()
+            await self.changes.finish(listed='')
             self.reconciler.directories.is_live = True
 
         trio.run(job)
@@ -258,6 +262,25 @@ def test_an_empty_directory_of_another_host_appears(large: Bench) -> None:
     assert d is not None and large.db.inode(d).mode == 0o040750
 
 
+@pytest.mark.parametrize('is_marked', [True, False])
+def test_a_directory_that_another_host_emptied_stays_the_same(large: Bench, is_marked: bool) -> None:
+    """Where it has a marker by now, it is the same inode: a program may have it as its working directory. Where it has none, it goes."""
+    etag = large.put('emptied/below/f')
+    large.other.append([large.record('emptied/below/f', etag)])
+    large.run(large.changes.look)
+    before = large.db.resolve((b'emptied', b'below'))
+    assert before is not None
+    if is_marked:
+        large.put('emptied/below/', b'')
+        large.other.append([large.record('emptied/below/', mode=0o40755)])
+    large.delete('emptied/below/f')
+    large.other.append([large.record('emptied/below/f', mode=None)])
+    took = large.run(large.changes.look)
+    assert large.db.resolve((b'emptied', b'below', b'f')) is None
+    assert large.db.resolve((b'emptied', b'below')) == (before if is_marked else None)
+    assert len(took) < 10, took
+
+
 def test_a_reload_below_a_path_leaves_all_others_alone(bench: Bench) -> None:
     """Neighbours that sort between the directory's name and its content are neither taken for gone nor brought up to date."""
     keys = ('a', 'a!', 'a-x', 'a.txt', 'a/1', 'a/2', 'a/b/3', 'a0', 'aa', 'b')
@@ -352,3 +375,75 @@ def test_what_another_host_compacted_costs_one_look_more(large: Bench) -> None:
     last: Any = large.workers.asked[0]
     bases = [info.key for info in large.store.list(PREFIX + '.ctxfs/index/').objects if info.key.endswith('.base.zst')]
     assert [key.rpartition('/')[2] for key in bases] == [name for name in last.seen if name.endswith('.base.zst')]
+
+
+# --- the next mount --------------------------------------------------------------------------------------------------------------
+
+def mount_again(bench: Bench, *, ended_cleanly: int = 1) -> list[str]:
+    """The operations of the next mount until it knows the whole."""
+    bench.db.set_meta('was_listed', 1)
+    bench.db.set_meta('ended_cleanly', ended_cleanly)
+    pool: Any = bench.workers
+    doubt = Doubt(bench.db, bench.journal, pool, prefix=PREFIX, host='here')
+    loader = RemoteTreeLoader(bench.db, bench.journal, bench.reconciler, pool, doubt=doubt, prefix=PREFIX)
+    bench.index = RemoteIndex(bench.db, bench.journal, pool, prefix=PREFIX)
+    bench.changes = loader.changes
+    return bench.run(loader.run)
+
+
+def test_the_next_mount_of_a_large_context_goes_on_where_the_last_one_was(large: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the index, whatever the size; what other hosts did is there."""
+    monkeypatch.setattr(remote_tree, 'PAGE', 3)
+    assert mount_again(large) == ['ReadIndex']
+    assert len(large.tree()) == 10 and large.changes.listed_objects == 10
+    large.other.append([large.record('d/f1', large.put('d/f1', b'theirs'), 6)])
+    assert mount_again(large) == ['ReadIndex', 'd/f1']
+    assert large.tree()['d/f1'] == (6, MODE)
+
+
+@pytest.mark.parametrize('why', ['small', 'old', 'future', 'killed', 'other white lists'])
+def test_the_next_mount_lists_the_whole_where_that_may_not_do(large: Bench, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tools did that write no index would else stay unseen for longer than a mount takes to look."""
+    monkeypatch.setattr(remote_tree, 'PAGE', 10 if why == 'small' else 3)
+    large.put('new')
+    if why == 'old':
+        large.db.set_meta('listed_at', time.time() - remote_tree.LIST_SECONDS - 1)
+    elif why == 'future':
+        large.db.set_meta('listed_at', time.time() + 3600)
+    elif why == 'other white lists':
+        large.changes.forget()
+    assert mount_again(large, ended_cleanly=int(why != 'killed')) == ['ReadIndex', 'ListPages']
+    assert 'new' in large.tree()
+
+
+def test_new_files_of_a_listing_cost_few_statements(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the directory, not by the file: ten times the files are the same statements, but for one slice more or less."""
+    counts: list[int] = []
+    for name in ('execute', 'row', 'rows', 'many'):
+        def counted(self: TreeDB, *args: Any, real: Any = getattr(TreeDB, name)) -> Any:
+            counts[-1] += 1
+            return real(self, *args)
+        monkeypatch.setattr(TreeDB, name, counted)
+    for number, files in (('a', 20), ('b', 200)):
+        objects = [ObjectInfo(key=f'{number}{directory}/f{file:04}', size=1, etag='"e"', mtime_ns=1)
+                   for directory in range(5) for file in range(files // 5)]
+        counts.append(0)
+        bench.reconciler.apply(objects, after=number, last=number + LAST)
+    counts.append(0)        # of what follows
+    assert counts[1] <= counts[0] + 5 and len(bench.tree()) == 220, counts
+
+
+def test_new_files_meet_what_has_their_names(bench: Bench) -> None:
+    """In the order of the listing: a local file keeps its name, a file gives way to a directory, and what comes after them is there."""
+    bench.load()
+    mine = bench.reconciler._describer.new_file(ObjectInfo(key='d/mine', size=1, etag='', mtime_ns=1), None)
+    parent = bench.reconciler._directory('d/', None)
+    assert parent is not None
+    bench.db.insert_dentry(parent, b'mine', mine.ino)
+    for key in ('a', 'a/b', 'd/first', 'd/mine', 'd/z', 'e'):
+        bench.put(key, b'theirs')
+    bench.load()
+    assert bench.db.lookup(parent, b'mine') == mine.ino
+    assert set(bench.tree()) == {'a/b', 'd/first', 'd/mine', 'd/z', 'e'}
+    assert bench.journal.known('d/mine') is None and 'd/mine' in bench.reconciler.obstructed.keys
+    assert bench.journal.is_unmountable('a')

@@ -18,6 +18,7 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
 from ctxfs.storage.snapshot import SUFFIX, copy_file
 from ctxfs.sync import room, uploader
+from ctxfs.sync.engine import ADOPT_LEAST
 from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, PutMany, WriteSegment
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.rounds import BATCHES, PLAN_AHEAD, TOGETHER
@@ -535,6 +536,41 @@ def test_of_many_small_files_each_ends_in_its_own_way(play: Play) -> None:
         assert disk.keys() == ['a', 'b', 'refused', 'rewritten'] and disk.slots.in_use() == 0
         assert (began.count('a'), began.count('b')) == (1, 1) and not disk.db.rows('SELECT * FROM attempt')
     play(scenario)
+
+
+def test_what_is_uploaded_is_handed_over_while_the_rest_is_uploaded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is recorded while the log is made durable is not, that time."""
+    async def scenario(disk: Disk) -> None:
+        disk.room._limit = 1 << 30
+        for number in range(3 * ADOPT_LEAST):
+            await disk.save(b'f%d' % number, b'x')
+        order: list[str] = []
+        seen: list[tuple[int, int]] = []
+        make_durable, adopt, sealed = disk.db.make_durable, disk.finisher.adopt, disk.finisher.sealed
+
+        def noted() -> None:
+            order.append('durable')
+            make_durable()
+
+        def looked(most: int = -1) -> list[int]:
+            order.append('look')
+            return sealed(most)
+
+        async def watched(inos: list[int]) -> None:
+            if pending := disk.journal.summary()[0]:
+                assert order[-2:] == ['look', 'durable']
+            seen.append((len(inos), pending))
+            await adopt(inos)
+
+        async def slowly(operation: Operation[Any]) -> None:
+            await trio.sleep(2)
+        monkeypatch.setattr(disk.db, 'make_durable', noted)
+        monkeypatch.setattr(disk.finisher, 'adopt', watched)
+        monkeypatch.setattr(disk.finisher, 'sealed', looked)
+        disk.before = slowly
+        assert (await disk.engine.flush()).ok
+        assert any(count >= ADOPT_LEAST and pending for count, pending in seen) and not sealed()
+    play(scenario, threads=True)
 
 
 def test_small_files_go_together_and_large_ones_do_not(play: Play) -> None:

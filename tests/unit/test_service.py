@@ -220,4 +220,4 @@ def test_the_exposure_is_what_the_readme_says(config: Path) -> None:
     done = subprocess.run(['systemd-analyze', 'security', '--offline=yes', '--no-pager', str(ROOT / 'systemd/ctxfs@.service')], capture_output=True,
                           text=True, check=False)
     level = done.stdout.split('Overall exposure level for ')[1].split(': ')[1].split()[0]
-    assert f'`systemd-analyze security` says {level} ' in (ROOT / 'README.md').read_text()
+    assert f'`systemd-analyze security` says {level} ' in (ROOT / 'docs/OPERATIONS.md').read_text()

@@ -375,7 +375,7 @@ def test_a_sealed_file_whose_object_is_gone_is_readable_or_gone(host: Host) -> N
     host.seal(inode, 'f', host.put('f', b'changed here'))
     host.workers.context.store.delete(PREFIX + 'f')
     host.list()
-    run(host.finisher.adopt_sealed)
+    run(host.finisher.adopt, host.finisher.sealed())
     if host.db.resolve((b'f',)) is None:
         return
     assert inode.content == Content.STAGED, 'the staging file is the only copy now'

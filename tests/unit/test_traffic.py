@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from ctxfs.config import MountOptions
 from ctxfs.errors import RemoteUnavailable, UsageError
@@ -225,6 +226,46 @@ def test_transfers_bounds_all_workers_together_and_no_reader() -> None:
         assert admitted.count(Priority.INTERACTIVE) == 5 and len(admitted) == 8
         gate.leave(places[0], Priority.BACKGROUND)  # type: ignore[arg-type]
         await gate.enter(Priority.BULK)
+    trio.run(main)
+
+
+def test_a_batch_counts_by_how_many_files_it_has_under_way() -> None:
+    """It waits until there is room for all of them; one that is heavier than the bound goes alone."""
+    async def entered(gate: Gate, weight: int) -> bool:
+        with trio.move_on_after(0):
+            await gate.enter(Priority.BACKGROUND, weight)
+            return True
+        return False
+
+    async def main() -> None:
+        gate, place = Gate(16, transfers=4), Place()
+        gate.workers.append(place)  # type: ignore[arg-type]
+        assert await entered(gate, 2) and not await entered(gate, 3) and await entered(gate, 2) and not await entered(gate, 1)
+        for _ in range(2):
+            gate.leave(place, Priority.BACKGROUND, 2)  # type: ignore[arg-type]
+        assert await entered(gate, 48) and not await entered(gate, 1)
+    trio.run(main)
+
+
+def test_light_requests_do_not_keep_a_heavy_one_waiting() -> None:
+    """What comes later and is less urgent goes after it, however little it weighs; what a program waits for does not."""
+    async def main() -> None:
+        gate, place, order = Gate(16, transfers=4), Place(), []
+        gate.workers.append(place)  # type: ignore[arg-type]
+        await gate.enter(Priority.BULK)
+
+        async def enter(priority: Priority, weight: int) -> None:
+            await gate.enter(priority, weight)
+            order.append(priority)
+        async with trio.open_nursery() as nursery:
+            for priority, weight in ((Priority.BACKGROUND, 4), (Priority.BULK, 1), (Priority.INTERACTIVE, 1)):
+                nursery.start_soon(enter, priority, weight)
+                await trio.testing.wait_all_tasks_blocked()
+            assert order == [Priority.INTERACTIVE]
+            gate.leave(place, Priority.BULK)  # type: ignore[arg-type]
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == [Priority.INTERACTIVE, Priority.BACKGROUND]
+            gate.leave(place, Priority.BACKGROUND, 4)  # type: ignore[arg-type]
     trio.run(main)
 
 
