@@ -46,6 +46,9 @@ class ArchiveMode:
 
     def __init__(self, base: Base, reconciler: Reconciler, pool: TransferPool) -> None:
         self._base = base
+        self._pool = pool
+        #: made with the archiver
+        self.upkeep: ArchiveUpkeep | None = None
         self.mirror = ArchiveMirror(base.db, base.journal, reconciler, pool, prefix=base.prefix, below=base.options.below) \
             if base.options.policy.upload_policy.upload_mode == 'Archive' else None
         #: the pool as whoever looks at the bucket sees it
@@ -79,18 +82,14 @@ class ArchiveMode:
         base, mirror = self._base, self.mirror
         if mirror is None:
             return None
+        scratch = Path(base.options.state_dir) / 'packing'
         plan = ArchivePlan(base.db, base.journal, base.staging, mirror=mirror, rules=base.rules, prefix=base.prefix)
         intents = Intents(base.db, base.journal, number=mirror.number, on_arrived=auditor.arrived)
         committer = ArchiveCommitter(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, uploader=uploader,
-                                     host=base.options.host_id, scratch=Path(base.options.state_dir) / 'packing')
+                                     host=base.options.host_id, scratch=scratch)
         archiver = Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, uploader=uploader,
                         recycler=recycler, prefix=base.prefix, is_wanted=finisher.is_wanted, cores=os.cpu_count() or 1)
+        if not base.options.read_only:
+            self.upkeep = ArchiveUpkeep(writers, mirror=mirror, list_pool=self._pool, host=base.options.host_id, scratch=scratch)
         finisher.delete_members = lambda: archiver.flush(())
         return archiver
-
-    def upkeep(self, writers: GuardedPool, pool: TransferPool) -> ArchiveUpkeep | None:
-        base = self._base
-        if self.mirror is None or base.options.read_only:
-            return None
-        return ArchiveUpkeep(writers, mirror=self.mirror, list_pool=pool, host=base.options.host_id,
-                             scratch=Path(base.options.state_dir) / 'packing')

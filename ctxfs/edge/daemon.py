@@ -218,8 +218,8 @@ class Mount:
             if not self._options.read_only:
                 nursery.start_soon(kept_running, self._heartbeat.run)
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
-            if self._upkeep is not None:
-                nursery.start_soon(supervised, self._upkeep.run, self._remote.wait_complete, lambda: self._engine.is_paused)
+            if (upkeep := self._archives.upkeep) is not None:
+                nursery.start_soon(supervised, upkeep.run, self._remote.wait_complete, lambda: self._engine.is_paused)
             await nursery.start(self._handle_signals)      # before anybody hears that it is ready: a stop may follow at once
             result = await self._serve(ready)
             await self._answers.end(server)
@@ -342,7 +342,6 @@ class Mount:
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)
-        self._upkeep = archives.upkeep(writers, pool)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,

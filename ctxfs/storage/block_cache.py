@@ -184,6 +184,15 @@ class BlockCache:
                 entry = _entry_hash(key, etag, first + offset // BLOCK_SIZE)
                 placed.append(NewRow(entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
 
+    def store_many(self, files: Iterable[tuple[str, str, bytes]]) -> None:
+        """Keep whole small files, (key, etag, content), in one transaction. Raises as `store` does."""
+        with self._inserting() as placed:
+            for key, etag, content in files:
+                view = memoryview(content)
+                for offset in range(0, len(view), BLOCK_SIZE):
+                    entry = _entry_hash(key, etag, offset // BLOCK_SIZE)
+                    placed.append(NewRow(entry, _tag(key), self._place_bytes(entry, view[offset:offset + BLOCK_SIZE])))
+
     def adopt(self, items: Sequence[AdoptFile], *, recent: RecentSums | None = None, on_placed: Callable[[], None] = lambda: None) -> list[str]:
         """Take files into the cache by link (by copy where that is impossible), in one transaction. Paths that were gone, had another size or
         are above the bound are returned and left out. `recent`: sums that need not be made again. `on_placed` is called between the links and

@@ -40,7 +40,7 @@ _MARK = ('INSERT INTO pending VALUES (?, ?, 1, ?, 0, 0, \'\') ON CONFLICT (ino) 
          'seq = seq + 1, attempt = 0, retry_ns = 0, error = \'\'')
 _NOT_DIR = '(mode & 61440) <> 16384'
 #: what belongs to the state directory as it was, not to the tree
-_FORGOTTEN_META = ('next_ino', 'index_names', 'listed_at', 'archive_number', 'schema_version')
+_FORGOTTEN_META = ('next_ino', 'index_names', 'archive_number', 'listed_at', 'schema_version')
 
 
 class Mended(NamedTuple):

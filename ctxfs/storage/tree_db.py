@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -52,6 +52,7 @@ _MIGRATIONS = {1: '''
     ALTER TABLE object ADD COLUMN said_ns INTEGER NOT NULL DEFAULT 0;
     ''', 3: '''
     CREATE INDEX inode_sealed ON inode (content) WHERE content = 2;
+    ''', 4: '''
     CREATE TABLE member (key TEXT PRIMARY KEY, etag TEXT NOT NULL, size INTEGER NOT NULL, archive INTEGER NOT NULL,
                          at INTEGER NOT NULL, packed INTEGER NOT NULL, method INTEGER NOT NULL, crc INTEGER NOT NULL, shadows TEXT NOT NULL,
                          is_shadowed INTEGER NOT NULL, record BLOB) WITHOUT ROWID;

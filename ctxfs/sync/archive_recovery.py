@@ -1,8 +1,8 @@
 """The archive log made anew from the archives alone, where it is lost.
 
-Owns what archives say without it: in the order of their names, first what each deletes, then its members, of which the last one of a path
-counts. Only archives that are older than any flush takes are believed: younger ones may wait for the first commit. What only the log had is
-not in it: owners beyond 32 bits, fractions of seconds, extended attributes, hard links. Costs a download of all archives, because a
+Owns what archives say without it: in the order of their names, first what each deletes, then its members, of which the last one of a path counts.
+It must not know who asks. Only archives that are older than any flush takes are believed: younger ones may wait for the first commit. What only the
+log had is not in it: owners beyond 32 bits, fractions of seconds, extended attributes, hard links. Costs a download of all archives, because a
 member's etag is the hash of its content. Synchronous.
 """
 from __future__ import annotations

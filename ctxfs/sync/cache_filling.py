@@ -33,6 +33,9 @@ SHARE = 0.8
 #: files and bytes in one request: about a tenth of a second of a store that is 3 ms away
 BATCH_FILES = 32
 BATCH_BYTES = 4 << 20
+#: the same of files that lie in archives, which come many at a time
+ARCHIVED_FILES = 1000
+ARCHIVED_BYTES = 8 << 20
 #: files above this are fetched in ranges of this size
 RANGE_BLOCKS = 16
 #: after so many files that are refused nothing more is tried: it is the credentials, not the files
@@ -201,20 +204,36 @@ class Filling:
                     self._is_over = self.is_complete = True
                 else:
                     self._recovered()
-                    await self._cut(files)
+                    await self._cut(await self._with_neighbours(files))
         return None
+
+    async def _with_neighbours(self, files: list[CleanFile]) -> list[CleanFile]:
+        """More of what lies in archives, up to what one request fetches: a directory's page is less than that."""
+        size = sum(file.size for file in files)
+        while files and files[-1].place is not None and len(files) < ARCHIVED_FILES and size < ARCHIVED_BYTES:
+            try:
+                more = await self._source.next()
+            except CtxfsError:      # it is asked again when these have come
+                break
+            if not more:
+                break
+            files, size = [*files, *more], size + sum(file.size for file in more)
+        return files
 
     async def _cut(self, files: Sequence[CleanFile]) -> None:
         """Make requests of files: small ones together, ranges of big ones."""
         batch: list[_Piece] = []
+        size = 0
         for file in files:
             if file.size > RANGE_BLOCKS * BLOCK_SIZE:
                 await self._cut_big(file)
                 continue
-            if batch and (len(batch) == BATCH_FILES or sum(piece.size for piece in batch) + file.size > BATCH_BYTES):
+            most, most_bytes = (BATCH_FILES, BATCH_BYTES) if file.place is None else (ARCHIVED_FILES, ARCHIVED_BYTES)
+            if batch and (len(batch) >= most or size + file.size > most_bytes):
                 self._batches.append(batch)
-                batch = []
+                batch, size = [], 0
             batch.append(_Piece(self._item(file), file.size, True))
+            size += file.size
         if batch:
             self._batches.append(batch)
 

@@ -25,10 +25,12 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import Exists, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR, UNREADABLE, IndexRecord, ObjectInfo
 from ctxfs.storage import registry_changes
+from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LOG_DIR, parsed
 from ctxfs.storage.index_format import INDEX_DIR
 from ctxfs.storage.listing import pages
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.sync.archive_log import ArchiveLog
 from ctxfs.sync.clearing import IsDead, check_unused, tombstones
 from ctxfs.sync.context_files import SEGMENT_RECORDS
 from ctxfs.sync.index_log import IndexLog
@@ -41,7 +43,7 @@ _AHEAD = 512
 _ATTEMPTS = 5
 _BATCH = 1000
 #: ctxfs's own objects that mean something in another context, beside the index: whole directories end with a slash
-OWN = ('policy',)
+OWN = ('policy', 'mode', 'archive/')
 COPY_DIR = RESERVED_DIR + 'copy/'
 
 Progress = Callable[[int, int], None]
@@ -109,8 +111,9 @@ def _listed(store: ObjectStore, prefix: str) -> Iterator[ObjectInfo]:
 
 
 def _has_files(store: ObjectStore, record: ContextRecord) -> bool:
-    reserved = record.prefix + RESERVED_DIR
-    return any(not info.key.startswith(reserved) for page in pages(store, record.prefix) for info in page.objects)
+    reserved, archives = record.prefix + RESERVED_DIR, record.prefix + ARCHIVE_DIR
+    return any(not info.key.startswith(reserved) or (info.key.startswith(archives) and info.key.endswith('.zip'))
+               for page in pages(store, record.prefix) for info in page.objects)
 
 
 def finish(store: ObjectStore, source: ContextRecord, target: ContextRecord, *, host: str,
@@ -132,6 +135,8 @@ class _Copying:
         self._target = target.prefix
         self._host = host
         self._progress = progress
+        #: later commits are not copied: they may name archives that were not there when these were listed
+        self._commits = ArchiveLog(store, source.prefix).look().number
         self._notes = {note.key: note for note in self._noted()}
         self._new_notes: list[_Note] = []
         self._objects = self._bytes = self._equal = self._removed = 0
@@ -164,7 +169,8 @@ class _Copying:
 
     def _pairs(self) -> Iterator[_Pair]:
         """What both have, in the order of keys; of ctxfs's own objects those that are copied."""
-        source, target = _listed(self._store, self._source), _listed(self._store, self._target)
+        source = (info for info in _listed(self._store, self._source) if not self._is_late(info.key))
+        target = _listed(self._store, self._target)
         ours, theirs = next(source, None), next(target, None)
         while ours is not None or theirs is not None:
             key = min(info.key for info in (ours, theirs) if info is not None)
@@ -173,6 +179,10 @@ class _Copying:
             yield _Pair(key, mine, other)
             ours = next(source, None) if mine is not None else ours
             theirs = next(target, None) if other is not None else theirs
+
+    def _is_late(self, key: str) -> bool:
+        """A commit that came after this began."""
+        return key.startswith(LOG_DIR) and (parsed(key[len(LOG_DIR):]) or (0, ''))[0] > self._commits
 
     def _is_equal(self, pair: _Pair) -> bool:
         if pair.source is None or pair.target is None or pair.source.size != pair.target.size:

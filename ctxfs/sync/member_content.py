@@ -6,6 +6,8 @@ it, nor the block cache.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ctxfs.errors import Corrupted, NotFound, RemoteChanged, RemoteUnavailable, WrongBytes
 from ctxfs.storage import zip_format
@@ -23,6 +25,28 @@ def member_content(store: ObjectStore, place: Place, *, etag: str, size: int) ->
     if len(data) != place.packed:
         raise RemoteUnavailable(f'{place.archive}: {len(data)} bytes came where a member has {place.packed}')
     return proven(data, place, etag=etag, size=size)
+
+
+class Placed(NamedTuple):
+    """A member to be read."""
+    place: Place
+    etag: str
+    size: int
+
+
+def members_content(store: ObjectStore, members: Sequence[Placed]) -> list[bytes]:
+    """The contents of members of one archive, by one GET of the range that has them all. Raises as `member_content`."""
+    archive = members[0].place.archive
+    start = min(member.place.offset for member in members)
+    stop = max(member.place.offset + member.place.packed for member in members)
+    try:
+        data = memoryview(store.get(archive, start, stop) if stop > start else b'')
+    except NotFound as error:
+        raise RemoteChanged(f'{archive} is not there any more') from error
+    if len(data) != stop - start:
+        raise RemoteUnavailable(f'{archive}: {len(data)} bytes came of {stop - start}')
+    return [proven(bytes(data[place.offset - start:place.offset - start + place.packed]), place, etag=etag, size=size)
+            for place, etag, size in members]
 
 
 def proven(data: bytes, place: Place, *, etag: str, size: int) -> bytes:

@@ -80,7 +80,7 @@ class Reconciler:
             self._journal.drop_unmountable(self._journal.unmountable_between(after, last))      # until they are found so again
             newcomers = Newcomers(self._db, self._journal, self._describer, directory_of=self._directory, add=self._add_file, added=self._has_gained)
             for info in objects:
-                if info.key in known or not self.is_synced(info.key) or not newcomers.take(info, hints.get(info.key)):
+                if info.key in known or not self.is_synced(info.key) or not self.may_show(info) or not newcomers.take(info, hints.get(info.key)):
                     newcomers.finish()
                     self._apply_object(info, known.get(info.key), hints.get(info.key))
             newcomers.finish()

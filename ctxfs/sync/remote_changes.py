@@ -112,7 +112,7 @@ class RemoteChanges:
     async def look(self) -> None:
         """Take over what others changed, as far as one cheap look shows that there is something."""
         if self.listed_objects > PAGE:
-            await self._follow_log()
+            await self.follow_log()
             await self.examine_also(())
             await self.read_new_segments()
             return
@@ -124,10 +124,11 @@ class RemoteChanges:
             self._reconciler.obstructed.add(*again)
             raise
         if self._index.below:       # the index lies elsewhere: the page did not show it
-            await self._follow_log()
+            await self.follow_log()
             await self.read_new_segments()
 
-    async def _follow_log(self) -> None:
+    async def follow_log(self) -> None:
+        """What others committed in Archive mode is applied at once."""
         if self._mirror is not None:
             await self._mirror.catch_up()
 
@@ -153,7 +154,7 @@ class RemoteChanges:
             await self.list_all()
             await self.finish(listed='')
         elif (digest := self._digest_of(page.objects)) != self._digest:
-            await self._follow_log()
+            await self.follow_log()
             if self._index.has_unread(info.key[len(self._prefix):] for info in page.objects):
                 await self._index.read()
             self._reconciler.apply([], after=await self._apply_page(page, ''), last=None)
@@ -170,7 +171,7 @@ class RemoteChanges:
     async def read_index(self) -> None:
         """What new index objects say is applied with what is listed next; what the archive log says at once."""
         await self._index.read()
-        await self._follow_log()
+        await self.follow_log()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
                        priority: Priority = Priority.BACKGROUND) -> str | None:

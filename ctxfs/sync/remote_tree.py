@@ -89,29 +89,24 @@ class RemoteTreeLoader:
             await self._until_it_works(self._doubt.resolve)
             if self._is_fresh():
                 self.changes.go_on_from()
+                await self._until_it_works(self.changes.follow_log)
                 await self._until_it_works(self.changes.read_new_segments)
             else:
                 await self._until_it_works(self.changes.read_index)
                 self._index_read.set()
                 if not self._journal.hints_are_few('', LAST, MANY):
                     self._grace.set()
-                await self._until_it_works(self._list_all)
+                await self._until_it_works(self.changes.list_all_at_once)
                 await self.changes.agree_with_archives()
                 await self._until_it_works(lambda: self.changes.finish(listed=''))
             nursery.cancel_scope.cancel()
         self._finish()
 
-    async def _list_all(self) -> None:
-        if self._mirror is None:
-            await self.changes.list_all_at_once()
-        else:       # the archive log has told most of it
-            await self.changes.list_all(priority=Priority.INTERACTIVE)
-
     def _is_fresh(self) -> bool:
         """Whether the tree is what a mount has that went on until now: listed not long ago, of a context that is not listed at every look, and left
         in good order."""
         is_recent = time.time() - self.changes.listed_at() < LIST_SECONDS
-        return self._mirror is None and self._was_complete and self._ended_cleanly and is_recent and int(self._db.meta(LISTED_OBJECTS) or 0) > PAGE
+        return self._was_complete and self._ended_cleanly and is_recent and int(self._db.meta(LISTED_OBJECTS) or 0) > PAGE
 
     def _failed(self, error: CtxfsError) -> None:
         self.error = error
