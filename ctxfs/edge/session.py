@@ -83,8 +83,8 @@ class Session:
 
     def close(self, *, sync_context: bool | None = None, timeout: float | None = None) -> None:
         """Unmount all, also where programs still use them, and with `sync_context` (default: as the session was made) wait until everything is
-        in the bucket, for `timeout` seconds each at most; what is left then, or without, goes on in the background. Raises CtxfsError for
-        what could not be uploaded; it is kept on this host."""
+        in the bucket, for `timeout` seconds each at most; what is left then, or without, goes on in the background. Raises CtxfsError for what
+        could not be uploaded; it is kept on this host."""
         atexit.unregister(self.close)
         mounts = self.mounts()
         self._places.clear()
