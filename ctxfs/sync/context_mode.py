@@ -74,8 +74,8 @@ def record(store: ObjectStore, prefix: str, mode: str) -> None:
 
 def refusal(name: str, found: str, wanted: str) -> str:
     """What is wrong, and what to do."""
-    return (f'context {name} is kept in {found} mode, and the policy says uploadPolicy.uploadMode "{wanted}"; mount it with "{found}", or copy it: '
-            f'ctxfs context copy --mode {wanted.lower()} {name} NEW-NAME')
+    return (f'context {name} is kept in {found} mode, and the policy says uploadPolicy.uploadMode "{wanted}"; mount it with "{found}", or '
+            f'mount a new context with this policy beside it, and copy the files (cp -a)')
 
 
 class ModeRecorder:
