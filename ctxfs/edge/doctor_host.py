@@ -16,6 +16,7 @@ from ctxfs.config import Paths
 from ctxfs.edge import fuse_ops, preflight
 from ctxfs.edge.doctor import Finding, Level
 from ctxfs.edge.human import human_bytes
+from ctxfs.sync.process_guard import helper_environment
 
 #: less free space than this is told: a cache needs some, and so does whoever writes
 FEW_BYTES = 1 << 30
@@ -23,7 +24,8 @@ FEW_BYTES = 1 << 30
 
 def check_versions() -> Iterator[Finding]:
     try:
-        fuse = subprocess.run(['fusermount3', '--version'], capture_output=True, text=True, timeout=10, check=False).stdout.split()[-1:]
+        fuse = subprocess.run(['fusermount3', '--version'], capture_output=True, text=True, timeout=10, check=False,
+                              env=helper_environment()).stdout.split()[-1:]
     except (OSError, subprocess.TimeoutExpired):
         fuse = []
     yield Finding(Level.OK, 'versions', f'ctxfs {__version__}, Python {platform.python_version()}, libfuse {"".join(fuse) or "not found"}, '

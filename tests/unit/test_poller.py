@@ -59,7 +59,8 @@ class Changes:
         self.is_forgotten = False
         return None
 
-    async def finish(self) -> None:
+    async def finish(self, *, listed: str | None = None) -> None:
+        assert listed == ''
         self.finished += 1
 
 
