@@ -75,7 +75,8 @@ def test_a_request_whose_answer_was_lost_has_its_outcome_in_the_end(host: Host, 
     """The object is in the bucket and the worker died before anybody heard of it: unknown, and then what the next try found."""
     at, log = tmp_path / 'at', tmp_path / 'audit.log'
     options = ['--audit-log', os.fspath(log), '--sync-every', 'unmount']
-    host.mount('mine', at, create=True, options=options, env={'CTXFS_CRASH_POINT': 'worker-put-after-commit:2'})      # the first is the context's mode
+    # the first that is put is the context's mode
+    host.mount('mine', at, create=True, options=options, env={'CTXFS_CRASH_POINT': 'worker-put-after-commit:2'})
     (at / 'a').write_bytes(b'one')
     host.unmount(at)
     tries = [line for line in lines(log) if line.get('key', '').endswith('/a')]
