@@ -35,6 +35,8 @@ MIN_LIMIT = 32 << 20
 _ROW_BYTES = 64 << 10
 _NEVER = 100 * 365 * 86400.0
 _LOCK_SECONDS = 20.0
+#: of 4 KiB that a connection keeps; each thread of a worker has one, and diskcache's own bounds (32 MiB, and 64 MiB mapped) are for one of them
+PAGES = 256
 #: bytes of files that go before their rows where the disk has no room for a transaction: more than the log takes
 _UNLINKED = 8 << 20
 _POLICY = 'ctxfs-least-recently-touched'
@@ -107,7 +109,8 @@ class CacheDatabase:
     def _open_once(self) -> diskcache.Cache:
         cache_files.make_directories(self._directory)
         cache = diskcache.Cache(self._directory, timeout=_LOCK_SECONDS, disk=_Files, eviction_policy=_POLICY, size_limit=self.limit,
-                                cull_limit=16, tag_index=True, statistics=0, sqlite_synchronous=1)
+                                cull_limit=16, tag_index=True, statistics=0, sqlite_synchronous=1,
+                                sqlite_mmap_size=0, sqlite_cache_size=PAGES)
         self._identity = self._current_identity()
         return cache
 

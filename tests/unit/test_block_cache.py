@@ -14,6 +14,7 @@ import pytest
 
 from ctxfs.storage import block_cache
 from ctxfs.storage.block_cache import BLOCK_SIZE, MIN_LIMIT, AdoptFile, BlockCache
+from ctxfs.storage.cache_database import PAGES
 
 LARGE = 1 << 30
 
@@ -37,6 +38,15 @@ def content(cache: BlockCache, key: str, etag: str, block: int) -> bytes | None:
 
 def files_of(cache_dir: Path) -> list[Path]:
     return [path for path in cache_dir.glob('??/*') if path.is_file()]
+
+
+def test_each_threads_connection_takes_little_memory(cache: BlockCache) -> None:
+    """A worker has two dozen of them, and they grow with the database for as long as it lives."""
+    def bounds() -> tuple[int, int]:
+        connection = cache._rows._cache._con
+        return connection.execute('PRAGMA cache_size').fetchone()[0], connection.execute('PRAGMA mmap_size').fetchone()[0]
+    with ThreadPoolExecutor(1) as pool:
+        assert bounds() == pool.submit(bounds).result() == (PAGES, 0)
 
 
 def test_a_block_is_found_by_its_exact_key_version_and_number(cache: BlockCache) -> None:
