@@ -259,7 +259,7 @@ def test_a_mount_that_the_store_lets_down_shows_what_the_last_one_knew(faulty: F
     (desk.at / 'd/mine').write_bytes(b'mine')
     assert desk.read('cached') == b'cached'
     desk.host.unmount(desk.at)
-    first = ('/.ctxfs/contexts/', 'max-keys=1&', '/.ctxfs/policy')      # what `ctxfs mount` asks for
+    first = ('/.ctxfs/contexts/', 'max-keys=1&', '/.ctxfs/policy', '/.ctxfs/mode')      # what `ctxfs mount` asks for
     desk.proxy.plan = lambda method, path: None if any(mark in path for mark in first) else 'hang'
     desk.host.mount('c', desk.at, options=desk.options[:4])
     assert sorted(os.listdir(desk.at)) == ['cached', 'd'] and os.listdir(desk.at / 'd') == ['mine']
