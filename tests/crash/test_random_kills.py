@@ -1,7 +1,7 @@
 """SIGKILL at random instants under a small load, hundreds of times: every promise is kept, and nobody promises through the mount.
 
 Owns the rounds and the promises: what returned (close, fsync, rename …) is there after the next mount; what `sync` had returned for is in
-the bucket, seen without ctxfs. `CTXFS_FUZZ_ROUNDS` kills in all (80), drawn from `CTXFS_FUZZ_SEED` or from the system; printed. The hosts
+the bucket, seen without ctxfs. `CTXFS_FUZZ_ROUNDS` kills in all (40), drawn from `CTXFS_FUZZ_SEED` or from the system; printed. The hosts
 are forked (tests/crash/zygote.py); tests/crash/test_kill_daemon.py has fewer rounds with executed ones, and other loads.
 """
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.mount import harness
 
 __all__ = ['forge']
 
-ROUNDS = int(os.environ.get('CTXFS_FUZZ_ROUNDS', '80'))
+ROUNDS = int(os.environ.get('CTXFS_FUZZ_ROUNDS', '40'))
 SEED = int(os.environ.get('CTXFS_FUZZ_SEED') or random.SystemRandom().randrange(1 << 32))
 #: tests that share the rounds; each has a context of its own
 SITES = 4
