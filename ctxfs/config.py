@@ -247,16 +247,17 @@ def load_host_id(state_root: Path) -> str:
     the file appears whole by link(2), and the loser reads the winner's."""
     file = private_dir(state_root) / 'host-id'
     for _ in range(2):
+        is_there = True
         try:
             found = read_state_file(file).decode('ascii').strip()
             file.chmod(0o600)
         except FileNotFoundError:
-            found = ''
+            found, is_there = '', False
         except (OSError, UnicodeDecodeError) as e:
             raise Denied(f'cannot read {file}: {e}') from e
         if re.fullmatch(r'[0-9a-f]{16}', found):
             return found
-        publish(file, secrets.token_hex(8) + '\n', replace=file.exists())
+        publish(file, secrets.token_hex(8) + '\n', replace=is_there)       # only what was read: another process may have made one by now
     raise Denied(f'{file} does not keep what is written to it')
 
 
