@@ -1,8 +1,7 @@
 """The rounds of one flush: which pending inodes are uploaded one after the other, which at the same time, and what becomes of a failure.
 
-Owns moved directories (expanded into their files), the order that dependencies ask for, the uploads in flight, and the retry times of
-rows. It must not know why or how often a flush runs (engine.py), which rows it takes (selection.py), or what one upload consists of
-(uploader.py).
+Owns the order that dependencies ask for, the uploads in flight, and the retry times of rows. It must not know why or how often a flush runs
+(engine.py), which rows it takes (selection.py), or what one upload consists of (uploader.py).
 
     round:  settle writes in doubt, expand moved directories (journaled, so a crash resumes), plan, upload; work whose target is another's
             only copy waits a round, a cycle is broken by a temporary copy
@@ -36,6 +35,7 @@ from ctxfs.sync.conflicts import ConflictKeeper
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.intake import Intake
 from ctxfs.sync.localise import Localiser
+from ctxfs.sync.moved_directories import MovedDirectories
 from ctxfs.sync.planner import Planner, Work, is_index_only
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import Copy
@@ -58,8 +58,6 @@ TOGETHER_BUSY = 8
 #: inodes, and their bytes, in one commit of Archive mode; the next ones are another commit's
 COMMIT_WORKS = 100_000
 COMMIT_BYTES = 4 << 30
-#: directories expanded at a time
-EXPAND = 500
 #: an inode that keeps changing while it is uploaded is uploaded as it is at one instant after so many tries
 MAX_MOVES = 4
 #: what the system says and may not say again
@@ -98,7 +96,7 @@ class Rounds:
         self._doubt = doubt
         self._uploader = uploader
         self._together = together
-        self._gating = gating
+        self._moved_directories = MovedDirectories(db, journal, gating)
         self._localiser = localiser
         self._conflicts = conflicts
         self._prefix = prefix
@@ -111,6 +109,9 @@ class Rounds:
         #: what was changed later than this (Unix ns) is the next run's: programs that go on must not keep this one from its end
         self._horizon_ns = 0
         self.uploading: set[int] = set()
+        #: keys that this round writes. INVARIANT: no two works of one round write one key. The later one is planned when the outcome of the
+        #: other is known; before, it would take our own object for somebody else's.
+        self._claimed: set[str] = set()
 
     def begin(self, selection: Selection) -> None:
         """A new flush."""
@@ -123,10 +124,11 @@ class Rounds:
         self._horizon_ns = 0
         while not self._selection.is_over:
             await self._doubt.resolve()
-            await self._expand_moved_directories()
+            await self._moved_directories.expand()
             self._horizon_ns = self._horizon_ns or time.time_ns()
             if self._journal.due(time.time_ns(), limit=1):
                 await self._prepare()
+            self._claimed.clear()
             waiting: list[Work] = []
             packing: list[Work] = []
             done = await self._plan_and_run(task, waiting, packing)
@@ -222,7 +224,8 @@ class Rounds:
                     self._as_it_is.add(row.ino)
                 try:
                     work = self._planner.plan(row, inode)
-                    if not self._is_held_back(work):
+                    if not self._is_held_back(work) and self._claimed.isdisjoint(work.missing):
+                        self._claimed.update(work.missing)
                         works.append(work)
                 except CtxfsError as error:     # one row that cannot be planned must not stop the others
                     self._journal.fail(row, error=str(error), retry_ns=NEVER_NS)
@@ -395,40 +398,6 @@ class Rounds:
             self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1, known.lifecycle))
             return 1
         return 0
-
-    # --- moved directories --------------------------------------------------------------------------------------------------------
-
-    async def _expand_moved_directories(self) -> None:
-        """A moved directory means new keys for everything below: give each its own journal row, then clear the directory's bit."""
-        while rows := self._db.rows('SELECT ino, seq FROM pending WHERE reason & ? LIMIT ?', (Reason.SUBTREE, EXPAND)):
-            for ino, seq in rows:
-                await self._expand_directory(ino, seq)
-
-    async def _expand_directory(self, ino: int, seq: int) -> None:
-        live = self._db.live_inode(ino)
-        if live is not None:
-            live.is_planned = True      # should it move again meanwhile, the row's seq changes and it is expanded again
-        stack = [ino]
-        while stack:
-            directory = stack.pop()
-            after = b''
-            while page := self._db.children(directory, after, PLAN_SLICE):
-                after = page[-1][0]
-                stack += self._mark_children([child for _, child in page])
-                await trio.lowlevel.checkpoint()
-        crash_point('subtree-before-clear')
-        self._db.execute('UPDATE pending SET reason = reason & ~? WHERE ino = ? AND seq = ?', (Reason.SUBTREE, ino, seq))
-        if live is not None:
-            live.marked = 0
-
-    def _mark_children(self, inos: list[int]) -> list[int]:
-        """Mark the uploadable ones; returns the directories."""
-        inodes = self._db.inodes_of(inos).values()
-        with self._db.transaction():
-            for inode in inodes:
-                self._gating.settle(inode)
-                self._journal.mark(inode, Reason.NAMES)
-        return [inode.ino for inode in inodes if inode.is_dir]
 
 
 def _fills_commit(works: list[Work]) -> bool:
