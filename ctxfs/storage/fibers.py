@@ -188,13 +188,12 @@ def _wait(hub: _Hub, sock: socket.socket, events: int, until: float) -> None:
 
 
 def connect(host: str, port: int, seconds: float) -> socket.socket:
-    """A TCP connection to the first address of the host that takes one, with so many seconds for each. Raises OSError. Names are resolved without
-    giving way."""
+    """A TCP connection to the first address of the host that takes one, with so many seconds for each, and for the resolver. Raises OSError."""
     hub = _hub()
     if hub is None:
         return socket.create_connection((host, port), seconds)
     failure: OSError | None = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+    for family, kind, protocol, _, address in _resolve(hub, host, port, seconds):
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
@@ -207,6 +206,29 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
             sock.close()
             raise
     raise failure if failure is not None else OSError(f'{host} has no address')
+
+
+def _resolve(hub: _Hub, host: str, port: int, seconds: float) -> list[Any]:
+    """In a thread, because a resolver can neither be waited for as a socket nor told to hurry; it ends by itself, and nobody waits for that."""
+    readable, writable = os.pipe()
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with open(writable, 'wb', buffering=0):       # whose end wakes the fiber up
+            try:
+                answers.append(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
+            except OSError as error:
+                answers.append(error)
+    threading.Thread(target=ask, name='ctxfs-resolve', daemon=True).start()
+    try:
+        if not hub.wait(readable, select.EPOLLIN, seconds):
+            raise TimeoutError(f'the address of {host} was not found in time')
+    finally:
+        os.close(readable)
+    answer, = answers
+    if isinstance(answer, OSError):
+        raise answer
+    return list(answer)
 
 
 def _connect(hub: _Hub, sock: socket.socket, address: Any, until: float) -> None:

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,33 @@ def test_a_connection_that_is_refused_says_so() -> None:
         address = server.getsockname()
     outcome, = fibers.run_all([functools.partial(ask, address, 1)], most=1)
     assert isinstance(outcome, ConnectionRefusedError)
+
+
+def test_a_resolver_that_says_nothing_holds_up_nobody_else(crowd: Callable[[int], Crowd], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever asked it waits for no longer than for a connection."""
+    address, over = crowd(1).address, threading.Event()
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any, **options: Any) -> Any:
+        if host == 'silent.invalid':
+            over.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, 'no answer')
+        return real(host, *args, **options)
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve)
+    began = time.monotonic()
+    try:
+        outcomes = fibers.run_all([*[functools.partial(ask, ('silent.invalid', 80), 1, seconds=0.3)] * 8, functools.partial(ask, address, 2)], most=9)
+    finally:
+        over.set()
+    assert outcomes[-1] == 2 and all(isinstance(outcome, TimeoutError) for outcome in outcomes[:-1])
+    assert time.monotonic() - began < 30       # not one after the other, nor to the resolver's own end
+
+
+def test_a_name_that_there_is_not_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, *args: Any, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, 'unknown')
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve)
+    assert isinstance(fibers.run_all([functools.partial(ask, ('nowhere.invalid', 80), 1)], most=1)[0], socket.gaierror)
 
 
 def test_a_lock_is_kept_over_a_wait() -> None:
