@@ -365,6 +365,7 @@ class Mount:
             ConflictDesk(db, journal, self._fs, gating=self._gating, invalidator=self._invalidator, read_only=options.read_only),
             events=self._events, request_unmount=lambda: spawn(self._unmount), collect_dirty_pages=self._collect_dirty_pages)
         self._to_close.callback(self._answers.close)
+        self._to_close.callback(self._remote.end)
         self._control = self._answers.control
 
     def _connect_kernel(self, pool: TransferPool) -> None:

@@ -244,6 +244,11 @@ class RemoteChanges:
         self.progress.set()
         self.progress = trio.Event()
 
+    def end(self) -> None:
+        """The mount ends. What waited to be looked at again is known to nobody then: the next mount lists the whole."""
+        if self._reconciler.obstructed.keys:
+            self.forget()
+
     def forget(self) -> None:
         """What was seen was seen with other eyes (white lists): the next look begins with a whole listing."""
         self._digest, self.is_forgotten, self._listing_since = b'', True, None

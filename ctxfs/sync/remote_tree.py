@@ -152,6 +152,11 @@ class RemoteTreeLoader:
         await self._complete.wait()
         await self.changes.reload(prefix)
 
+    def end(self) -> None:
+        """The mount is over. Where its state cannot be written any more, it did not end in good order either."""
+        with suppress(CtxfsError):
+            self.changes.end()
+
     def look_again_at(self, key: str) -> None:
         """The next look for changes includes this key."""
         self._reconciler.obstructed.add(key)

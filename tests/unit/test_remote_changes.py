@@ -401,7 +401,7 @@ def test_the_next_mount_of_a_large_context_goes_on_where_the_last_one_was(large:
     assert large.tree()['d/f1'] == (6, MODE)
 
 
-@pytest.mark.parametrize('why', ['small', 'old', 'future', 'killed', 'other white lists'])
+@pytest.mark.parametrize('why', ['small', 'old', 'future', 'killed', 'other white lists', 'obstructed'])
 def test_the_next_mount_lists_the_whole_where_that_may_not_do(large: Bench, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What tools did that write no index would else stay unseen for longer than a mount takes to look."""
     monkeypatch.setattr(remote_tree, 'PAGE', 10 if why == 'small' else 3)
@@ -412,6 +412,10 @@ def test_the_next_mount_lists_the_whole_where_that_may_not_do(large: Bench, why:
         large.db.set_meta('listed_at', time.time() + 3600)
     elif why == 'other white lists':
         large.changes.forget()
+    elif why == 'obstructed':
+        large.reconciler.obstructed.add('new')
+    large.changes.end()
+    large.reconciler.obstructed.take()
     assert mount_again(large, ended_cleanly=int(why != 'killed')) == ['ReadIndex', 'ListPages']
     assert 'new' in large.tree()
 
