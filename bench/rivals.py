@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from tests.servers import S3Server, find_program, free_port
 START_SECONDS = 60.0
 
 
-class Rival:
+class Rival(ABC):
     """A bucket of `server`, or what is below `prefix` in it, mounted at `directory` while the block lasts; `home` is for whatever it keeps on
     the disk."""
 
@@ -41,12 +42,13 @@ class Rival:
         self._mounted: subprocess.Popen[bytes] | None = None
 
     @classmethod
+    @abstractmethod
     def present(cls) -> bool:
-        raise NotImplementedError
+        """Whether its programs are here."""
 
+    @abstractmethod
     def command(self) -> Sequence[str | os.PathLike[str]]:
         """Of the mount, in the foreground."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Once, before the first mount."""

@@ -4,9 +4,6 @@ Owns nothing but the way into a thread and back. It must not know what a method 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar, cast
-
 from ctxfs.edge.context_service import URL_SECONDS, ContextService
 from ctxfs.edge.sdk_session import CreateSessionParams, SdkSession, SessionResult, create_session
 from ctxfs.edge.service_results import (
@@ -19,9 +16,7 @@ from ctxfs.edge.service_results import (
     FileUrlResult,
     OperationResult,
 )
-from ctxfs.edge.sync_call import ThreadCall
-
-T = TypeVar('T')
+from ctxfs.edge.sync_call import in_thread
 
 
 class AsyncContextService:
@@ -37,62 +32,49 @@ class AsyncContextService:
         await self.close()
 
     async def close(self) -> None:
-        await _in_thread(self._service.close)
+        await in_thread(self._service.close)
 
     async def get(self, name: str | None = None, create: bool = False, context_id: str | None = None) -> ContextResult:
-        return await _in_thread(lambda: self._service.get(name, create, context_id))
+        return await in_thread(lambda: self._service.get(name, create, context_id))
 
     async def create(self, name: str) -> ContextResult:
-        return await _in_thread(lambda: self._service.create(name))
+        return await in_thread(lambda: self._service.create(name))
 
     async def list(self, params: ContextListParams | None = None) -> ContextListResult:
-        return await _in_thread(lambda: self._service.list(params))
+        return await in_thread(lambda: self._service.list(params))
 
     async def update(self, context: Context) -> OperationResult:
-        return await _in_thread(lambda: self._service.update(context))
+        return await in_thread(lambda: self._service.update(context))
 
     async def copy(self, context: Context, name: str, *, update: bool = False) -> ContextResult:
-        return await _in_thread(lambda: self._service.copy(context, name, update=update))
+        return await in_thread(lambda: self._service.copy(context, name, update=update))
 
     async def delete(self, context: Context, *, force: bool = False) -> OperationResult:
-        return await _in_thread(lambda: self._service.delete(context, force=force))
+        return await in_thread(lambda: self._service.delete(context, force=force))
 
     async def clear_async(self, context_id: str, *, force: bool = False) -> ClearContextResult:
-        return await _in_thread(lambda: self._service.clear_async(context_id, force=force))
+        return await in_thread(lambda: self._service.clear_async(context_id, force=force))
 
     start_clear = clear_async
 
     async def get_clear_status(self, context_id: str) -> ClearContextResult:
-        return await _in_thread(lambda: self._service.get_clear_status(context_id))
+        return await in_thread(lambda: self._service.get_clear_status(context_id))
 
     async def clear(self, context_id: str, timeout: int | float = 60, poll_interval: float = 2.0, *, force: bool = False) -> ClearContextResult:
-        return await _in_thread(lambda: self._service.clear(context_id, timeout, poll_interval, force=force))
+        return await in_thread(lambda: self._service.clear(context_id, timeout, poll_interval, force=force))
 
     async def list_files(self, context_id: str, parent_folder_path: str, page_number: int = 1, page_size: int = 50,
                          max_results: int | None = None, next_token: str | None = None) -> ContextFileListResult:
-        return await _in_thread(lambda: self._service.list_files(context_id, parent_folder_path, page_number, page_size, max_results, next_token))
+        return await in_thread(lambda: self._service.list_files(context_id, parent_folder_path, page_number, page_size, max_results, next_token))
 
     async def get_file_upload_url(self, context_id: str, file_path: str, *, expires: int = URL_SECONDS) -> FileUrlResult:
-        return await _in_thread(lambda: self._service.get_file_upload_url(context_id, file_path, expires=expires))
+        return await in_thread(lambda: self._service.get_file_upload_url(context_id, file_path, expires=expires))
 
     async def get_file_download_url(self, context_id: str, file_path: str, *, expires: int = URL_SECONDS) -> FileUrlResult:
-        return await _in_thread(lambda: self._service.get_file_download_url(context_id, file_path, expires=expires))
+        return await in_thread(lambda: self._service.get_file_download_url(context_id, file_path, expires=expires))
 
     async def delete_file(self, context_id: str, file_path: str) -> OperationResult:
-        return await _in_thread(lambda: self._service.delete_file(context_id, file_path))
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """What `work` returns, or raises."""
-    def outcome() -> tuple[T | None, BaseException | None]:
-        try:
-            return work(), None
-        except BaseException as error:
-            return None, error
-    result, error = await ThreadCall(outcome)
-    if error is not None:
-        raise error
-    return cast(T, result)
+        return await in_thread(lambda: self._service.delete_file(context_id, file_path))
 
 
 class AsyncAgentBay:
@@ -103,7 +85,7 @@ class AsyncAgentBay:
         self._where = {'store': store, 'state_dir': state_dir}
 
     async def create(self, params: CreateSessionParams | None = None) -> SessionResult:
-        return await _in_thread(lambda: create_session(params, **self._where))
+        return await in_thread(lambda: create_session(params, **self._where))
 
     async def delete(self, session: SdkSession, sync_context: bool = False) -> OperationResult:
-        return await _in_thread(lambda: session.delete(sync_context))
+        return await in_thread(lambda: session.delete(sync_context))

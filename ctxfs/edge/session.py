@@ -20,10 +20,9 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from ctxfs.edge import flush_wait
 from ctxfs.edge.cli_common import Invocation
@@ -33,10 +32,8 @@ from ctxfs.edge.launch import child_environment
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.runtime_dir import Mount
 from ctxfs.edge.sdk_policy import ContextSync
-from ctxfs.edge.sync_call import ThreadCall
+from ctxfs.edge.sync_call import in_thread
 from ctxfs.errors import CtxfsError, UsageError
-
-T = TypeVar('T')
 
 #: a mount point is gone so soon after it was told to go, also while programs use it
 DETACH_SECONDS = 60.0
@@ -145,10 +142,10 @@ class Session:
             _add_note(error, f'and of the session: {failure}')
 
     async def __aenter__(self) -> Session:
-        return await _in_thread(self.open)
+        return await in_thread(self.open)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        await _in_thread(lambda: self.__exit__(kind, error, trace))
+        await in_thread(lambda: self.__exit__(kind, error, trace))
 
 
 def session(*context_syncs: ContextSync, store: str | None = None, state_dir: str | None = None, sync_context: bool = True,
@@ -171,15 +168,3 @@ def _end(mount: Mount, *, waits: bool, timeout: float | None) -> flush_wait.Outc
 def _add_note(error: BaseException, note: str) -> None:
     if sys.version_info >= (3, 11):
         error.add_note(note)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    def outcome() -> tuple[T | None, BaseException | None]:
-        try:
-            return work(), None
-        except BaseException as error:
-            return None, error
-    result, error = await ThreadCall(outcome)
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 R = TypeVar('R')
 
@@ -113,3 +113,16 @@ def _runs_trio() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+async def in_thread(work: Callable[[], R]) -> R:
+    """What `work` returns, or raises."""
+    def outcome() -> tuple[R | None, BaseException | None]:
+        try:
+            return work(), None
+        except BaseException as error:
+            return None, error
+    result, error = await ThreadCall(outcome)
+    if error is not None:
+        raise error
+    return cast(R, result)
