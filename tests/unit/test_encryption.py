@@ -44,9 +44,9 @@ def test_every_write_asks_for_it_and_nothing_else_does(quirks: set[Quirk]) -> No
         store.get('a')
         store.list('')
         store.delete_many([('a', None), ('b', None)])
-        said = {is_making(request): {request.headers.get('x-amz-server-side-encryption'), request.headers.get(
-            'x-amz-server-side-encryption-aws-kms-key-id')} for request in fake.requests}
-        assert said == {True: {'aws:kms', KMS.removeprefix('aws:kms:')}, False: {None}}
+        said = {(is_making(request), *map(request.headers.get, ('x-amz-server-side-encryption', 'x-amz-server-side-encryption-aws-kms-key-id')))
+                for request in fake.requests}
+        assert said == {(True, 'aws:kms', KMS.removeprefix('aws:kms:')), (False, None, None)}
         kinds = {(request.method, 'uploads' in request.query, 'x-amz-copy-source' in request.headers) for request in fake.requests
                  if is_making(request)}
         assert kinds >= {('PUT', False, False), ('POST', True, False), ('PUT', False, True)}

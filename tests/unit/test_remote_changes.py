@@ -29,7 +29,7 @@ from ctxfs.sync.asides import Asides
 from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.index_log import IndexLog
-from ctxfs.sync.protocol import Head, Operation, WorkerOptions
+from ctxfs.sync.protocol import Head, ListPages, Operation, WorkerOptions
 from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.remote_changes import RemoteChanges
@@ -375,6 +375,58 @@ def test_what_another_host_compacted_costs_one_look_more(large: Bench) -> None:
     last: Any = large.workers.asked[0]
     bases = [info.key for info in large.store.list(PREFIX + '.ctxfs/index/').objects if info.key.endswith('.base.zst')]
     assert [key.rpartition('/')[2] for key in bases] == [name for name in last.seen if name.endswith('.base.zst')]
+
+
+# --- a listing in parts ----------------------------------------------------------------------------------------------------------
+
+def test_a_large_context_is_listed_in_parts_side_by_side(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the index says what there is. Each object once, also those that it does not know, and what is gone from any part is gone."""
+    for module in (remote_changes, remote_tree):
+        monkeypatch.setattr(module, 'PAGE', 3)
+    records = []
+    for number in range(40):
+        key = f'd{number // 5}/f{number:02}'
+        records.append(bench.record(key, bench.put(key)))
+    bench.other.append(records)
+
+    async def load() -> None:
+        await bench.index.read()
+        await bench.changes.list_all_at_once()
+        await bench.changes.finish(listed='')
+    assert bench.run(load) == ['ReadIndex', *['ListPages'] * remote_changes.PARTS]
+    listings = sorted((operation for operation in bench.workers.asked if isinstance(operation, ListPages)), key=lambda part: part.start_after)
+    assert [part.stop_after for part in listings] == [part.start_after for part in listings[1:]] + ['']
+    assert set(bench.tree()) == {record.path for record in records} and {mode for _, mode in bench.tree().values()} == {MODE}
+    assert bench.changes.listed_objects == 41       # and the segment of the index
+    for number in (0, 9, 10, 11, 20, 39):
+        bench.delete(f'd{number // 5}/f{number:02}')
+    bench.put('d2/new')
+    bench.other.append([bench.record(record.path, record.etag) for record in records])
+    bench.run(load)
+    assert set(bench.tree()) == {record.path for number, record in enumerate(records) if number not in (0, 9, 10, 11, 20, 39)} | {'d2/new'}
+
+
+def test_what_a_listing_in_parts_has_passed(bench: Bench) -> None:
+    """Only what one part has wholly seen: a directory that a part ends in is nobody's, and no part speaks for another."""
+    first, last = remote_changes._Part('', 'm/k'), remote_changes._Part('m/k', None)
+    bench.changes._parts = [first, last]
+    assert not bench.changes.has_passed('a/') and not bench.changes.has_passed('z/')
+    first.after, last.after = 'c/x', 'p/x'
+    assert [name for name in ('a/', 'b/', 'c/', 'd/', 'm/', 'n/', 'p/', 'z/') if bench.changes.has_passed(name)] == ['a/', 'b/', 'n/']
+    first.is_done = last.is_done = True
+    assert [name for name in ('c/', 'l/', 'm/', 'n/', 'z/') if bench.changes.has_passed(name)] == ['c/', 'l/', 'n/', 'z/']
+
+
+def test_what_comes_soon_is_told_by_the_index(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what lies between; nothing is said of what is behind, or of a part that has come to its end."""
+    monkeypatch.setattr(remote_changes, 'SOON', 3)
+    bench.other.append([bench.record(f'd{number}/f', '"e"') for number in range(9)])
+    bench.run(bench.index.read)
+    part = remote_changes._Part('', None)
+    bench.changes._parts, part.after = [part], 'd2/f'
+    assert [number for number in range(9) if bench.changes.comes_soon(f'd{number}/')] == [3, 4, 5]
+    part.is_done = True
+    assert not bench.changes.comes_soon('d3/')
 
 
 # --- the next mount --------------------------------------------------------------------------------------------------------------
