@@ -18,9 +18,12 @@ from ctxfs.edge import policy_choice, preflight
 from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.state_lock import is_locked
 from ctxfs.errors import Denied, InUse, NotFound
+from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.heartbeats import Beat, live_mounts
-from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.object_store import Capabilities, ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.storage.remembered import Remembered
+from ctxfs.storage.stores import directory_of, open_store
 from ctxfs.sync import clearing, copying
 from ctxfs.sync.context_files import ContextFiles
 from ctxfs.sync.held_turns import HeldTurns
@@ -116,13 +119,24 @@ class ContextDesk:
 
     def files(self, record: ContextRecord, *, for_writing: bool = False) -> ContextFiles:
         """Raises InUse where nothing may be added, and UsageError for a stored policy that cannot be read."""
-        turns = self._turns.setdefault(record.id, HeldTurns(self.store, record.prefix, host=self.host))
+        turns = self._turns.setdefault(record.id, HeldTurns(self.store, record.prefix, host=self.host,
+                                                            abilities=functools.cache(functools.partial(self._abilities, record))))
         if not for_writing:
             return ContextFiles(self.store, record.id, host=self.host, turns=turns)
         clearing.check_whole(record)
         chosen = policy_choice.stored(self.store, record)
         return ContextFiles(self.store, record.id, host=self.host, policy=chosen.policy if chosen is not None else None,
                             uploads=UploadNotes(self._invocation.paths.state / 'uploads'), turns=turns)
+
+    def _abilities(self, record: ContextRecord) -> Capabilities:
+        """What the store can do below the context's prefix, for which alone the credentials may be good: as a mount here found out, or asked."""
+        url = self._invocation.store_url
+        if directory_of(url) is not None:
+            return self.store.capabilities()
+        scratch = record.prefix + RESERVED_DIR
+        memory = Remembered(self._invocation.paths.state, url, scratch)
+        with contextlib.closing(open_store(url, scratch_prefix=scratch, memory=memory)) as store:
+            return store.capabilities()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.rules import Rules
 from ctxfs.storage.consistency_rules import Problem, Severity, several
+from ctxfs.storage.file_layout import is_found_marker
 from ctxfs.storage.inode import Reason
 from ctxfs.storage.keys import name_to_component, printable
 from ctxfs.storage.object_store import ObjectStore
@@ -134,11 +135,17 @@ def check_bucket(reader: Rows, there: Iterator[tuple[str, str]]) -> Iterator[Pro
         if known is None:
             texts['new'] += [] if key.startswith(RESERVED_DIR) else [f'object {printable(key)} is not known here']
         elif etag is None:
-            texts['gone'] += [] if known[1] else [f'object {printable(key)} is not in the bucket any more']
+            if not known[1] and not _is_no_marker_now(reader, key, known[0]):
+                texts['gone'].append(f'object {printable(key)} is not in the bucket any more')
         elif etag != known[0]:
             texts['other'].append(f'object {printable(key)} is version {etag}, and {known[0]} is known here')
     for found in texts.values():
         yield from several(Severity.NOTE, 'bucket', found)
+
+
+def _is_no_marker_now(reader: Rows, key: str, etag: str) -> bool:
+    """An empty directory of a file:// store that was listed (a writer that died had just made it), and has got something in it since."""
+    return is_found_marker(etag) and bool(reader.rows('SELECT 1 FROM object WHERE key > ? AND key < ? LIMIT 1', (key, key[:-1] + '0')))
 
 
 def _known(reader: Rows) -> Iterator[tuple[str, _Row]]:

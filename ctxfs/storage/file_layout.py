@@ -103,6 +103,15 @@ def is_marker_etag(etag: str, st: os.stat_result) -> bool:
     return etag.startswith(f'"d-{st.st_ino:x}-')
 
 
+def found_marker_etag(st: os.stat_result) -> str:
+    """Of an empty directory that nobody put: it is an object for as long as it is empty."""
+    return f'"d-{st.st_ino:x}"'
+
+
+def is_found_marker(etag: str) -> bool:
+    return etag.startswith('"d-') and etag.count('-') == 1
+
+
 def is_file(st: os.stat_result) -> bool:
     return stat.S_ISREG(st.st_mode)
 
@@ -243,7 +252,7 @@ class Layout:
                 stack.enter_context(self.tree_lock())
             st = os.fstat(directory)
             if st.st_nlink and is_empty(directory) and not self.read_sidecar(raw):
-                return f'"d-{st.st_ino:x}"', Version(mtime_ns=st.st_mtime_ns)
+                return found_marker_etag(st), Version(mtime_ns=st.st_mtime_ns)
         return None
 
     def new_temp(self) -> tuple[int, bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ctxfs.storage.object_store import Capabilities, Condition, ObjectStore, Write
@@ -26,10 +26,12 @@ def takes_turns(known: Capabilities) -> bool:
 
 
 class HeldTurns:
-    """See the module docstring. Thread-safe; `close` it when nobody writes any more."""
+    """See the module docstring. Thread-safe; `close` it when nobody writes any more. `abilities`: what the store can do below the prefix,
+    where that is not to be asked of `store`, whose scratch objects may be out of reach."""
 
-    def __init__(self, store: ObjectStore, prefix: str, *, host: str) -> None:
+    def __init__(self, store: ObjectStore, prefix: str, *, host: str, abilities: Callable[[], Capabilities] | None = None) -> None:
         self._store = store
+        self._abilities = abilities or store.capabilities
         self._prefix = prefix
         self._host = host
         self._lock = threading.Lock()
@@ -38,7 +40,7 @@ class HeldTurns:
     @contextlib.contextmanager
     def turn(self, keys: Iterable[str]) -> Iterator[None]:
         """Around writes of these keys (full ones). Raises RemoteUnavailable when the turn of another host does not end."""
-        known = self._store.capabilities()
+        known = self._abilities()
         if not takes_turns(known):
             yield
             return

@@ -1,6 +1,7 @@
 """The consistency checker: a tree that ctxfs made is sound, and each thing that can be wrong with one is found, as what it is."""
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -189,6 +190,32 @@ def test_what_the_bucket_has_otherwise_is_a_note(template: Path, tmp_path: Path)
     for text in ('object added is not known', 'object clean is version', 'object one is not in the bucket'):
         assert any(text in problem.text for problem in found), found
     assert not any('removed' in problem.text for problem in found), 'a tombstone whose object is gone is as it should be'
+
+
+def test_a_listed_directory_that_is_not_empty_any_more_is_nothing(tmp_path: Path) -> None:
+    """On a file:// store: a writer that died had just made it, it was listed, and then a file came into it."""
+    bucket = tmp_path / 'bucket'
+    (bucket / PREFIX / 'd').mkdir(parents=True)
+
+    def examined_beside() -> list[str]:
+        with contextlib.closing(open_store(f'file://{bucket}')) as store:
+            return [problem.text for problem in check_against_bucket(tmp_path, Bucket(store, PREFIX))]
+
+    async def main() -> None:
+        disk = Disk(tmp_path)
+        async with disk.running():
+            assert disk.journal.known('d/') is not None and examined_beside() == []
+            directory = await disk.fs.lookup(ROOT_INO, b'd')
+            assert directory is not None
+            await disk.save(b'f', b'in it')
+            await disk.fs.rename(ROOT_INO, b'f', directory.ino, b'f', 0)
+            assert (await disk.engine.flush()).ok
+            assert examined_beside() == []
+            disk.db.checkpoint(is_last=True)
+        disk.close()
+    trio.run(main)
+    (bucket / PREFIX / 'd/f').unlink()
+    assert examined_beside() == ['object d/f is not in the bucket any more']
 
 
 def test_a_damaged_file_is_told_by_sqlites_words(state: Path) -> None:
