@@ -189,6 +189,8 @@ class RemoteTreeLoader:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
                 nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
+                if self._mirror is not None:
+                    await self._index_read.wait()       # names of members are in the archive log, which is read with it
                 with trio.move_on_after(NEAR_SECONDS):
                     await self._wait_for_listing(directory)
                 await self._list_one(directory)

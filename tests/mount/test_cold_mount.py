@@ -85,3 +85,31 @@ def test_names_are_listed_while_the_index_is_read(tmp_path: Path) -> None:
         assert not [request.key for request in fake.requests[asked:] if request.method == 'HEAD' and '/.ctxfs/' not in request.key and
                     not request.key.startswith('.ctxfs/')]
         other.unmount(at)
+
+
+@pytest.mark.skipif(IS_DOUBLE, reason='a directory has no archives')
+def test_members_are_listed_when_the_archive_log_is_read(tmp_path: Path) -> None:
+    """Their names are nowhere else: a directory is never shown without them."""
+    env = {'AWS_ACCESS_KEY_ID': 'any', 'AWS_SECRET_ACCESS_KEY': 'any'}
+    policy = tmp_path / 'policy.json'
+    policy.write_text('{"uploadPolicy": {"uploadMode": "Archive"}}')
+    with FakeS3() as fake, ThreadPoolExecutor() as threads:
+        site = MountingSite(tmp_path, fake.url, env, lambda: pytest.fail('not needed'))
+        host, at = site.host(), site.mount_point()
+        host.mount('cold', at, create=True, options=('--policy', str(policy)))
+        (at / 'd').mkdir()
+        for name in ('a', 'd/b'):
+            (at / name).write_bytes(b'member')
+        host.unmount(at)
+        held = fake.hold_next('GET', when=lambda request: '/.ctxfs/archive/' in request.key + request.query.get('prefix', ''), times=100)
+        other = site.host()
+        try:
+            other.mount('cold', at)
+            root, below = threads.submit(os.listdir, at), threads.submit(os.listdir, at / 'd')
+            assert held.arrived.wait(30)
+            with pytest.raises(TimeoutError):
+                root.result(1.0)        # several times as long as names of objects are waited for
+        finally:
+            held.release.set()
+        assert (sorted(root.result(60)), below.result(60)) == (['a', 'd'], ['b'])
+        other.unmount(at)
