@@ -19,6 +19,8 @@ from ctxfs.storage.tree_db import TreeDB
 MOST = 50_000
 #: part of them that is looked at when there are more
 _SHARE = 8
+#: times as large as it need be is the table of the counts before it is made anew
+_SPARE = 4
 #: inodes without a name looked up in one statement
 _SLICE = 500
 
@@ -30,6 +32,8 @@ class KnownInodes:
         self._db = db
         self._most = most
         self._counts: dict[int, int] = {}
+        #: entries that the table of the counts has had room for
+        self._room = 0
         #: in the order in which they came
         self._kept: dict[int, Inode] = {}
 
@@ -77,6 +81,7 @@ class KnownInodes:
     def forget(self, items: Iterable[tuple[int, int]]) -> list[Inode]:
         """The kernel drops references; returns those without a name of which none is left."""
         nameless, read = [], []
+        self._room = max(self._room, len(self._counts))
         for ino, count in items:
             left = self._counts.get(ino, 0) - count
             if left > 0:
@@ -87,6 +92,8 @@ class KnownInodes:
                     read.append(ino)
                 elif inode.nlink == 0:
                     nameless.append(inode)
+        if self._room > _SPARE * max(self._most, len(self._counts)):
+            self._counts, self._room = dict(self._counts), len(self._counts)       # a dict of which all was taken keeps its size
         return nameless + list(self._nameless(read))
 
     def forget_all(self) -> list[Inode]:

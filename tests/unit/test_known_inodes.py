@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_clean_files_that_the_kernel_knows_are_not_kept(tmp_path: Path) -> None:
         assert list(known.inodes(inos)) and set(known.inodes(inos)) == set(inos)
         disk.fs.forget([(ino, 2) for ino in inos])
         assert len(known) == known.kept() == 0
+    run(tmp_path, work)
+
+
+def test_what_the_kernel_forgot_costs_nothing(tmp_path: Path) -> None:
+    """Not even the room that it had."""
+    async def work(disk: Disk) -> None:
+        inode = await disk.save(b'f', b'x')
+        known, before = disk.fs._known, sys.getsizeof(disk.fs._known._counts)
+        known._counts.update((ino, 1) for ino in range(10_000, 20_000))
+        known.forget([(ino, 1) for ino in range(10_000, 20_000)])
+        assert sys.getsizeof(known._counts) <= 2 * before
+        assert inode.ino in known and len(known) == 1
     run(tmp_path, work)
 
 
