@@ -25,6 +25,8 @@ from tests.servers import S3Server
 #: connections of the client that costs nothing, near and 20 ms away: there they bound what it can do
 CONNECTIONS, CONNECTIONS_FAR = 32, 96
 FLUSH_ROUNDS = 3
+#: the clock of uploads where all mounts upload as they like
+SOON = '1s'
 
 
 def flush(world: World) -> None:
@@ -89,7 +91,7 @@ def unpack_up_far(world: World) -> None:
 def _unpack_up(world: World, row: str, server: S3Server, endpoint: str) -> None:
     for _ in range(min(FLUSH_ROUNDS, world.rounds)):
         bucket = server.make_bucket()
-        with world.mount(server, bucket=bucket, endpoint=endpoint) as mount:
+        with world.mount(server, bucket=bucket, endpoint=endpoint, options=('--sync-every', SOON)) as mount:
             _time_unpack(world, row, mount)
             arrived = len(keys_below(server, bucket, '/tree/'))
             if arrived != world.sizes.files:
