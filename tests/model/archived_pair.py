@@ -97,6 +97,19 @@ class ArchivedWorld(PairWorld):
 
     # the outside writer: he sees objects
 
+    def _put_outside(self, path: str, data: bytes, metadata: dict[str, str] | None) -> None:
+        """Of a member that no listing showed alone since its commit nobody can say that it was seen: it may be kept."""
+        before = self.in_bucket().get(path) if is_member(self.versions().get(path, '')) else None
+        if before is None:
+            super()._put_outside(path, data, metadata)
+            return
+        self.history.write(data, by='outside', over=None)
+        self.history.end(before, f'outside put {short(data)} over its member')
+        self._lost.add(before)
+        self._store.put(PREFIX + path, data, metadata=metadata)
+        self._learn()
+        self.history.acknowledge(data, 'put')
+
     def _edit(self, path: str) -> None:
         if not is_member(self.versions().get(path, 'zip-')):
             super()._edit(path)
