@@ -78,6 +78,7 @@ def is_member(etag: str) -> bool:
 
 
 def is_file(etag: str) -> bool:
+    """Whether this is the etag of a member with a file's content."""
     return etag.startswith(f'{_PREFIX}f-')
 
 

@@ -18,6 +18,7 @@ from ctxfs.errors import NotFound, RemoteUnavailable, Unanswered, Unsupported
 from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
 from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
+from ctxfs.storage.archive_log_format import ARCHIVE_DIR
 from ctxfs.storage.inode import Content
 from ctxfs.sync import archive_recovery, get_files, put_files
 from ctxfs.sync.archive_log import ArchiveLog
@@ -92,6 +93,49 @@ def test_a_link_to_a_file_that_was_committed_before_is_one_elsewhere(pair, tmp_p
             for disk in (two, three):
                 assert set(disk.files()) == {'a', 'c', 'd'} and disk.inode_at(b'a').nlink == 3
         three.close()
+    pair(scenario)
+
+
+def test_whoever_reads_file_after_file_gets_the_neighbours_too(pair) -> None:
+    """Some of hundreds of reads ask for something, of others everything is there; one that jumps about gets what he reads."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        count = 400
+        for number in range(count):
+            await one.write(f'd{number // 100}/f{number:03}', b'content %d' % number)
+        await one.flush()
+        await two.look()
+        two.asked.clear()
+        for number in range(count):
+            assert await two.read(f'd{number // 100}/f{number:03}') == b'content %d' % number
+        asked = [operation for operation in two.asked if isinstance(operation, Fetch)]
+        assert len(asked) < 10 and [len(operation.neighbours) for operation in asked][:4] == [0, 15, 31, 63]
+        assert count <= sum(1 + len(operation.neighbours) for operation in asked) < 2 * count
+        other = ArchiveDisk(one.directory / 'third', bucket=one.directory.parent / 'bucket', host='three')
+        async with other.mounted():
+            for number in range(0, count, 40):
+                assert await other.read(f'd{number // 100}/f{number:03}') == b'content %d' % number
+            assert all(not operation.neighbours for operation in other.asked if isinstance(operation, Fetch))
+        other.close()
+    pair(scenario)
+
+
+def test_a_bad_neighbour_is_not_the_readers_matter(pair) -> None:
+    """Only who reads it hears of it."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in 'abc':
+            await one.write(name, os.urandom(5000))
+        await one.flush()
+        await two.look()
+        await two.read('a')
+        name, = one.archives()
+        file = one.directory.parent / 'bucket' / PREFIX / ARCHIVE_DIR / name
+        place = two.mirror.rows.get('c').place
+        data = bytearray(file.read_bytes())
+        data[place.offset + 100] ^= 1
+        file.write_bytes(data)
+        assert await two.read('b') == await one.read('b')
+        with pytest.raises(RemoteUnavailable):
+            await two.read('c')
     pair(scenario)
 
 
