@@ -102,8 +102,7 @@ class Intents:
         past = [other for other in self._open.values() if other.number <= header.number and (other is intent or other.nonce != self._active)]
         for other in past:
             if other is not intent:
-                # a base does not say whose they were, and neither does a log that was made anew
-                self.orphans += [] if header.kind == 'base' or header.is_reset else other.archives
+                self.orphans += [] if header.kind == 'base' else other.archives     # a base does not say whose they were
             del self._open[other.nonce]
         if past:
             self._store()

@@ -5,8 +5,8 @@ counts. It must not know who asks. Synchronous.
 
     known    what the mirror of the host has that finds the loss; without one nothing
     added    archives that it does not know, in order. A member's etag is the hash of its content, so these are downloaded
-    written  a commit that makes all before it void, with everything in it, and the same as a base. Its number is the next round one, beyond all that
-             anybody can know: of two hosts that repair at once, one does it
+    written  a base with everything in it, where there is none of its number: the next round one, beyond all that anybody can know. So of two hosts
+             that repair at once, one does it
 
 What only the log had of the archives that are added is lost: owners beyond 32 bits, fractions of seconds, extended attributes, hard links, and
 attributes that changed without the content. An archive that was sent and never committed is not told from one whose commit is lost: what it has
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -75,10 +74,12 @@ class _State:
         return sorted([*self.members.values(), *gone], key=lambda item: item.record.path)
 
 
-def repair(store: ObjectStore, prefix: str, *, host: str, tree_db: str = '') -> bool:
-    """Make the log anew; False where there is nothing to be made one from. Raises what the store raises."""
-    archives = _archives_in(store, prefix)
-    commits = ArchiveLog(store, prefix).look()
+def repair(store: ObjectStore, prefix: str, *, since: int, host: str, tree_db: str = '') -> bool:
+    """Make the log anew for a reader who knows all up to `since`; False where there is nothing to be made one from. Raises what the store raises."""
+    archives, whole = _archives_in(store, prefix), ArchiveLog(store, prefix)
+    if (now := whole.look(since)).number and now.has_all_after(since):
+        return True     # somebody committed just now
+    commits = whole.look()
     if not archives or (not commits.number and _may_be_first(archives)):
         return False
     state = _known(tree_db)
@@ -132,15 +133,13 @@ def _write(store: ObjectStore, prefix: str, number: int, state: _State, archives
         del state.members[path]
     used = {item.place.archive for item in state.members.values() if item.place is not None}
     records, dropped = state.records(), [name for name in state.dropped if name in present - used]
-    header = LogHeader(kind='commit', number=number, nonce=secrets.token_hex(8), host=host, created_ns=time.time_ns(), is_reset=True, dropped=dropped,
+    header = LogHeader(kind='base', number=number, host=host, created_ns=time.time_ns(), dropped=dropped,
                        archives=[info for info in archives if info.name not in dropped])
     condition = Condition(absent=True) if store.capabilities().conditional_create else ALWAYS
     try:
-        store.put(prefix + log_format.commit_key(number), log_format.encode(header, records), condition=condition)
+        store.put(prefix + log_format.base_key(number), log_format.encode(header, records), condition=condition)
     except RemoteChanged:
-        return      # another host does the same
-    base = LogHeader(kind='base', number=number, host=host, created_ns=header.created_ns, dropped=dropped, archives=header.archives)
-    store.put(prefix + log_format.base_key(number), log_format.encode(base, records))
+        return      # another host did the same
     log.warning('commits were missing from the archive log; it is made anew from %d archives: %d members', len(archives), len(state.members))
 
 

@@ -93,7 +93,7 @@ def _whole(found: Log, log: ArchiveLog, op: archives.ReadLog, context: WorkerCon
     is_whole = bool(found.number) and found.has_all_after(op.since)
     if is_whole:
         return found
-    if op.may_repair and repair(context.store, op.prefix, host=context.host, tree_db=op.tree_db):
+    if op.may_repair and repair(context.store, op.prefix, since=op.since, host=context.host, tree_db=op.tree_db):
         return log.look(op.since)
     if found.number or (not op.may_repair and has_lost_log(context.store, op.prefix)):
         raise RemoteUnavailable(GONE if op.may_repair else LOST)
@@ -105,7 +105,7 @@ def write_base(context: WorkerContext, op: archives.WriteBase, channel: Operatio
     try:
         number, records, removed = log.write_base(host=context.host, grace_ns=int(op.grace_seconds * 1e9))
     except LogLost:
-        repair(context.store, op.prefix, host=context.host, tree_db=op.tree_db)
+        repair(context.store, op.prefix, since=0, host=context.host, tree_db=op.tree_db)
         raise
     return archives.BaseDone(number=number, records=records, removed=removed)
 

@@ -838,13 +838,26 @@ def test_of_two_hosts_that_make_a_log_anew_one_does_it(pair, tmp_path: Path) -> 
             nonlocal is_done
             if not is_done:
                 is_done = True
-                assert archive_recovery.repair(two.workers.context.store, PREFIX, host='two', tree_db=two.mirror.tree_db)
+                assert archive_recovery.repair(two.workers.context.store, PREFIX, since=3, host='two', tree_db=two.mirror.tree_db)
             return put(key, *args, **more)
         store.put = raced       # type: ignore[method-assign]
         await one.look()
-        assert is_done and len(one.commits()) == 1 and one.mirror.number == archive_recovery.ROUND
+        assert is_done and one.own('.ctxfs/archive/log/') == [f'{archive_recovery.ROUND:020}.base.zst']
+        assert one.mirror.number == archive_recovery.ROUND
         await two.look()
         assert await one.tree() == await two.tree() and set(one.files()) == {'a', 'b', 'c'}
+    pair(scenario)
+
+
+def test_a_first_commit_just_now_is_no_loss(pair) -> None:
+    """Between the look at the log, which was empty, and the look at the archives."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'1')
+        await one.flush()
+        store = two.workers.context.store
+        assert archive_recovery.repair(store, PREFIX, since=0, host='two') and len(one.own('.ctxfs/archive/log/')) == 1
+        await two.look()
+        assert two.mirror.number == 1
     pair(scenario)
 
 
