@@ -281,8 +281,9 @@ class ArchiveMirror:
             reader.close()
 
     def unshadow(self) -> None:
-        """The objects that some members stood behind are gone: these count again."""
-        freed = [member.key for member in self.rows.shadowed() if (known := self._journal.known(member.key)) is None or is_member(known.etag)]
+        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree has no row, and is there.)"""
+        freed = [member.key for member in self.rows.shadowed()
+                 if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)]
         if freed:
             self.apply_members(freed)
 

@@ -82,6 +82,10 @@ class ArchiveRivals:
             weighed = list(zip(files, verdicts, strict=True))
             outdated += [member for member, verdict in weighed if verdict is Verdict.LATER or self._is_lost(member)]
             kept = [member for member, verdict in weighed if verdict in (Verdict.UNAWARE, Verdict.EARLIER) and not self._is_lost(member)]
+            for member, verdict in weighed:
+                if verdict is Verdict.GONE:
+                    self._mirror.rows.set_shadowed(member.key, 0)
+                    self._mirror.apply_members([member.key])
             if await self._keep(kept):
                 break
             await self._mirror.catch_up()

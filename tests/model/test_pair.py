@@ -89,6 +89,10 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_archive_objects_put_twice_around_a_commit': (
         [('write', 0, 'e', 150), ('append', 1, 'd'), ('flush', 1, {5: ('put', 'd', 10)}), ('put', 'd', 150), ('write', 1, 'e', 150)],
         {'preferences': ('prefer-local', 'keep-both'), 'in_flight': 4, 'world': ArchivedWorld}),
+    'regression_archive_member_behind_an_object_that_has_no_place': (
+        [('put', 'd', 0), ('write', 0, 'd', 10), ('put', 'd/y', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 1, 'a', 10),
+         ('write', 1, 'd/x', 150)],
+        {'preferences': ('prefer-local', 'prefer-local'), 'store': 'by content', 'world': ArchivedWorld}),
     'regression_archive_first_commit_while_an_empty_log_is_looked_at': (
         [('append', 0, 'a'), ('clock', 0, {3: ('die', True)}), ('write', 1, 'a', 10), ('flush', 1, {10: ('flush', 0, {})})],
         {'in_flight': 4, 'world': ArchivedWorld}),
