@@ -71,7 +71,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     """Who wrote this version of an object: the `ctxfs` user-metadata key, decoded. A lost response is resolved by it: the object
     carries the id of our attempt exactly when our request arrived (or when somebody copied the object: then it has another key). `link` is the
     id of the hard-link group, '' when alone. `base` tells the version that this one replaced, '' where there was none: a lost write that somebody
-    saw and replaced before its writer heard of it is known by that.
+    saw and replaced before its writer heard of it is known by that. `member`: the same of the member of an archive whose place the object takes.
 
     `etag` (without quotes): what the object should get; where it did, the stamp is known to be this version's. `sums`: see piece_sums.py."""
     sha256: str = ''
@@ -82,6 +82,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     sums: str = ''
     attempt: str = ''
     base: str = ''
+    member: str = ''
 
 
 class IndexRecord(msgspec.Struct, frozen=True, kw_only=True):

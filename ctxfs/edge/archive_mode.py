@@ -18,9 +18,11 @@ from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan
+from ctxfs.sync.archive_rivals import ArchiveRivals
 from ctxfs.sync.archive_upkeep import ArchiveUpkeep
 from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.archiver import Archiver
+from ctxfs.sync.asides import Asides
 from ctxfs.sync.audit import Auditor
 from ctxfs.sync.context_mode import ModeRecorder
 from ctxfs.sync.finishing import Finisher
@@ -49,9 +51,11 @@ class ArchiveMode:
     def __init__(self, base: Base, reconciler: Reconciler, pool: TransferPool) -> None:
         self._base = base
         self._pool = pool
+        self._reconciler = reconciler
         #: made with the archiver
         self.upkeep: ArchiveUpkeep | None = None
-        self.mirror = ArchiveMirror(base.db, base.journal, reconciler, pool, prefix=base.prefix, below=base.options.below) \
+        self.mirror = ArchiveMirror(base.db, base.journal, reconciler, pool, prefix=base.prefix, below=base.options.below,
+                                    may_repair=not base.options.read_only) \
             if base.options.policy.upload_policy.upload_mode == 'Archive' else None
         self._readahead = None if self.mirror is None else MemberReadahead(self.mirror, prefix=base.prefix)
         #: the pool as whoever looks at the bucket sees it
@@ -65,7 +69,7 @@ class ArchiveMode:
     def displaced(self, key: str) -> None:
         """See Uploader."""
         if self.mirror is not None:
-            self.mirror.rows.set_shadowed(key, True)
+            self.mirror.rows.set_shadowed(key, 1)
 
     def place_of(self, source: Known) -> Place | None:
         """See RemoteContentLoader."""
@@ -85,7 +89,8 @@ class ArchiveMode:
         return ModeRecorder(writers, prefix=self._base.prefix.removesuffix(options.below), name=options.context_name,
                             mode=options.policy.upload_policy.upload_mode, is_done=options.is_mode_recorded)
 
-    def archiver(self, writers: GuardedPool, uploader: Uploader, finisher: Finisher, recycler: Recycler, auditor: Auditor) -> Archiver | None:
+    def archiver(self, writers: GuardedPool, uploader: Uploader, finisher: Finisher, recycler: Recycler, auditor: Auditor,
+                 asides: Asides) -> Archiver | None:
         base, mirror = self._base, self.mirror
         if mirror is None:
             return None
@@ -93,9 +98,12 @@ class ArchiveMode:
         plan = ArchivePlan(base.db, base.journal, base.staging, mirror=mirror, rules=base.rules, prefix=base.prefix)
         intents = Intents(base.db, base.journal, number=mirror.number, on_arrived=auditor.arrived)
         committer = ArchiveCommitter(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, uploader=uploader,
-                                     host=base.options.host_id, scratch=scratch)
-        archiver = Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, uploader=uploader,
-                        recycler=recycler, prefix=base.prefix, is_wanted=finisher.is_wanted, cores=os.cpu_count() or 1)
+                                     host=base.options.host_id, scratch=scratch, told=auditor.member)
+        rivals = ArchiveRivals(base.db, writers, mirror=mirror, asides=asides, host=base.options.host_id, scratch=scratch, prefix=base.prefix,
+                               told=auditor.member)
+        archiver = Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, rivals=rivals,
+                            uploader=uploader, recycler=recycler, prefix=base.prefix, is_wanted=finisher.is_wanted,
+                            is_obstructed=self._reconciler.obstructed.has, cores=os.cpu_count() or 1)
         if not base.options.read_only:
             self.upkeep = ArchiveUpkeep(writers, mirror=mirror, list_pool=self._pool, host=base.options.host_id, scratch=scratch)
         finisher.delete_members = lambda: archiver.flush(())

@@ -46,8 +46,8 @@ class AsyncContextService:
     async def update(self, context: Context) -> OperationResult:
         return await in_thread(lambda: self._service.update(context))
 
-    async def copy(self, context: Context, name: str, *, update: bool = False) -> ContextResult:
-        return await in_thread(lambda: self._service.copy(context, name, update=update))
+    async def copy(self, context: Context, name: str, *, update: bool = False, mode: str = '') -> ContextResult:
+        return await in_thread(lambda: self._service.copy(context, name, update=update, mode=mode))
 
     async def delete(self, context: Context, *, force: bool = False) -> OperationResult:
         return await in_thread(lambda: self._service.delete(context, force=force))

@@ -90,19 +90,22 @@ def rename(invocation: Invocation, reference: str, name: str) -> int:
 @click.argument('target', metavar='DST')
 @click.option('--create', is_flag=True, help='Make DST if there is no context of that name.')
 @click.option('--update', is_flag=True, help='DST may have files: those that SRC does not have are removed.')
+@click.option('--mode', type=click.Choice(['file', 'archive']), help='How DST keeps its files; as SRC unless said.')
 @common_options
-def copy(invocation: Invocation, source: str, target: str, create: bool, update: bool) -> int:
+def copy(invocation: Invocation, source: str, target: str, create: bool, update: bool, mode: str | None) -> int:
     """Make DST a copy of SRC, inside the store. Cut short, the same command goes on with it.
 
-    SRC may be in use; DST must not be, and cannot be mounted before it is whole.
+    SRC may be in use; DST must not be, and cannot be mounted before it is whole. Into the other mode (uploadPolicy.uploadMode) the content of
+    small files comes here and goes there.
     """
+    wanted = (mode or '').capitalize()
     with audited(invocation, 'context-copy', source=source) as line, open_desk(invocation) as desk:
         found, into = desk.registry.find(source), desk.target(target, create=create)
         line.about(into)
-        into = desk.begin_copy(found, into, update=update)
-        count, size = (0, 0) if invocation.as_json else copying.measure(desk.store, found)
+        into = desk.begin_copy(found, into, update=update, mode=wanted)
+        count, size = (0, 0) if invocation.as_json else desk.measure_copy(found, mode=wanted)
         with Transfer(f'copy {found.name}', Pending(files=count, bytes=size), quiet=invocation.as_json) as progress:
-            copied = desk.finish_copy(found, into, progress)
+            copied = desk.finish_copy(found, into, progress, mode=wanted)
     if invocation.as_json:
         print_json({'id': into.id, 'name': into.name, 'objects': copied.objects, 'bytes': copied.bytes, 'equal': copied.equal,
                     'removed': copied.removed})

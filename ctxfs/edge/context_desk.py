@@ -24,8 +24,9 @@ from ctxfs.storage.object_store import Capabilities, ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 from ctxfs.storage.remembered import Remembered
 from ctxfs.storage.stores import directory_of, open_store
-from ctxfs.sync import clearing, copying
+from ctxfs.sync import clearing, converting, copying
 from ctxfs.sync.context_files import ContextFiles
+from ctxfs.sync.context_mode import mode_of
 from ctxfs.sync.held_turns import HeldTurns
 from ctxfs.sync.resumable import UploadNotes
 
@@ -95,15 +96,26 @@ class ContextDesk:
     def finish_clearing(self, record: ContextRecord, progress: Callable[[int], None] = lambda count: None) -> int:
         return clearing.finish(self.store, record, host=self.host, progress=progress)
 
-    def begin_copy(self, source: ContextRecord, target: ContextRecord, *, update: bool) -> ContextRecord:
+    def begin_copy(self, source: ContextRecord, target: ContextRecord, *, update: bool, mode: str = '') -> ContextRecord:
         """See copying.begin. Raises InUse also for what this host has mounted, and for a source that is not whole."""
         clearing.check_whole(source)
         if local := self._local(target.id):
             raise InUse(f'context {target.name} is mounted here at {local[0].mountpoint}; unmount it first')
-        return copying.begin(self.store, source, target, update=update, is_dead=self._is_dead)
+        return copying.begin(self.store, source, target, update=update, is_dead=self._is_dead, mode=mode)
 
-    def finish_copy(self, source: ContextRecord, target: ContextRecord, progress: copying.Progress = lambda objects, size: None) -> copying.Copied:
+    def measure_copy(self, source: ContextRecord, *, mode: str = '') -> tuple[int, int]:
+        """(objects, bytes) that there are to be copied."""
+        return converting.measure(self.store, source, host=self.host) if self._converts(source, mode) else copying.measure(self.store, source)
+
+    def finish_copy(self, source: ContextRecord, target: ContextRecord, progress: copying.Progress = lambda objects, size: None, *,
+                    mode: str = '') -> copying.Copied:
+        """`mode`: in which the copy is kept ('File', 'Archive'); '': as the source."""
+        if self._converts(source, mode):
+            return converting.finish(self.store, source, target, mode=mode, host=self.host, progress=progress)
         return copying.finish(self.store, source, target, host=self.host, progress=progress)
+
+    def _converts(self, source: ContextRecord, mode: str) -> bool:
+        return bool(mode) and mode_of(self.store, source.prefix) != mode
 
     def target(self, reference: str, *, create: bool) -> ContextRecord:
         """The context to copy to, made where there is none with `create`. Raises NotFound."""

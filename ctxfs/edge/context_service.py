@@ -127,14 +127,15 @@ class ContextService:
             return True
         return _operation(act, f'Failed to delete context {context.id}')
 
-    def copy(self, context: Context, name: str, *, update: bool = False) -> ContextResult:
-        """Beyond the SDK: the context of that name becomes a copy of `context`, made where there is none; returns when it is whole. Refused while it
-        is mounted somewhere, and where it has files unless `update`. Cut short, the same call goes on with it."""
+    def copy(self, context: Context, name: str, *, update: bool = False, mode: str = '') -> ContextResult:
+        """Beyond the SDK: the context of that name becomes a copy of `context`, made where there is none; returns when it is whole. Refused while
+        it is mounted somewhere, and where it has files unless `update`. `mode`: "File" or "Archive", where the copy is to be kept in that. Cut
+        short, the same call goes on with it."""
         request_id = new_request_id()
         try:
             desk, source = self._found(context.id)
-            target = desk.begin_copy(source, desk.target(name, create=True), update=update)
-            desk.finish_copy(source, target)
+            target = desk.begin_copy(source, desk.target(name, create=True), update=update, mode=mode)
+            desk.finish_copy(source, target, mode=mode)
             record = desk.registry.find(target.id)
         except CtxfsError as error:
             return ContextResult(request_id, error_message=message_of(error, f'Failed to copy context {context.id}'))

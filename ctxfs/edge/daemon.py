@@ -338,7 +338,7 @@ class Mount:
             db, journal, pool, planner=planner, doubt=doubt, gating=self._gating, conflicts=conflicts, prefix=prefix,
             uploader=uploader, together=Together(db, writers, uploader=uploader, transfers=options.transfers),
             prepare=archives.recorder(writers).record,
-            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor),
+            archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor, asides),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
                                     harden=self._hardener.harden_local, end_turn=turns.end)

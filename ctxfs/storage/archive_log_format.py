@@ -40,6 +40,7 @@ from __future__ import annotations
 import io
 import re
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from typing import Annotated, BinaryIO
 
@@ -59,7 +60,7 @@ DELETED_NAME = b'.ctxfs/deleted'
 #: an archive that no commit names after so long was sent by a flush that never came to its end
 FLUSH_SECONDS = 86_400
 _LOG_NAME = re.compile(r'(\d{20})\.(commit|base)\.zst')
-_ARCHIVE_NAME = re.compile(r'(\d{20})-\d{20}-[A-Za-z0-9_.]+-[0-9a-f]+\.zip')
+_ARCHIVE_NAME = re.compile(r'(\d{20})-\d{20}-([A-Za-z0-9_.]+)-[0-9a-f]+\.zip')
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
 
 
@@ -96,6 +97,11 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
         return self.place is None and self.record.attrs is None
 
 
+def deletion(path: str) -> MemberRecord:
+    """A line that deletes the path's member now."""
+    return MemberRecord(IndexRecord(path=path, changed_ns=time.time_ns()))
+
+
 class _LogLine(Line, kw_only=True, omit_defaults=True):
     a: Annotated[int, msgspec.Meta(ge=-1, le=1 << 30)] = -1
     o: _Count = 0
@@ -127,8 +133,18 @@ def parsed(name: str) -> tuple[int, str] | None:
 
 def archive_name(number: int, *, host: str, created_ns: int) -> str:
     """A new name for an archive that is made for commit `number`."""
-    safe = re.sub(r'[^A-Za-z0-9_.]', '_', host) or '_'
-    return f'{number:020d}-{created_ns:020d}-{safe}-{secrets.token_hex(4)}.zip'
+    return f'{number:020d}-{created_ns:020d}-{spelled(host)}-{secrets.token_hex(4)}.zip'
+
+
+def spelled(host: str) -> str:
+    """A host in the name of an archive."""
+    return re.sub(r'[^A-Za-z0-9_.]', '_', host) or '_'
+
+
+def host_in(name: str) -> str:
+    """Whose archive it is, `spelled`; '' for what is no archive's name."""
+    match = _ARCHIVE_NAME.fullmatch(name)
+    return '' if match is None else match[2]
 
 
 def number_in(name: str) -> int | None:

@@ -9,14 +9,18 @@ content. So it stays the same when its bytes move to another archive, cached blo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from ctxfs.records import IndexRecord
+from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
 
 _PREFIX = 'zip-'
+#: in the table of notes: the commit up to which the log was read
+NUMBER = 'archive_number'
 _KEYS = 500
 #: bytes of a member's header and of its line in the directory, but for the name
 _HEADERS = 124
@@ -32,8 +36,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Member(NamedTuple):
-    """A row of the mirror: the current member at a key. `shadows`: the etag of the object that it took the place of; `is_shadowed`: another
-    object has the key by now, and counts. `record`: the attributes, None where this host wrote them itself."""
+    """A row of the mirror: the current member at a key. `shadows`: the etag of the object that it took the place of; `is_shadowed`: not 0
+    where another object has the key by now, and counts (schema.sql). `record`: the attributes, None where this host wrote them itself."""
     key: str
     etag: str
     size: int
@@ -86,6 +90,9 @@ def hash_in(etag: str) -> str:
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(IndexRecord).decode
 _COLUMNS = 'm.key, m.etag, m.size, a.name, m.at, m.packed, m.method, m.crc, m.shadows, m.is_shadowed, m.record'
+_USES = ('SELECT a.name, a.size, a.lifecycle, a.made_ns, a.dead_ns, count(m.key), coalesce(sum(m.packed), 0), '
+         f'coalesce(sum(m.packed + {_HEADERS} + 2 * length(m.key)), 0) '
+         'FROM archive a LEFT JOIN member m ON m.archive = a.id GROUP BY a.id ORDER BY a.name')
 _SELECT = f'SELECT {_COLUMNS} FROM member m JOIN archive a ON a.id = m.archive'
 
 
@@ -137,15 +144,15 @@ class MemberRows:
         """There are members of these keys again: that they were deleted need not be told any more."""
         self._db.many('DELETE FROM deleted_member WHERE key = ?', ((key,) for key in keys))
 
-    def set_shadowed(self, key: str, is_shadowed: bool) -> None:
-        self._db.execute('UPDATE member SET is_shadowed = ? WHERE key = ?', (int(is_shadowed), key))
+    def set_shadowed(self, key: str, is_shadowed: int) -> None:
+        self._db.execute('UPDATE member SET is_shadowed = ? WHERE key = ?', (is_shadowed, key))
 
     def shadowed(self) -> list[Member]:
         return [_to_member(row) for row in self._db.rows(f'{_SELECT} WHERE m.is_shadowed')]
 
-    def covering(self) -> list[tuple[str, str]]:
-        """(key, etag) of objects whose place a member took: they are to go."""
-        return self._db.rows('SELECT key, shadows FROM member WHERE shadows <> \'\'')
+    def covering(self) -> list[Member]:
+        """Those that took the place of an object which is to go. (Of one that is shadowed the object came later, whatever its etag.)"""
+        return [_to_member(row) for row in self._db.rows(f'{_SELECT} WHERE m.shadows <> \'\' AND NOT m.is_shadowed')]
 
     def uncover(self, keys: Iterable[str]) -> None:
         """The objects are gone."""
@@ -170,10 +177,7 @@ class MemberRows:
 
     def uses(self) -> list[ArchiveUse]:
         """All archives that the log tells of. Costs by the number of members."""
-        return [ArchiveUse(*row) for row in self._db.rows(
-            'SELECT a.name, a.size, a.lifecycle, a.made_ns, a.dead_ns, count(m.key), coalesce(sum(m.packed), 0), '
-            f'coalesce(sum(m.packed + {_HEADERS} + 2 * length(m.key)), 0) '
-            'FROM archive a LEFT JOIN member m ON m.archive = a.id GROUP BY a.id ORDER BY a.name')]
+        return [ArchiveUse(*row) for row in self._db.rows(_USES)]
 
     def members_of(self, archive: str) -> list[Member]:
         return [_to_member(row) for row in self._db.rows(f'{_SELECT} WHERE a.name = ? ORDER BY m.at', (archive,))]
@@ -195,6 +199,26 @@ class MemberRows:
     def deletions(self, after: int) -> list[str]:
         """Keys whose deletion was told by a commit later than `after`, and that are no members now."""
         return [row[0] for row in self._db.rows('SELECT key FROM deleted_member WHERE number > ? ORDER BY key', (after,))]
+
+
+class Mirrored(NamedTuple):
+    """All that a host's mirror has: up to which commit, what there is, which archives it knows, and deletions (key → number of the commit)."""
+    number: int
+    members: list[Member]
+    archives: dict[str, ArchiveUse]
+    deleted: dict[str, int]
+
+
+def read_mirror(path: Path) -> Mirrored:
+    """Of a tree database that somebody uses. Raises as TreeReader."""
+    reader = TreeReader(path)
+    try:
+        with reader.snapshot():
+            return Mirrored(int(reader.meta(NUMBER) or 0), [_to_member(row) for row in reader.rows(_SELECT)],
+                            {row[0]: ArchiveUse(*row) for row in reader.rows(_USES)},
+                            dict(reader.rows('SELECT key, number FROM deleted_member')))
+    finally:
+        reader.close()
 
 
 def _to_member(row: Sequence[object]) -> Member:

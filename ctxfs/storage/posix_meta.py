@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import math
 import re
@@ -89,8 +90,13 @@ def _room(metadata: Mapping[str, str]) -> int:
 
 def encode_stamp(stamp: Stamp) -> str:
     fields = {'sha256': stamp.sha256, 'host': stamp.host, 'rev': str(stamp.revision) if stamp.revision else '', 'link': stamp.link,
-              'etag': stamp.etag, 'sums': stamp.sums, 'try': stamp.attempt, 'base': stamp.base}
+              'etag': stamp.etag, 'sums': stamp.sums, 'try': stamp.attempt, 'base': stamp.base, 'member': stamp.member}
     return ';'.join(['v=1', *(f'{name}={quote(value, safe="")}' for name, value in fields.items() if value)])
+
+
+def version_id(key: str, etag: str) -> str:
+    """What tells a version, and of which key (a full one): a copy takes its source's stamp along."""
+    return hashlib.sha256(f'{key}\0{etag}'.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
 
 
 def decode_stamp(metadata: Mapping[str, str] | None) -> Stamp | None:
@@ -101,7 +107,7 @@ def decode_stamp(metadata: Mapping[str, str] | None) -> Stamp | None:
         return None
     revision = int(fields.get('rev', '')) if re.fullmatch('[0-9]{1,19}', fields.get('rev', '')) else 0
     return Stamp(sha256=unquote(fields.get('sha256', '')), host=unquote(fields.get('host', '')), link=unquote(fields.get('link', '')),
-                 attempt=unquote(fields.get('try', '')), base=unquote(fields.get('base', '')),
+                 attempt=unquote(fields.get('try', '')), base=unquote(fields.get('base', '')), member=unquote(fields.get('member', '')),
                  etag=unquote(fields.get('etag', '')), sums=unquote(fields.get('sums', '')), revision=revision if revision <= INT64_MAX else 0)
 
 

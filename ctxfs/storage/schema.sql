@@ -145,7 +145,8 @@ CREATE TABLE member (
     method      INTEGER NOT NULL,           -- as in zip: 0 stored, 8 deflated
     crc         INTEGER NOT NULL,
     shadows     TEXT NOT NULL,              -- etag of the object whose place it took; '' when none, or when that is gone
-    is_shadowed INTEGER NOT NULL,           -- 1: an object has the key since, and counts
+    is_shadowed INTEGER NOT NULL,           -- not 0: an object has the key since, and counts. 1 + the number of the commit up to which the log was
+                                            -- read when a listing began that showed no object there; 1: none did
     record      BLOB                        -- msgpack IndexRecord; NULL where this host wrote it
 ) WITHOUT ROWID;
 CREATE INDEX member_archive ON member (archive);

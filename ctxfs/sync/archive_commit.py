@@ -15,7 +15,7 @@ looked at, at most: numbers of old commits come free when a base has replaced th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 
 import trio
@@ -25,13 +25,13 @@ from ctxfs.errors import RemoteChanged, RemoteUnavailable
 from ctxfs.records import ROOT_PATH, IndexRecord
 from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ArchiveInfo, LogHeader, MemberRecord
-from ctxfs.storage.inode import Content, Reason
+from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.members import Member, Place, hash_in
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync import packing
 from ctxfs.sync.abort_slots import boot_seconds
-from ctxfs.sync.archive_flush import Again, Flush, PackedChoice, in_parallel
+from ctxfs.sync.archive_flush import Again, Flush, PackedChoice, Told, in_parallel, untold
 from ctxfs.sync.archive_intents import Intent, Intents, Written, forget_deleted
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan
@@ -53,12 +53,11 @@ TOUCHED = 2500
 
 
 class ArchiveCommitter:
-    """See the module docstring. `scratch`: where parts grow. `told(key, etag, before)`: a member
-    was written in the place of that version, or removed (etag '')."""
+    """See the module docstring. `scratch`: where parts grow. `told`: when it is recorded."""
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | GuardedPool, *, mirror: ArchiveMirror, plan: ArchivePlan,
                  intents: Intents, uploader: Uploader, host: str, scratch: Path,
-                 told: Callable[[str, str, str], object] = lambda key, etag, before: None) -> None:
+                 told: Told = untold) -> None:
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -147,9 +146,14 @@ class ArchiveCommitter:
         raise RemoteUnavailable('other hosts commit to the context without a pause; it is tried again')
 
     def _check_current(self, flush: Flush) -> None:
-        if not all(self._plan.is_current(item.choice.key, item.choice.base) for item in flush.members()) \
-                or not all(self._is_there(known) for known in flush.deleted):
+        if not all(self._plan.is_current(item.choice.key, item.choice.base) and self._is_settled(flush, item.choice.key)
+                   for item in flush.members()) or not all(self._is_there(known) for known in flush.deleted):
             raise Again
+
+    def _is_settled(self, flush: Flush, key: str) -> bool:
+        """A member behind the object that this flush replaces may be one that nobody knew of."""
+        member = self._mirror.rows.get(key)
+        return member is None or not member.is_shadowed or (key, member.etag) in flush.outdated
 
     def _is_there(self, known: Known) -> bool:
         member = self._mirror.rows.get(known.key)
@@ -189,7 +193,8 @@ class ArchiveCommitter:
         with self._db.transaction():
             self._record_end(flush, header, members, touched)
         for known in flush.deleted:
-            self._told(known.key, '', known.etag)
+            if (known.key, known.etag) not in flush.outdated:       # an object has its place
+                self._told(known.key, '', known.etag, 0)
 
     def _record_end(self, flush: Flush, header: LogHeader, members: list[PackedChoice], touched: list[int]) -> None:
         mirror = self._mirror
@@ -217,23 +222,33 @@ class ArchiveCommitter:
         for item in items:
             if not item.is_member:
                 continue
+            choice = item.choice
             if (item.part, item.number) in flush.same_numbers:
                 is_told = False
             else:
                 self._mirror.rows.put([_mirrored(item, names[item.part])])
-            choice = item.choice
+                self._told(choice.key, item.result.etag, '' if choice.base is None else choice.base.etag, choice.item.size)
             self._journal.put_object(Known(choice.key, item.result.etag, choice.item.size, inode.ino, revision, hash_in(item.result.etag),
                                            0 if inode.nlink else 1, choice.lifecycle, time.time_ns()))
-            self._told(choice.key, item.result.etag, '' if choice.base is None else choice.base.etag)
         if inode.nlink and inode.content == Content.STAGED:
             if inode.revision == revision:
                 inode.content, inode.size = Content.SEALED, items[0].choice.item.size
             self._db.store_content(inode)
+        is_told = is_told and self._are_links_told(inode, {item.choice.key for item in items})
         if not self._uploader.finish(work, 0 if is_told else Reason.INDEX):
             if inode.ino in flush.frozen:
                 self._journal.sent_as_of(inode.ino, taken_ns)
             else:
                 flush.fail(work, Moved())
+
+
+    def _are_links_told(self, inode: Inode, told: Collection[str]) -> bool:
+        """Whether the log says of the other names, too, which hard links they are."""
+        if inode.is_dir or inode.nlink <= 1:
+            return True
+        keys = [key for key in self._db.keys_of(inode) if key not in told]
+        members = self._mirror.rows.get_all(keys)
+        return all(key in members and (record := members[key].record) is not None and record.link == (inode.link_group or '') for key in keys)
 
 
 def _by_work(items: list[PackedChoice]) -> dict[int, list[PackedChoice]]:

@@ -26,6 +26,14 @@ class Again(Exception):
     """Others committed what concerns this flush: it is planned again."""
 
 
+#: (key, etag, etag before, size): a member was written in the place of that version, or removed (etag '')
+Told = Callable[[str, str, str, int], object]
+
+
+def untold(key: str, etag: str, before: str, size: int) -> None:
+    """Nobody wants to know."""
+
+
 #: a work and how it ended; None: done
 Outcome = tuple[Work, Exception | None]
 
@@ -60,6 +68,8 @@ class Flush:
         self.same: list[PackedChoice] = []
         self.same_numbers: set[tuple[int, int]] = set()
         self.deleted: list[Known] = []
+        #: (key, etag) of members behind objects that are not to be kept
+        self.outdated: set[tuple[str, str]] = set()
         self.archives: list[ArchiveInfo] = []
 
     def fail(self, work: Work, error: Exception) -> None:

@@ -15,7 +15,7 @@ import itertools
 import operator
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import BinaryIO, NamedTuple, cast
 
@@ -45,27 +45,50 @@ class _Found(NamedTuple):
     info: ObjectInfo
 
 
+LOST = ('commits are missing from the archive log of the context (or it was compacted just now); mount the context: a mount that may write makes the '
+        'log anew from the archives')
+
+
+class LogLost(RemoteUnavailable):
+    """A reader cannot do without what is missing."""
+
+
 class Log:
     """What a listing shows of the log."""
 
     def __init__(self, found: Sequence[_Found], *, since: int, now_ns: int) -> None:
         self._commits = {item.number: item.info for item in found if item.kind == 'commit'}
         self._bases = {item.number: item.info for item in found if item.kind == 'base'}
-        self.number = max([*self._commits, *self._bases, since], default=0)
+        newest = max([*self._commits, *self._bases], default=0)
+        self.number = max(newest, since)
+        #: the newest that a reader knows is gone, and all that came after it
+        self.is_lost = newest < since
         self.now_ns = now_ns
         self.base = max(self._bases, default=0)
         #: commits that no base replaces
-        self.commits = sum(number > self.base for number in self._commits)
+        self.commits = sum(number > max(self.base, since) for number in self._commits)
+
+    def has_all_after(self, since: int) -> bool:
+        """Whether a reader who knows everything up to `since` finds all that he needs."""
+        try:
+            return not self.is_lost and (self.number == since or bool(self.needed(since)))
+        except LogLost:
+            return False
 
     def needed(self, since: int) -> list[ObjectInfo]:
-        """What tells all that came after `since`, in order. Raises RemoteUnavailable where something is missing: it was compacted just now."""
+        """What tells all that came after `since`, in order. Raises LogLost where something is missing: it was compacted just now, or is lost."""
         numbers = range(since + 1, self.number + 1)
         if (since or not self.base) and all(number in self._commits for number in numbers):
             return [self._commits[number] for number in numbers]
         numbers = range(self.base + 1, self.number + 1)
         if not self.base or not all(number in self._commits for number in numbers):
-            raise RemoteUnavailable('the archive log was read while it was compacted, or commits are missing from it')
+            raise LogLost(LOST)
         return [self._bases[self.base], *(self._commits[number] for number in numbers)]
+
+    def in_order(self) -> list[tuple[int, ObjectInfo]]:
+        """All that there is: of one number the commit before the base that replaces it."""
+        found = [(number, 0, info) for number, info in self._commits.items()] + [(number, 1, info) for number, info in self._bases.items()]
+        return [(number, info) for number, _, info in sorted(found, key=operator.itemgetter(0, 1))]
 
     def replaced(self, *, grace_ns: int) -> list[str]:
         """Keys of what a base replaces that is old enough."""
@@ -87,9 +110,9 @@ class ArchiveLog:
     # --- reading ------------------------------------------------------------------------------------------------------------------
 
     def look(self, since: int = 0) -> Log:
-        """One request, as long as there are not very many commits."""
+        """One request, as long as there are not very many commits. What is shown begins with `since` itself: that tells that nothing is lost."""
         found, now_ns = [], 0
-        after = self._prefix + log_format.commit_key(since) if since else ''
+        after = self._prefix + log_format.commit_key(since - 1) if since > 1 else ''
         directory = self._prefix + LOG_DIR
         for page in pages(self._store, directory, start_after=after):
             now_ns = max(now_ns, page.now_ns)
@@ -99,7 +122,9 @@ class ArchiveLog:
         return Log(found, since=since, now_ns=now_ns or max([item.info.mtime_ns for item in found], default=0))
 
     def read(self, log: Log, since: int = 0) -> Iterator[Entry]:
-        """What came after `since`; the first may be a base."""
+        """What came after `since`; the first may be a base. Raises LogLost."""
+        if log.is_lost:
+            raise LogLost(LOST)
         needed = log.needed(since) if log.number > since else []
         run = map if self._executor is None else self._executor.map
         for start in range(0, len(needed), 16):
@@ -118,6 +143,24 @@ class ArchiveLog:
             return cast(BinaryIO, file)
         except (NotFound, RemoteChanged) as error:
             raise RemoteUnavailable(f'the archive log was compacted while it was read: {error}') from error
+
+    def committed(self, archives: Collection[str]) -> dict[str, tuple[int, int]]:
+        """(number, when by the store's clock) of the commits that first named these archives; where only a base tells, of that: it came later. Those
+        of which the log says nothing are left out."""
+        left = {name: number for name in archives if (number := log_format.number_in(name)) is not None}
+        found = self.look(min(left.values())) if left else None
+        commits: dict[str, tuple[int, int]] = {}
+        for number, info in [] if found is None else found.in_order():
+            if not left:
+                break
+            for name in self._named_by(info, left) if number >= min(left.values()) else ():
+                del left[name]
+                commits[name] = number, info.mtime_ns
+        return commits
+
+    def _named_by(self, info: ObjectInfo, archives: Collection[str]) -> list[str]:
+        header, _ = log_format.read(self._open(info))
+        return [named.name for named in header.archives if named.name in archives]
 
     # --- writing ------------------------------------------------------------------------------------------------------------------
 
@@ -159,10 +202,12 @@ class ArchiveLog:
         entries = since_reset(list(self.read(log)))
         archives = {info.name: info for entry in entries for info in entry.header.archives}
         present = self._present()
-        dropped = sorted({name for entry in entries for name in entry.header.dropped if name in present})
+        gone = {name for entry in entries for name in entry.header.dropped}
+        dropped = sorted(gone & present)
         with tempfile.TemporaryFile(prefix='ctxfs-log-', dir=self._scratch_dir) as lines, \
                 tempfile.TemporaryFile(prefix='ctxfs-log-', dir=self._scratch_dir) as body:
-            used = set()
+            # an archive with no member that counts may tell of deletions
+            used = (archives.keys() & present) - gone
             with_lengths = cast(BinaryIO, lines)
             for item in merged(entries):
                 if item.place is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -27,9 +27,10 @@ from ctxfs.errors import RemoteChanged
 from ctxfs.records import ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LogHeader, MemberRecord
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.members import DIRECTORY_ETAG, Member, MemberRows, Place, is_member, level
+from ctxfs.storage.members import DIRECTORY_ETAG, NUMBER, Member, MemberRows, Place, is_member, level
 from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.abort_slots import boot_seconds
 from ctxfs.sync.archive_protocol import LogPart, ReadLog
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.reconcile import Reconciler
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 #: rows in one transaction where they need not appear at once: a few ms of the loop
 SLICE = 250
-_NUMBER = 'archive_number'
+_COMMITS, _LISTED = 'archive_commits', 'archive_listed'
 #: the mirror is being built anew
 _TORN = -1
 _PAGE = 1000
@@ -58,20 +59,26 @@ class Level(NamedTuple):
 class ArchiveMirror:
     """See the module docstring. `prefix`: where the mount's root lies in the bucket; `below`: the part of it that follows the context's own."""
 
-    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, prefix: str, below: str = '') -> None:
+    def __init__(self, db: TreeDB, journal: Journal, reconciler: Reconciler, pool: TransferPool, *, prefix: str, below: str = '',
+                 may_repair: bool = True) -> None:
+        """`may_repair`: a log of which something is lost is made anew."""
         self._db = db
         self._journal = journal
         self._reconciler = reconciler
         self._pool = pool
         self.context_prefix = prefix.removesuffix(below)
+        self._may_repair = may_repair
         self.below = below
         self.rows = MemberRows(db)
         self.lock = trio.Lock()
-        self.number = int(db.meta(_NUMBER) or 0)
-        #: commits that no base replaces, as far as this host knows
-        self.commits = 0
+        self.number = int(db.meta(NUMBER) or 0)
+        self._commits = int(db.meta(_COMMITS) or 0)
+        self._listed = int(db.meta(_LISTED) or 0)
         #: told of each commit within its transaction, before its records are applied; whether it is one of this host
         self.settle_own: Callable[[LogHeader], bool] = lambda header: False
+        self._looked_s = -1e9
+        #: awaited with the members of a commit and their places, before it is applied
+        self.before_commit: Callable[[Sequence[tuple[ObjectInfo, Place]]], Awaitable[None]] = _pass
         reconciler.may_show = self._may_show
 
     # --- following the log --------------------------------------------------------------------------------------------------------
@@ -81,16 +88,28 @@ class ArchiveMirror:
         async with self.lock:
             return await self.catch_up_locked()
 
+    async def follow(self, seconds: float) -> None:
+        """The same unless it was done within the last `seconds`."""
+        if boot_seconds() - self._looked_s > seconds:
+            await self.catch_up()
+
     async def catch_up_locked(self) -> int:
         """The same for who holds the lock."""
-        since, count = max(self.number, 0), 0
+        since, count, began_s = max(self.number, 0), 0, boot_seconds()
         reading = _Reading(self)
-        async with self._pool.stream(ReadLog(prefix=self.context_prefix, since=since), priority=Priority.INTERACTIVE) as parts:
+        operation = ReadLog(prefix=self.context_prefix, since=since, may_repair=self._may_repair, tree_db=self.tree_db)
+        async with self._pool.stream(operation, priority=Priority.INTERACTIVE) as parts:
             async for part in parts:
                 count += await reading.take(part)
         count += await reading.end()
         self.commits = parts.result.commits if not since else self.commits + count
+        self._looked_s = began_s
         return count
+
+    @property
+    def tree_db(self) -> str:
+        """Where all that the log had can be read; '' where it is only a part."""
+        return '' if self.below else str(self._db.path)
 
     def key_here(self, path: str) -> str | None:
         """The key below the mount's root; None for what is elsewhere in the context."""
@@ -100,14 +119,31 @@ class ArchiveMirror:
         """The inverse."""
         return self.below + key
 
+    def listed(self, number: int) -> None:
+        """A listing of everything, begun when the log was read up to `number`, is applied: what it showed of objects, it showed of all there were."""
+        if number != self._listed:
+            self._db.set_meta(_LISTED, number)
+            self._listed = number
+
+    @property
+    def commits(self) -> int:
+        """Those that no base replaces, as far as this host knows."""
+        return self._commits
+
+    @commits.setter
+    def commits(self, count: int) -> None:
+        if count != self._commits:
+            self._db.set_meta(_COMMITS, count)
+            self._commits = count
+
     def set_number(self, number: int) -> None:
         """Call it in the transaction that makes it true."""
-        self._db.set_meta(_NUMBER, number)
+        self._db.set_meta(NUMBER, number)
         self.number = number
 
     def restore_number(self) -> None:
         """After a transaction that was rolled back."""
-        self.number = int(self._db.meta(_NUMBER) or 0)
+        self.number = int(self._db.meta(NUMBER) or 0)
 
     def apply_commit(self, header: LogHeader, records: Sequence[MemberRecord]) -> None:
         """All of one commit at once."""
@@ -173,7 +209,7 @@ class ArchiveMirror:
         known = self._journal.known(member.key)
         is_shadowed = known is not None and not is_member(known.etag) and known.etag != member.shadows and not known.doomed
         if is_shadowed != bool(member.is_shadowed):
-            self.rows.set_shadowed(member.key, is_shadowed)
+            self.rows.set_shadowed(member.key, is_shadowed and 1 + self._listed)
         return is_shadowed
 
     def _may_show(self, info: ObjectInfo) -> bool:
@@ -184,8 +220,12 @@ class ArchiveMirror:
         if member.shadows == info.etag:
             return False
         if not member.is_shadowed:
-            self.rows.set_shadowed(info.key, True)
+            self.rows.set_shadowed(info.key, 1 + self._listed)
         return True
+
+    def note_object(self, key: str, etag: str) -> None:
+        """There is an object of that key."""
+        self._may_show(ObjectInfo(key=key, size=0, etag=etag, mtime_ns=0))
 
     def place_of(self, source: Known) -> Place | None:
         """Where the content is, the archive by its full key; None for what is an object. Raises RemoteChanged where the log has another version."""
@@ -241,8 +281,9 @@ class ArchiveMirror:
             reader.close()
 
     def unshadow(self) -> None:
-        """The objects that some members stood behind are gone: these count again."""
-        freed = [member.key for member in self.rows.shadowed() if (known := self._journal.known(member.key)) is None or is_member(known.etag)]
+        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree has no row, and is there.)"""
+        freed = [member.key for member in self.rows.shadowed()
+                 if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)]
         if freed:
             self.apply_members(freed)
 
@@ -255,6 +296,10 @@ class ArchiveMirror:
             elif not item.is_shadowed and item.key != below:
                 found.objects.append(self.info_of(item))
         return found
+
+
+async def _pass(members: Sequence[tuple[ObjectInfo, Place]]) -> None:
+    """Nobody wants to know."""
 
 
 class _Reading:
@@ -287,8 +332,15 @@ class _Reading:
         if header.kind == 'base':
             await self._end_base(header)
         else:
+            await self._mirror.before_commit(list(self._placed(records)))
             self._mirror.apply_commit(header, records)
         return 1
+
+    def _placed(self, records: Iterable[MemberRecord]) -> Iterator[tuple[ObjectInfo, Place]]:
+        for item in records:
+            if item.place is not None and (key := self._mirror.key_here(item.record.path)):
+                place = msgspec.structs.replace(item.place, archive=self._mirror.archive_key(item.place.archive))
+                yield ObjectInfo(key=key, size=item.record.size, etag=item.record.etag, mtime_ns=item.record.changed_ns), place
 
     async def _begin_base(self) -> None:
         """From here on the mirror is torn, until the last record of the base is in it."""
@@ -296,6 +348,7 @@ class _Reading:
         assert header is not None
         with mirror._db.transaction():
             mirror.set_number(_TORN)
+            mirror.listed(0)        # which members were behind objects is forgotten
             mirror.rows.clear()
             mirror.note(header, ())
 

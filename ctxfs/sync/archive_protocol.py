@@ -4,6 +4,7 @@ Owns these messages (messages.py has their bases, protocol.py the table of all).
 """
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 from ctxfs.records import Attrs
@@ -106,17 +107,49 @@ class CommitArchive(Operation[CommitDone], frozen=True, kw_only=True, array_like
 
 
 class ReadLog(Operation[LogDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Streaming: `LogPart`s of all that was committed after the number `since`: commits, in order, or first a base where there are not all."""
+    """Streaming: `LogPart`s of all that was committed after the number `since`: commits, in order, or first a base where there are not all. Where
+    something is lost that nobody can do without, the log is made anew if it `may_repair`, from archives and the mirror in `tree_db`, where that is
+    given; else it raises RemoteUnavailable."""
     prefix: str
     since: int = 0
+    may_repair: bool = False
+    tree_db: str = ''
 
 
 class WriteBase(Operation[BaseDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Write a base that replaces all commits, and remove what a base that is older than the grace time replaces."""
+    """Write a base that replaces all commits, and remove what a base that is older than the grace time replaces. `tree_db`: see ReadLog."""
     prefix: str
     grace_seconds: float
+    tree_db: str = ''
 
 
-ArchiveOperation = Pack | SendArchive | CommitArchive | ReadLog | WriteBase
+class Verdict(enum.Enum):
+    """What the object is to a member of its key: there is none; it came later, knowing the member, or it certainly came later; it came earlier,
+    certainly; nobody can say."""
+    GONE = 'gone'
+    LATER = 'later'
+    EARLIER = 'earlier'
+    UNAWARE = 'unaware'
+
+
+class Rival(Message, frozen=True, kw_only=True, array_like=True):
+    """A member at whose key (full) an object lies, too; its archive by its name. `listed`: the commit up to which the log was read when a listing
+    began that showed no object there."""
+    key: str
+    etag: str
+    size: int
+    archive: str
+    shadows: str = ''
+    listed: int = 0
+
+
+class Weigh(Operation[list[Verdict]], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Look at the objects of these keys; one verdict for each."""
+    prefix: str
+    rivals: list[Rival]
+
+
+ArchiveOperation = Pack | SendArchive | CommitArchive | ReadLog | WriteBase | Weigh
 STREAMED: dict[type[Any], Any] = {ReadLog: LogPart}
-RESULTS: dict[type[Any], Any] = {Pack: PackDone, SendArchive: SendDone, CommitArchive: CommitDone, ReadLog: LogDone, WriteBase: BaseDone}
+RESULTS: dict[type[Any], Any] = {Pack: PackDone, SendArchive: SendDone, CommitArchive: CommitDone, ReadLog: LogDone, WriteBase: BaseDone,
+                                Weigh: list[Verdict]}

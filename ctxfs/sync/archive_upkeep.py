@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import stat
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import msgspec
 import trio
 
 from ctxfs.errors import CtxfsError, RemoteChanged
-from ctxfs.records import IndexRecord, ObjectInfo
+from ctxfs.records import ObjectInfo
 from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, FLUSH_SECONDS, LOG_DIR, ArchiveInfo, LogHeader, MemberRecord
 from ctxfs.storage.members import ArchiveUse, Member
@@ -68,27 +67,32 @@ class ArchiveUpkeep:
         self._least_waste = least_waste
 
     async def run(self, wait_listed: Callable[[], Awaitable[None]], is_paused: Callable[[], bool]) -> None:
-        """Now and then, for as long as the mount lasts."""
+        """Now and then, for as long as the mount lasts. The log, which costs every new host, also where mounts are short."""
         await wait_listed()
+        do = self._compact_log
         while True:
-            await trio.sleep(EVERY_SECONDS)
             if not is_paused():
                 try:
-                    await self.once()
+                    await do()
                 except CtxfsError as error:
                     log.info('archives are not tidied up now: %s', error)
+            await trio.sleep(EVERY_SECONDS)
+            do = self.once
 
     async def once(self) -> None:
         """One go of everything that is due. Raises what the store says; what was done until then stays done."""
         if self._mirror.below:
             return      # this host knows only a part of the context
         await self._mirror.catch_up()
-        if self._mirror.commits > LOG_COMMITS:
-            done = await self._pool.call(WriteBase(prefix=self._mirror.context_prefix, grace_seconds=LOG_GRACE_SECONDS))
-            self._mirror.commits = 0
-            log.info('the archive log is compacted: %d records, %d objects removed', done.records, done.removed)
+        await self._compact_log()
         await self._pack_anew()
         await self._remove()
+
+    async def _compact_log(self) -> None:
+        if self._mirror.commits > LOG_COMMITS:
+            done = await self._pool.call(WriteBase(prefix=self._mirror.context_prefix, grace_seconds=LOG_GRACE_SECONDS, tree_db=self._mirror.tree_db))
+            self._mirror.commits = 0
+            log.info('the archive log is compacted: %d records, %d objects removed', done.records, done.removed)
 
     # --- packing anew -------------------------------------------------------------------------------------------------------------
 
@@ -133,16 +137,12 @@ class ArchiveUpkeep:
             archives = [ArchiveInfo(name, sent.size)]
         records = [MemberRecord(member.record, msgspec.structs.replace(item.place, archive=archives[0].name), member.shadows)
                    for member, item in zip(live, items, strict=True) if member.record is not None and item.place is not None]
-        if not await self._commit(number, dropped, archives, [*records, *map(_deletion, retold)]) and archives:
+        if not await self._commit(number, dropped, archives, [*records, *map(log_format.deletion, retold)]) and archives:
             await self._pool.call(DeleteMany(items=[(mirror.archive_key(archives[0].name), None)]))
 
     def _item(self, member: Member) -> PackItem:
-        assert member.record is not None and member.record.attrs is not None
-        attrs = member.record.attrs
-        if stat.S_ISLNK(attrs.mode) or stat.S_ISDIR(attrs.mode):
-            return PackItem(key=member.key, attrs=attrs, size=member.size, body=attrs.target or b'')
         place = msgspec.structs.replace(member.place, archive=self._mirror.archive_key(member.place.archive))
-        return PackItem(key=member.key, attrs=attrs, size=member.size, source_key=member.key, source_etag=member.etag, source_place=place)
+        return packing.pack_item(member, place, member.key)
 
     def _oldest_left(self, dropped: list[str]) -> int:
         """The number of the oldest archive that there is without these."""
@@ -193,7 +193,3 @@ class ArchiveUpkeep:
                 found += [info for info in page.objects if not info.key.startswith(self._mirror.context_prefix + LOG_DIR)]
         return [name for info in found if log_format.number_in(name := info.key[len(directory):]) is not None and name not in known
                 and now_ns - info.mtime_ns > FLUSH_SECONDS * 1e9]
-
-
-def _deletion(key: str) -> MemberRecord:
-    return MemberRecord(IndexRecord(path=key, changed_ns=time.time_ns()))

@@ -32,6 +32,13 @@ class ArchiveView:
     def stream(self, operation: Operation[R], **options: Any) -> AbstractAsyncContextManager[Stream[R]]:
         return self._pool.stream(operation, **options)
 
+    async def over_member(self, key: str) -> HeadItem:
+        """The object of a key that a member has, too: a write of ours met it. From now on it counts."""
+        item, = await self._pool.call(Head(keys=[self._prefix + key]))
+        if item.info is not None:
+            self._mirror.note_object(key, item.info.etag)
+        return item
+
     async def _head(self, operation: Head, options: dict[str, Any]) -> list[HeadItem]:
         """What the log says now: a member may have another version since it was read."""
         await self._mirror.catch_up()

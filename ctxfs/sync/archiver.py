@@ -3,6 +3,7 @@
 Owns the order of choosing, packing and comparing, and how each work ends. It must not know which inodes are due or how failures are scheduled
 (rounds.py), which are chosen (archive_plan.py), the formats, or how a commit is made and recorded (archive_commit.py).
 
+    settle  members behind objects: outdated, or to be kept under other names (archive_rivals.py)
     choose  works into items, items into parts
     pack    staging files into parts, in the workers, one for each core
     compare what changed meanwhile is left out, what the log has already is only recorded, what somebody else has changed is a conflict
@@ -33,6 +34,7 @@ from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan, Choice
 from ctxfs.sync.archive_protocol import Pack, PackedItem
+from ctxfs.sync.archive_rivals import ArchiveRivals
 from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.planner import Work
 from ctxfs.sync.pool import TransferPool
@@ -44,14 +46,17 @@ log = logging.getLogger(__name__)
 
 #: works looked at without a pause: a few ms of the loop
 SLICE = 50
+#: an object is not written later than this after a look at the archive log
+CHECK_SECONDS = 2.0
 
 
 class Archiver:
-    """See the module docstring. `is_wanted`: whether a tombstone must wait. `cores`: how many parts are packed at once."""
+    """See the module docstring. `is_wanted`: whether a tombstone must wait. `is_obstructed`: whether an object of the key could not be shown, because
+    a file has the name. `cores`: how many parts are packed at once."""
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | GuardedPool, *, mirror: ArchiveMirror, plan: ArchivePlan,
-                 intents: Intents, committer: ArchiveCommitter, uploader: Uploader, recycler: Recycler, prefix: str,
-                 is_wanted: Callable[[Known], bool], cores: int) -> None:
+                 intents: Intents, committer: ArchiveCommitter, rivals: ArchiveRivals, uploader: Uploader, recycler: Recycler, prefix: str,
+                 is_wanted: Callable[[Known], bool], is_obstructed: Callable[[str], bool], cores: int) -> None:
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -59,10 +64,12 @@ class Archiver:
         self.plan = plan
         self._intents = intents
         self._committer = committer
+        self._rivals = rivals
         self._uploader = uploader
         self._recycler = recycler
         self._prefix = prefix
         self._is_wanted = is_wanted
+        self._is_obstructed = is_obstructed
         self._cores = cores
 
     async def flush(self, works: Sequence[Work], *, as_it_is: Callable[[Inode], bool] = lambda inode: False) -> list[Outcome]:
@@ -70,6 +77,7 @@ class Archiver:
         were."""
         await self._mirror.catch_up()
         flush = Flush(works)
+        flush.outdated = {(member.key, member.etag) for member in await self._rivals.settle()}
         try:
             with contextlib.ExitStack() as stack:
                 await self._choose(flush, stack, as_it_is)
@@ -83,7 +91,8 @@ class Archiver:
                 self._committer.record_same(flush)
         finally:
             self._committer.remove_parts(flush)
-        await self._clean_up()
+        await self._rivals.remove_covered()
+        await self._remove_orphans()
         return [(work, flush.outcomes.get(work.inode.ino)) for work in flush.works]
 
     def has_deletes(self) -> bool:
@@ -94,8 +103,15 @@ class Archiver:
         """Whether objects that the work makes take the place of members."""
         return any(self._mirror.rows.get(key) is not None for key in work.missing)
 
-    def check(self, work: Work) -> None:
-        """Before an object is written in the place of a member. Raises TargetConflict where somebody else changed that."""
+    @property
+    def has_rivals(self) -> bool:
+        """Whether there are members behind objects: to be settled before more objects are written."""
+        return bool(self._mirror.rows.shadowed())
+
+    async def check(self, work: Work) -> None:
+        """Before an object is written. Raises TargetConflict where somebody else has a member there that this host's file is not based on; what is
+        committed at the same instant is found later (archive_rivals.py)."""
+        await self._mirror.follow(CHECK_SECONDS)
         for key in work.missing:
             if not self.plan.is_current(key, self._journal.known(key)):
                 raise TargetConflict(key)
@@ -174,15 +190,18 @@ class Archiver:
                 flush.fail(choice.work, TargetConflict(choice.key))
 
     async def _look_at_objects(self, flush: Flush) -> None:
-        """An object whose place a member is about to take must be what we know."""
-        bases = {item.choice.key: item.choice for item in flush.members() if item.choice.base is not None and not is_member(item.choice.base.etag)}
-        if not bases:
-            return
-        items = await self._pool.call(Head(keys=[self._prefix + key for key in bases]))
-        for choice, item in zip(bases.values(), items, strict=True):
-            assert choice.base is not None
-            if item.info is None or item.info.etag != choice.base.etag:
-                flush.fail(choice.work, TargetConflict(choice.key))
+        """An object whose place a member is about to take must be what we know; and where an object was seen, it must be gone."""
+        choices = {item.choice.key: item.choice for item in flush.members() if self._is_beside_object(item.choice)}
+        items = await self._pool.call(Head(keys=[self._prefix + key for key in choices])) if choices else []
+        for choice, item in zip(choices.values(), items, strict=True):
+            found = None if item.info is None else item.info.etag
+            if found != (choice.base.etag if choice.base is not None and not is_member(choice.base.etag) else None):
+                is_alike = item.info is not None and item.info.size == choice.item.size and choice.item.path and choice.work.inode.nlink == 1
+                # an upload finds out whether it is the same content, which is no conflict
+                flush.fail(choice.work, NotTaken() if is_alike else TargetConflict(choice.key))
+
+    def _is_beside_object(self, choice: Choice) -> bool:
+        return (choice.base is not None and not is_member(choice.base.etag)) or self._is_obstructed(choice.key)
 
     def _gather(self, flush: Flush) -> None:
         """What is written and deleted. Nothing is committed for what only goes along."""
@@ -191,7 +210,8 @@ class Archiver:
         kept = {item.choice.key for item in [*flush.members(), *flush.same]}
         tombstones = self.plan.deletions(flush.included(), kept, is_wanted=self._is_wanted)
         flush.deleted = [known for known in tombstones if self._is_still_ours(known)]
-        flush.deleted += [Known(member.key, member.etag, 0, 0, 0, '', 1) for member in self._mirror.rows.shadowed() if member.key not in kept]
+        flush.deleted += [Known(member.key, member.etag, 0, 0, 0, '', 1) for member in self._mirror.rows.shadowed()
+                          if member.key not in kept and (member.key, member.etag) in flush.outdated]
         if not flush.members() and not flush.deleted:
             for item in flush.written():
                 flush.fail(item.choice.work, NotTaken())
@@ -207,22 +227,16 @@ class Archiver:
 
     # --- afterwards ---------------------------------------------------------------------------------------------------------------
 
-    async def _clean_up(self) -> None:
-        """Objects whose place members took, and archives of commits that never happened. What fails is tried again after another flush."""
-        covered = self._mirror.rows.covering()
+    async def _remove_orphans(self) -> None:
+        """Archives of commits that never happened. What fails is tried again after another flush."""
         orphans, self._intents.orphans = self._intents.orphans, []
-        items: list[tuple[str, str | None]] = [(self._prefix + key, etag) for key, etag in covered]
-        items += [(self._mirror.archive_key(name), None) for name in orphans]
-        if not items:
+        if not orphans:
             return
         try:
-            done = await self._pool.call(DeleteMany(items=items))
+            await self._pool.call(DeleteMany(items=[(self._mirror.archive_key(name), None) for name in orphans]))
         except CtxfsError as error:
-            log.info('what archives replaced is not removed yet: %s', error)
+            log.info('archives of commits that never happened are not removed yet: %s', error)
             self._intents.orphans += orphans
-            return
-        left = {failure.key for failure in done.failures if failure.name not in ('RemoteChanged', 'NotFound')}
-        self._mirror.rows.uncover(key for key, _ in covered if self._prefix + key not in left)
 
 
 def _is_same(member: Member, item: PackedChoice) -> bool:

@@ -108,6 +108,12 @@ class Asides:
             self._gating.settle(theirs)
         self._tell(parent, other, key, Holds.THEIRS, f'theirs is now {printable(name_to_component(other))}, ours keeps the name')
 
+    def found(self, ino: int, parent: int, other: bytes, key: str, holds: Holds) -> None:
+        """A version was published as `other` already, because another one has the key."""
+        self._journal.conflicts.add(ino, key, holds)
+        whose = 'theirs' if holds is Holds.THEIRS else 'ours'
+        self._tell(parent, other, key, holds, f'{whose} is now {printable(name_to_component(other))}, the other keeps the name')
+
     def _tell(self, parent: int, other: bytes, key: str, holds: Holds, outcome: str) -> None:
         log.warning('conflict: %s was changed on another host and here; %s', printable(key), outcome)
         self._publish('conflict', path='/' + printable(self._gating.key_of(parent, other)), original='/' + printable(key),

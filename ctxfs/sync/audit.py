@@ -52,6 +52,13 @@ class Auditor:
         if kind in EVENTS:
             self._tell(kind, **data)
 
+    def member(self, key: str, etag: str, before: str, size: int) -> None:
+        """A commit wrote the member of that key, or removed it (etag '')."""
+        if not etag:
+            self._tell('delete', key=self._prefix + key, oldEtag=before, result='ok')
+            return
+        self._tell('overwrite' if before else 'upload', key=self._prefix + key, size=size, oldEtag=before or None, etag=etag, result='ok')
+
     def arrived(self, known: Known) -> None:
         """A write of an earlier mount that was in doubt had arrived."""
         self._tell('upload', key=self._prefix + known.key, size=known.size, etag=known.etag, recovered=True)
@@ -89,9 +96,12 @@ def _put(operation: PutFile | PutBytes, outcome: Any, error: Exception | None) -
     data = _versions(operation.condition, outcome)
     if error is not None:
         data['size'] = operation.size if isinstance(operation, PutFile) else len(operation.body)
+    if operation.member:
+        data['oldEtag'] = operation.member
     if isinstance(outcome, PutDone) and outcome.is_recovered:
         data['recovered'] = True
-    return _Line('overwrite' if operation.condition.etag is not None else 'upload', operation.key, data, error)
+    is_over = operation.condition.etag is not None or bool(operation.member)
+    return _Line('overwrite' if is_over else 'upload', operation.key, data, error)
 
 
 def _versions(condition: Condition, outcome: Any) -> dict[str, Any]:
@@ -102,5 +112,5 @@ def _versions(condition: Condition, outcome: Any) -> dict[str, Any]:
 
 def _deletes(operation: DeleteMany, outcome: Any, error: Exception | None) -> Iterator[_Line]:
     failed = {} if error is not None else {failure.key: failure.error() for failure in outcome.failures}
-    for key, etag in operation.items:
+    for key, etag in operation.items if not operation.is_replaced else ():
         yield _Line('expire' if operation.is_expiry else 'delete', key, {'oldEtag': etag}, error or failed.get(key))

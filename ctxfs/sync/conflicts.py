@@ -15,6 +15,7 @@ from ctxfs.records import ObjectInfo
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import name_to_component
+from ctxfs.storage.members import is_member
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
@@ -54,13 +55,15 @@ class ConflictKeeper:
         able to succeed."""
         before = self._journal.known(key)
         item = await self._head(key)
+        if item is not None and before is not None and is_member(before.etag) and item.info is not None and item.info.etag == before.etag \
+                and isinstance(self._pool, ArchiveView):
+            item = await self._pool.over_member(key)
         if self._journal.known(key) != before or revision not in (None, inode.revision):
             return      # the tree moved on meanwhile, or the file is what the bucket has by now: plan again
         if item is None:
             self._journal.drop_object(key)      # deleted remotely, changed here: it is created anew
             return
-        assert item.info is not None
-        if before is not None and before.etag == item.info.etag:
+        if item.info is None or (before is not None and before.etag == item.info.etag):
             raise RemoteUnavailable(f'the store refuses to replace {key} although it is the version that we know')
         if self._may_be_ours(inode, key, item):
             return

@@ -31,6 +31,7 @@ from ctxfs.storage.keys import Unmountable, key_of_path, key_to_path, mapped_pre
 from ctxfs.storage.listing import pages
 from ctxfs.storage.members import is_member
 from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.posix_meta import version_id
 from ctxfs.storage.registry import context_prefix
 from ctxfs.sync.clearing import tombstones
 from ctxfs.sync.context_members import ContextMembers
@@ -77,8 +78,9 @@ class ContextFiles:
         self._seen_to: set[str] = set()
         self.host = host
         self.prefix = context_prefix(context_id)
-        self._index = IndexLog(store, self.prefix, host=host)
+        self.index = IndexLog(store, self.prefix, host=host)
         self.members = ContextMembers(store, self.prefix, host=host)
+        self._displaced: dict[str, str] = {}
 
     # --- looking --------------------------------------------------------------------------------------------------------------------
 
@@ -162,12 +164,12 @@ class ContextFiles:
         """Everything below a folder, in the order of keys; folders as far as they have an object of their own."""
         below = self._folder(folder)
         self.members.look()
-        for info in self._all(below):
+        for info in self.infos(below):
             if info.key != self.prefix + below and (entry := self._entry(info)) is not None:
                 yield entry
 
-    def _all(self, below: str) -> Iterator[ObjectInfo]:
-        """Objects and members, in the order of keys, one of each."""
+    def infos(self, below: str) -> Iterator[ObjectInfo]:
+        """Objects and members below a key, in the order of their keys (full ones), one of each, as of the last look at archives."""
         objects = (info for page in pages(self.store, self.prefix + below) for info in page.objects if self._counts(info))
         members = (self.members.info(item) for item in self.members.below(below))
         last = ''
@@ -227,7 +229,7 @@ class ContextFiles:
 
     def records(self) -> Iterator[IndexRecord]:
         """What the index says, in the order of paths; a record counts only for the version that it names."""
-        said = ((record.path, 1, record) for record in self._index.read() if record.attrs is not None)
+        said = ((record.path, 1, record) for record in self.index.read() if record.attrs is not None)
         packed = ((item.record.path, 0, item.record) for item in self.members.below(''))
         for _, same in itertools.groupby(heapq.merge(said, packed, key=operator.itemgetter(0, 1)), key=operator.itemgetter(0)):
             yield _said([record for _, _, record in same])
@@ -260,9 +262,18 @@ class ContextFiles:
 
     def announce(self, records: Sequence[IndexRecord]) -> None:
         for start in range(0, len(records), SEGMENT_RECORDS):
-            self._index.append(records[start:start + SEGMENT_RECORDS])
-        # an object counts before the member of its key: whoever lists sees what was put, and the log follows
-        self.members.delete([record.path for record in records])
+            self.index.append(records[start:start + SEGMENT_RECORDS])
+        # an object counts before the member of its key: whoever lists sees what was put, and the log follows. A member that came meanwhile is
+        # nobody's who put this: mounts keep it under another name
+        self.members.delete([record.path for record in records if record.attrs is not None], known=self._displaced)
+
+    def displaced(self, key: str) -> str:
+        """What the stamp of an object that is put there says of the member that shows at the key; '' where none does."""
+        item = self.members.get(key)
+        if item is None:
+            return ''
+        self._displaced[key] = item.record.etag
+        return version_id(self.prefix + key, item.record.etag)
 
     def turn(self, keys: Sequence[str]) -> AbstractContextManager[None]:
         """Around writes of these keys. Raises RemoteUnavailable."""

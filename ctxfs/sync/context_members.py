@@ -10,7 +10,7 @@ import io
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, cast
 
 import msgspec
@@ -41,6 +41,8 @@ class ContextMembers:
         self._number = 0
         self._members: dict[str, MemberRecord] = {}
         self._sorted: list[str] = []
+        #: what the log says of directories that are no members
+        self.directories: dict[str, IndexRecord] = {}
 
     @property
     def is_archived(self) -> bool:
@@ -70,12 +72,16 @@ class ContextMembers:
     def _apply(self, entry: Entry) -> None:
         if entry.header.kind == 'base' or entry.header.is_reset:
             self._members.clear()
+            self.directories.clear()
         for item in entry.records:
             path = item.record.path
             if item.place is not None:
                 self._members[path] = item
             elif item.is_deletion:
                 self._members.pop(path, None)
+                self.directories.pop(path, None)
+            else:
+                self.directories[path] = item.record
         self._number = entry.header.number
 
     def get(self, key: str) -> MemberRecord | None:
@@ -107,14 +113,14 @@ class ContextMembers:
 
     # --- changing -------------------------------------------------------------------------------------------------------------------
 
-    def delete(self, keys: Sequence[str]) -> list[str]:
-        """Those of the keys that are members, by one commit; which they were."""
+    def delete(self, keys: Sequence[str], *, known: Mapping[str, str] | None = None) -> list[str]:
+        """Those of the keys that are members, by one commit; which they were. `known`: only those that still have the etags in it."""
         if not self.is_archived:
             return []
         with self._lock:
             for _ in range(_ATTEMPTS):
                 self._look()
-                gone = [key for key in keys if key in self._members]
+                gone = [key for key in keys if (item := self._members.get(key)) is not None and (known is None or known.get(key) == item.record.etag)]
                 if not gone or self._commit(gone):
                     return gone
         raise RemoteUnavailable('hosts commit to the context without a pause; try again')

@@ -74,8 +74,8 @@ def record(store: ObjectStore, prefix: str, mode: str) -> None:
 
 def refusal(name: str, found: str, wanted: str) -> str:
     """What is wrong, and what to do."""
-    return (f'context {name} is kept in {found} mode, and the policy says uploadPolicy.uploadMode "{wanted}"; mount it with "{found}", or '
-            f'mount a new context with this policy beside it, and copy the files (cp -a)')
+    return (f'context {name} is kept in {found} mode, and the policy says uploadPolicy.uploadMode "{wanted}"; mount it with "{found}", or make a '
+            f'copy in the other mode: ctxfs context copy {name} NEW --create --mode {wanted.lower()}')
 
 
 class ModeRecorder:

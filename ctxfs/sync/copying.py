@@ -23,7 +23,7 @@ import msgspec
 
 from ctxfs.crash_points import crash_point
 from ctxfs.errors import Exists, InvalidArgument, NotFound, RemoteChanged, RemoteUnavailable
-from ctxfs.records import RESERVED_DIR, UNREADABLE, IndexRecord, ObjectInfo
+from ctxfs.records import RESERVED_DIR, IndexRecord, ObjectInfo
 from ctxfs.storage import registry_changes
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LOG_DIR, parsed
 from ctxfs.storage.index_format import INDEX_DIR
@@ -33,6 +33,8 @@ from ctxfs.storage.registry import ContextRecord, Registry
 from ctxfs.sync.archive_log import ArchiveLog
 from ctxfs.sync.clearing import IsDead, check_unused, tombstones
 from ctxfs.sync.context_files import SEGMENT_RECORDS
+from ctxfs.sync.context_mode import mode_of
+from ctxfs.sync.copy_notes import CopyNotes
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.protocol import CompactIndex
 
@@ -44,7 +46,6 @@ _ATTEMPTS = 5
 _BATCH = 1000
 #: ctxfs's own objects that mean something in another context, beside the index: whole directories end with a slash
 OWN = ('policy', 'mode', 'archive/')
-COPY_DIR = RESERVED_DIR + 'copy/'
 
 Progress = Callable[[int, int], None]
 
@@ -64,20 +65,16 @@ class _Pair(NamedTuple):
     target: ObjectInfo | None
 
 
-class _Note(msgspec.Struct, frozen=True, array_like=True):
-    """`key` of the target is, as `etag`, a copy of the version `source` of the source."""
-    key: str
-    source: str
-    etag: str
-
-
-def begin(store: ObjectStore, source: ContextRecord, target: ContextRecord, *, update: bool, is_dead: IsDead) -> ContextRecord:
-    """Mark the target: from here on it is not whole. Raises InUse, Exists for one that has files unless `update`, InvalidArgument."""
+def begin(store: ObjectStore, source: ContextRecord, target: ContextRecord, *, update: bool, is_dead: IsDead, mode: str = '') -> ContextRecord:
+    """Mark the target: from here on it is not whole. `mode`: which it is to be kept in. Raises InUse, Exists for one that has files unless
+    `update`, or is kept in the other mode, InvalidArgument."""
     if source.id == target.id:
         raise InvalidArgument(f'{source.name} cannot be copied to itself')
     check_unused(store, target, is_dead=is_dead, what='')
     if Registry(store).record(target.id) is None:
         registry_changes.keep_record(store, target)
+    if mode and target.copy_of != source.id and (found := mode_of(store, target.prefix)) not in ('', mode):
+        raise Exists(f'context {target.name} is kept in {found} mode; copy {source.name} to a new context')
     if target.copy_of != source.id and not update and _has_files(store, target):
         raise Exists(f'context {target.name} has files; ctxfs context copy --update makes it like {source.name}, and removes what that does not '
                      'have')
@@ -137,8 +134,7 @@ class _Copying:
         self._progress = progress
         #: later commits are not copied: they may name archives that were not there when these were listed
         self._commits = ArchiveLog(store, source.prefix).look().number
-        self._notes = {note.key: note for note in self._noted()}
-        self._new_notes: list[_Note] = []
+        self._notes = CopyNotes(store, target.prefix, host=host)
         self._objects = self._bytes = self._equal = self._removed = 0
         self._lock = threading.Lock()
 
@@ -163,7 +159,7 @@ class _Copying:
                     running = self._collect(running)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-                self._note()
+                self._notes.store(most=1)
         self._remove_others()
         return Copied(self._objects, self._bytes, self._equal, self._removed)
 
@@ -187,8 +183,7 @@ class _Copying:
     def _is_equal(self, pair: _Pair) -> bool:
         if pair.source is None or pair.target is None or pair.source.size != pair.target.size:
             return False
-        note = self._notes.get(pair.key)
-        return pair.source.etag == pair.target.etag or (note is not None and (note.source, note.etag) == (pair.source.etag, pair.target.etag))
+        return pair.source.etag == pair.target.etag or self._notes.is_copy(pair.key, pair.source.etag, pair.target.etag)
 
     def _copy(self, key: str, found: ObjectInfo) -> None:
         """The version that was listed, or the one that is there by now; nothing where there is none any more."""
@@ -207,17 +202,15 @@ class _Copying:
         crash_point('context-copy-after-object')
         with self._lock:
             self._objects, self._bytes = self._objects + 1, self._bytes + found.size
-            if done.etag != found.etag:
-                note = self._notes[key] = _Note(key, found.etag, done.etag)
-                self._new_notes.append(note)
+        if done.etag != found.etag:
+            self._notes.add(key, found.etag, done.etag)
         self._progress(1, found.size)
 
     def _collect(self, running: set[Future[None]]) -> set[Future[None]]:
         done, left = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             future.result()
-        if len(self._new_notes) >= _BATCH:
-            self._note()
+        self._notes.store()
         return left
 
     def _remove_others(self) -> None:
@@ -230,22 +223,6 @@ class _Copying:
                 raise error if isinstance(error, RemoteUnavailable) else type(error)(f'{key}: {error}')
             index.append(tombstones(batch, began_ns))
             self._removed += len(batch)
-
-    # --- notes ----------------------------------------------------------------------------------------------------------------------
-
-    def _noted(self) -> Iterator[_Note]:
-        for page in pages(self._store, self._target + COPY_DIR):
-            for info in page.objects:
-                try:
-                    yield from msgspec.json.decode(self._store.get(info.key), type=list[_Note])
-                except UNREADABLE:      # what it was about is copied once more
-                    continue
-
-    def _note(self) -> None:
-        with self._lock:
-            notes, self._new_notes = self._new_notes, []
-        if notes:
-            self._store.put(f'{self._target}{COPY_DIR}{time.time_ns():020}-{self._host}', msgspec.json.encode(notes))
 
     # --- the index ------------------------------------------------------------------------------------------------------------------
 

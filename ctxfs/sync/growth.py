@@ -29,7 +29,7 @@ from ctxfs.records import ObjectInfo
 from ctxfs.storage.block_cache import BLOCK_SIZE, CachedRange
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.members import is_member
+from ctxfs.storage.members import Place, hash_in, is_member
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.ports import Invalidator
@@ -68,13 +68,15 @@ class Growth:
         #: files whose new times the kernel does not show while they are open
         self._grown: dict[int, Inode] = {}
 
-    async def follow(self, inode: Inode, known: Known, info: ObjectInfo) -> bool:
-        """Make the inode the new version of its object. False, and nothing happened, where it is not the same file grown longer."""
-        if not self._may_grow(inode, known, info):
+    async def follow(self, inode: Inode, known: Known, info: ObjectInfo, *, place: Place | None = None) -> bool:
+        """Make the inode the new version of its object, or of its member, which lies at `place`. False, and nothing happened, where it is not the
+        same file grown longer."""
+        if not self._may_grow(inode, known, info) or is_member(info.etag) != (place is not None):
             return False
         new = _Version(known.key, info.etag, info.size)
         try:
-            await self._pool.call(Fetch(key=self._prefix + known.key, etag=info.etag, size=info.size, count=-(-info.size // BLOCK_SIZE)))
+            await self._pool.call(Fetch(key=self._prefix + known.key, etag=info.etag, size=info.size, count=-(-info.size // BLOCK_SIZE),
+                                        place=place))
         except CtxfsError:
             return False        # it changed once more, or the store went: whoever asked for it meets the same
         with _descriptors() as kept:
@@ -91,7 +93,7 @@ class Growth:
         size = inode.size
         return (inode.is_regular and inode.content == Content.CLEAN and inode.nlink == 1 and inode.open_count > 0 and not inode.writers
                 and inode.growth is None and known.revision == inode.revision and known.size == size < info.size
-                and size <= MAX_SIZE and info.size - size <= MAX_GROWTH and not is_member(info.etag)
+                and size <= MAX_SIZE and info.size - size <= MAX_GROWTH
                 and self._journal.pending_row(inode.ino) is None and len(self._journal.objects_of(inode.ino)) == 1)
 
     def _is_beginning(self, known: Known, new: _Version, kept: list[tuple[int, CachedRange]]) -> bool:
@@ -118,6 +120,8 @@ class Growth:
                 else:
                     os.close(found.fd)
         etag = _MD5.fullmatch(known.etag)
+        if is_member(known.etag):
+            return is_whole or sha256.hexdigest() == hash_in(known.etag)
         return is_whole or sha256.hexdigest() == known.sha256 or (etag is not None and md5.hexdigest() == etag[1])
 
     def _equals_cached(self, known: Known, block: int, data: bytes) -> bool | None:

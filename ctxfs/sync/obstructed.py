@@ -19,6 +19,9 @@ class Obstructed:
     def keys(self) -> frozenset[str]:
         return frozenset(self._keys)
 
+    def has(self, key: str) -> bool:
+        return key in self._keys
+
     def add(self, *keys: str) -> None:
         """They are to be looked at again."""
         self._keys.update(keys[:MOST - len(self._keys)])

@@ -20,7 +20,7 @@ import msgspec
 
 from ctxfs.errors import CtxfsError, NotFound
 from ctxfs.records import Attrs, IndexRecord
-from ctxfs.storage import zip_format
+from ctxfs.storage import members, zip_format
 from ctxfs.storage.archive_log_format import DELETED_NAME, MemberRecord
 from ctxfs.storage.keys import component_to_name
 from ctxfs.storage.members import DIRECTORY_ETAG, Place, file_etag, symlink_etag
@@ -53,6 +53,15 @@ class _Content(NamedTuple):
 def name_in_archive(key: str) -> bytes:
     """The path of a key as a file system has it; a directory's with a slash at its end."""
     return b'/'.join(component_to_name(component) for component in key.split('/'))
+
+
+def pack_item(member: members.Member, place: Place, key: str) -> PackItem:
+    """A member once more, as `key`; `place`: where it is, the archive by its full key. Its record must be known."""
+    assert member.record is not None and member.record.attrs is not None
+    attrs = member.record.attrs
+    if stat.S_ISLNK(attrs.mode) or stat.S_ISDIR(attrs.mode):
+        return PackItem(key=key, attrs=attrs, size=member.size, body=attrs.target or b'')
+    return PackItem(key=key, attrs=attrs, size=member.size, source_key=member.key, source_etag=member.etag, source_place=place)
 
 
 def pack(part: str, items: Sequence[PackItem], *, source: Source, lifecycle: str, changed_ns: int) -> tuple[list[PackedItem], int]:

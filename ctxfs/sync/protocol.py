@@ -59,6 +59,7 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     `attrs` become the object's POSIX metadata, `revision`, `link` and `attempt` its stamp (the host is the worker's). Skipped without a request
     when the content is the one of `condition.etag`, by `base_sha256` or because the etag proves it, unless there is a `lifecycle`: that
     begins anew with each upload (FOREVER: the version before it had one). `abort_slot` is asked after the last byte was read.
+    `member`: the etag of the member of an archive whose place the object takes; its stamp tells, so nothing is skipped.
     Raises RemoteChanged, RemoteUnavailable (outcome unknown even after a HEAD), Denied, NotFound (the staging file is gone) …"""
     key: str
     path: str
@@ -72,6 +73,7 @@ class PutFile(Operation[PutDone], frozen=True, kw_only=True, array_like=True, ta
     base_sha256: str = ''
     lifecycle: str = ''
     attempt: str = ''
+    member: str = ''
 
 
 class PutMany(Operation[PutManyDone], frozen=True, kw_only=True, array_like=True, tag=True):
@@ -91,11 +93,12 @@ class PutBytes(Operation[PutDone], frozen=True, kw_only=True, array_like=True, t
     condition: Condition = ALWAYS
     lifecycle: str = ''
     attempt: str = ''
+    member: str = ''
 
 
 class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=True):
     """Server-side copy, metadata and tags included: one request where `source_etag` and `size` are given. `lifecycle`, when given,
-    replaces the source's. `sha256` of the source, where it is known, tells whether a write in doubt arrived."""
+    replaces the source's. `sha256` of the source, where it is known, tells whether a write in doubt arrived. `member`: as in PutFile."""
     source: str
     key: str
     source_etag: str | None = None
@@ -103,12 +106,15 @@ class Copy(Operation[CopyDone], frozen=True, kw_only=True, array_like=True, tag=
     condition: Condition = ALWAYS
     sha256: str = ''
     lifecycle: str = ''
+    member: str = ''
 
 
 class DeleteMany(Operation[DeleteDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success. `is_expiry`: because their time was over."""
+    """Remove (key, etag or None) pairs; with an etag only that version. Absent is success. `is_expiry`: because their time was over;
+    `is_replaced`: members of archives have their place already, so no file goes."""
     items: list[tuple[str, str | None]]
     is_expiry: bool = False
+    is_replaced: bool = False
 
 
 class Head(Operation[list[HeadItem]], frozen=True, kw_only=True, array_like=True, tag=True):

@@ -96,6 +96,7 @@ def put(files: ContextFiles, path: bytes, key: str, *, progress: Progress = lamb
     sent = _Sent(files, progress)
     if files.uploads is not None:
         files.uploads.tidy(files.store)
+    files.members.look()
     with ThreadPoolExecutor(THREADS, thread_name_prefix='ctxfs-put') as pool:
         waiting: set[Future[IndexRecord]] = set()
         names: dict[Future[IndexRecord], Local] = {}
@@ -170,7 +171,8 @@ def _send(files: ContextFiles, item: Local) -> IndexRecord:
         is_dir = stat.S_ISDIR(item.found.st_mode)
         body = b'' if is_dir else attrs.target or b''
         with files.turn([item.key]):
-            result = files.store.put(files.prefix + item.key, body, metadata=posix_meta.encode(attrs, Stamp(host=files.host)),
+            stamp = Stamp(host=files.host, member=files.displaced(item.key))
+            result = files.store.put(files.prefix + item.key, body, metadata=posix_meta.encode(attrs, stamp),
                                      content_type=posix_meta.DIRECTORY_TYPE if is_dir else None)
         etag, size = ('', 0) if is_dir else (result.etag, result.size)
     return IndexRecord(path=item.key, changed_ns=time.time_ns(), etag=etag, size=size, attrs=attrs, lifecycle=lifecycle)
@@ -197,7 +199,7 @@ def _send_file(files: ContextFiles, item: Local, attrs: Attrs, lifecycle: str) -
         def unchanged() -> bool:
             now = os.fstat(fd)
             return (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-        stamp = Stamp(sha256=measured.sha256(), host=files.host, etag=measured.etag(), sums=measured.sums())
+        stamp = Stamp(sha256=measured.sha256(), host=files.host, etag=measured.etag(), sums=measured.sums(), member=files.displaced(item.key))
         metadata = posix_meta.encode(msgspec.structs.replace(attrs, mtime_ns=before.st_mtime_ns), stamp)
         tags = {LIFECYCLE_NAME: lifecycle} if lifecycle else None
         metadata.update(tags or {})

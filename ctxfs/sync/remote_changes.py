@@ -28,6 +28,7 @@ from ctxfs.records import ROOT_PATH, ListPage, ObjectInfo
 from ctxfs.storage.heartbeats import MOUNTS_DIR
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import LAST, Unmountable, key_to_path
+from ctxfs.storage.members import Place, is_member
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_view import ArchiveView
@@ -75,6 +76,8 @@ class RemoteChanges:
         self._prefix = prefix
         #: the daemon sets it: lets open files follow what only grew
         self.growth: Growth | None = None
+        if mirror is not None:
+            mirror.before_commit = self._let_members_grow
         #: objects in the last whole listing, ctxfs's own among them
         self.listed_objects = 0
         self._digest = b''
@@ -85,6 +88,8 @@ class RemoteChanges:
         #: when the whole listing began that `finish` is to note (Unix seconds); None: there is none
         self._listing_since: float | None = None
         self._since = 0.0
+        #: up to which the archive log was read when it began
+        self._number = 0
         #: of the listing in parts that is under way
         self._parts: list[_Part] = []
         #: set when it has moved on, and made anew
@@ -103,6 +108,7 @@ class RemoteChanges:
 
     def _note_listing(self) -> None:
         if self._listing_since is not None:
+            self._note_members_shown(self._number)
             self._db.set_meta(LISTED_AT, self._listing_since)
             self._db.set_meta(LISTED_OBJECTS, self.listed_objects)
             self._listing_since = None
@@ -147,7 +153,15 @@ class RemoteChanges:
                 # what has nothing new in it need not be opened again
                 self._index.finish(self._reconciler.obstructed.keys)
 
+    def _log_number(self) -> int:
+        return 0 if self._mirror is None else max(0, self._mirror.number)
+
+    def _note_members_shown(self, number: int) -> None:
+        if self._mirror is not None:
+            self._mirror.listed(number)
+
     async def _look_at_page(self) -> None:
+        number = self._log_number()
         page = await self._first_page()
         if page.next_token is not None:
             await self._index.read()
@@ -161,6 +175,9 @@ class RemoteChanges:
             await self._settle_hints()      # written after the page was listed
             await self.finish(listed='')
             self._digest, self.listed_objects, self.is_forgotten = digest, len(page.objects), False
+            self._note_members_shown(number)
+        else:
+            self._note_members_shown(number)
 
     async def _first_page(self) -> ListPage:
         async with self._pool.stream(ListPages(prefix=self._prefix)) as pages:
@@ -180,7 +197,7 @@ class RemoteChanges:
         count = 0 if not after else self.listed_objects
         if not after:
             self.listed_objects = 0
-            self._since = time.time()
+            self._since, self._number = time.time(), self._log_number()
         async with self._pool.stream(ListPages(prefix=self._prefix, start_after=self._prefix + after if after else ''), priority=priority) as pages:
             async for page in pages:
                 self._digest, self._next_digest = b'', self._digest_of(page.objects) if not after and page.next_token is None else b''
@@ -201,6 +218,7 @@ class RemoteChanges:
             await self.list_all(priority=Priority.INTERACTIVE)
             return
         self.listed_objects, self._since, self._digest, self._next_digest = 0, time.time(), b'', b''
+        self._number = self._log_number()
         self._parts = [_Part(after or '', last) for after, last in itertools.pairwise(bounds)]
         failures: list[CtxfsError] = []
 
@@ -304,6 +322,17 @@ class RemoteChanges:
             known = self._journal.known(info.key)
             if known is not None and known.etag != info.etag and (inode := self._db.live_inode(known.ino)) is not None:
                 await self.growth.follow(inode, known, info)
+
+    async def _let_members_grow(self, members: Sequence[tuple[ObjectInfo, Place]]) -> None:
+        """The same of a commit's. What has grown shows before the rest of the commit."""
+        if self.growth is None or not self._reconciler.directories.is_live:
+            return
+        for number, (info, place) in enumerate(members):
+            if number % SLICE == SLICE - 1:
+                await trio.lowlevel.checkpoint()
+            known = self._journal.known(info.key)
+            if known is not None and is_member(known.etag) and known.etag != info.etag and (inode := self._db.live_inode(known.ino)) is not None:
+                await self.growth.follow(inode, known, info, place=place)
 
     async def examine_also(self, keys: Iterable[str]) -> None:
         """Look at these, and at what could not be shown before."""

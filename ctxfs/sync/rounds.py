@@ -26,6 +26,7 @@ from ctxfs.errors import CtxfsError, NotFound, RemoteChanged
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known, Pending
+from ctxfs.storage.members import is_member
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_flush import Again, NotTaken
 from ctxfs.sync.archive_plan import MEMBER_MAX
@@ -128,13 +129,16 @@ class Rounds:
             self._horizon_ns = self._horizon_ns or time.time_ns()
             if self._journal.due(time.time_ns(), limit=1):
                 await self._prepare()
+                if self._archiver is not None and self._archiver.has_rivals:
+                    await self._archiver.flush(())
             self._claimed.clear()
             waiting: list[Work] = []
             packing: list[Work] = []
             done = await self._plan_and_run(task, waiting, packing)
-            done += await self._archive(packing, task)
-            if waiting and not done and not self._selection.is_over:
-                done += await self._break_cycle(waiting[0], task)
+            ready, blocked = _divided(packing)
+            done += await self._archive(ready, task)
+            if not done and not self._selection.is_over:
+                done += await self._break_cycle([*waiting, *blocked], task)
             if not done:
                 return
 
@@ -172,7 +176,6 @@ class Rounds:
         with ExitStack() as stack:
             for work in works:
                 stack.enter_context(self._under_way(work.inode))
-            works = _without_blocked(works)
             try:
                 outcomes = await self._archiver.flush(works, as_it_is=lambda inode: inode.ino in self._as_it_is and inode.content == Content.STAGED)
             except (CtxfsError, OSError) as error:
@@ -339,7 +342,7 @@ class Rounds:
             self._selection.took_as_it_is(work.inode.ino)
         else:
             if self._archiver is not None:
-                self._archiver.check(work)
+                await self._archiver.check(work)
             await self._uploader.run(work, meter.note)
 
     async def _settle(self, work: Work, task: SyncTask, settle: Callable[[], Awaitable[None]]) -> bool:
@@ -378,26 +381,27 @@ class Rounds:
         task.error_message = message
         log.warning('inode %d is not uploaded: %s', work.inode.ino, message)
 
-    async def _break_cycle(self, work: Work, task: SyncTask) -> int:
-        """Two or more clean files took each other's names: copy one target aside, so that its owner has another source."""
-        for key in work.missing:
-            known = self._journal.known(key)
-            if known is None or known.ino not in work.blocked_by:
-                continue
-            aside = f'.ctxfs/tmp/{uuid.uuid4().hex}'
-            try:
-                done = await self._pool.call(Copy(source=self._prefix + key, key=self._prefix + aside, source_etag=known.etag,
-                                                  size=known.size))
-            except (NotFound, RemoteChanged):
-                owner = self._db.inodes_of([known.ino]).get(known.ino)
-                return int(owner is not None and await self._settle(work, task, partial(self._conflicts.source_lost, owner, known)))
-            except CtxfsError as error:
-                self._fail(work, task, error)
-                return 0
-            crash_point('cycle-before-record')
-            self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1, known.lifecycle))
-            return 1
-        return 0
+    async def _break_cycle(self, waiting: list[Work], task: SyncTask) -> int:
+        """Two or more clean files took each other's names: copy one target aside, so that its owner has another source. (A member is no target for
+        that; it waits for an object somewhere, or goes with the commit.)"""
+        targets = ((work, known) for work in waiting for key in work.missing
+                   if (known := self._journal.known(key)) is not None and known.ino in work.blocked_by and not is_member(known.etag))
+        work, known = next(targets, (None, None))
+        return 0 if work is None or known is None else await self._copy_aside(work, known, task)
+
+    async def _copy_aside(self, work: Work, known: Known, task: SyncTask) -> int:
+        aside = f'.ctxfs/tmp/{uuid.uuid4().hex}'
+        try:
+            done = await self._pool.call(Copy(source=self._prefix + known.key, key=self._prefix + aside, source_etag=known.etag, size=known.size))
+        except (NotFound, RemoteChanged):
+            owner = self._db.inodes_of([known.ino]).get(known.ino)
+            return int(owner is not None and await self._settle(work, task, partial(self._conflicts.source_lost, owner, known)))
+        except CtxfsError as error:
+            self._fail(work, task, error)
+            return 0
+        crash_point('cycle-before-record')
+        self._journal.put_object(Known(aside, done.etag, done.size, known.ino, known.revision, known.sha256, 1, known.lifecycle))
+        return 1
 
 
 def _fills_commit(works: list[Work]) -> bool:
@@ -406,11 +410,12 @@ def _fills_commit(works: list[Work]) -> bool:
     return len(works) >= COMMIT_WORKS or sum(work.inode.size for work in works) >= COMMIT_BYTES
 
 
-def _without_blocked(works: list[Work]) -> list[Work]:
-    """Those that wait for none but others of them: they are committed at once."""
+def _divided(works: list[Work]) -> tuple[list[Work], list[Work]]:
+    """Those that wait for none but others of them, which are committed at once; and the others."""
+    ready = works
     while True:
-        inos = {work.inode.ino for work in works}
-        ready = [work for work in works if work.blocked_by <= inos]
-        if len(ready) == len(works):
-            return works
-        works = ready
+        inos = {work.inode.ino for work in ready}
+        left = [work for work in ready if work.blocked_by <= inos]
+        if len(left) == len(ready):
+            return ready, [work for work in works if work.inode.ino not in inos]
+        ready = left

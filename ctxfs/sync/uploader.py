@@ -81,6 +81,11 @@ def _state_of(inode: Inode, path: str) -> _State:
     return _State(path, inode.revision, get_attrs(inode), inode.link_group or '', time.time_ns())
 
 
+def _member(known: Known | None) -> str:
+    """What an object that takes the place of a member says of it."""
+    return known.etag if known is not None and is_member(known.etag) else ''
+
+
 class Uploader:
     """See the module docstring."""
 
@@ -169,21 +174,22 @@ class Uploader:
         condition, known = self._planner.condition(key)
         try:
             if source is not None:
-                return await self._copy(inode, source, key, condition)
+                return await self._copy(inode, source, key, condition, known)
             if inode.is_regular:
                 return await self._put_file(inode, key, condition, known, progress)
             return await self._put_bytes(inode, key, condition, known)
         except RemoteChanged:
             raise TargetConflict(key) from None
 
-    async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition) -> PutDone:
+    async def _copy(self, inode: Inode, source: Known, key: str, condition: Condition, known: Known | None) -> PutDone:
         lifecycle = await self._recycler.lifecycle_for(key, source)
         if lifecycle == source.lifecycle:
             lifecycle = ''      # it goes along by itself
         try:
             self._doubt.begin_copy(key, inode, source)
             done = await self._pool.call(Copy(source=self._prefix + source.key, key=self._prefix + key, source_etag=source.etag,
-                                              size=source.size, condition=condition, sha256=source.sha256, lifecycle=lifecycle))
+                                              size=source.size, condition=condition, sha256=source.sha256, lifecycle=lifecycle,
+                                              member=_member(known)))
         except NotFound:
             raise SourceLost(source) from None
         except RemoteChanged:
@@ -225,7 +231,7 @@ class Uploader:
         attempt = self._doubt.begin(key, inode, revision=state.revision)
         return PutFile(key=self._prefix + key, path=state.path, size=size, attrs=state.attrs, revision=state.revision, link=state.link,
                        condition=condition, abort_slot=slot, base_sha256=known.sha256 if known is not None else '', lifecycle=lifecycle,
-                       attempt=attempt)
+                       attempt=attempt, member=_member(known))
 
     async def _put_bytes(self, inode: Inode, key: str, condition: Condition, known: Known | None) -> PutDone:
         is_marker = inode.is_dir
@@ -234,7 +240,7 @@ class Uploader:
         return await self._pool.call(PutBytes(
             key=self._prefix + key, body=b'' if is_marker else inode.target or b'', attrs=get_attrs(inode), revision=inode.revision,
             link=inode.link_group or '', content_type=DIRECTORY_TYPE if is_marker else None,
-            condition=Condition() if is_marker else condition, lifecycle=lifecycle, attempt=attempt))
+            condition=Condition() if is_marker else condition, lifecycle=lifecycle, attempt=attempt, member=_member(known)))
 
     def _record(self, inode: Inode, key: str, revision: int, done: PutDone) -> None:
         """The bucket holds `revision` at the key now. An inode that lost its last name meanwhile leaves a tombstone."""

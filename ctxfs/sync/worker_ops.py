@@ -35,4 +35,5 @@ HANDLERS: dict[type[Any], Callable[[WorkerContext, Any, OperationChannel], Any]]
     archive_protocol.CommitArchive: worker_ops_archive.commit_archive,
     archive_protocol.ReadLog: worker_ops_archive.read_log,
     archive_protocol.WriteBase: worker_ops_archive.write_base,
+    archive_protocol.Weigh: worker_ops_archive.weigh_rivals,
 }

@@ -14,9 +14,10 @@ from ctxfs.storage.archive_log_format import LOG_DIR, MemberRecord
 from ctxfs.sync import archive_protocol as archives
 from ctxfs.sync import packing
 from ctxfs.sync.abort_slots import boot_seconds
-from ctxfs.sync.archive_log import ArchiveLog
-from ctxfs.sync.archive_recovery import rebuild
+from ctxfs.sync.archive_log import LOST, ArchiveLog, Log, LogLost
+from ctxfs.sync.archive_recovery import GONE, has_lost_log, repair
 from ctxfs.sync.member_content import member_content
+from ctxfs.sync.rivals import weigh
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
 
 _PART_RECORDS = 1000
@@ -70,9 +71,7 @@ def commit_archive(context: WorkerContext, op: archives.CommitArchive, channel: 
 
 def read_log(context: WorkerContext, op: archives.ReadLog, channel: OperationChannel) -> archives.LogDone:
     log = _log(context, op.prefix)
-    found = log.look(op.since)
-    if not found.number and rebuild(context.store, op.prefix, host=context.host):
-        found = log.look()
+    found = _whole(log.look(op.since), log, op, context)
     for entry in log.read(found, op.since):
         header = entry.header
         batch: list[MemberRecord] = []
@@ -87,6 +86,29 @@ def read_log(context: WorkerContext, op: archives.ReadLog, channel: OperationCha
     return archives.LogDone(number=found.number, commits=found.commits, now_ns=found.now_ns)
 
 
+def _whole(found: Log, log: ArchiveLog, op: archives.ReadLog, context: WorkerContext) -> Log:
+    """What has all that a reader needs who knows everything up to `op.since`. Raises RemoteUnavailable."""
+    if found.number and not found.has_all_after(op.since):
+        found = log.look(op.since)      # what is compacted meanwhile is whole the next time
+    is_whole = bool(found.number) and found.has_all_after(op.since)
+    if is_whole:
+        return found
+    if op.may_repair and repair(context.store, op.prefix, since=op.since, host=context.host, tree_db=op.tree_db):
+        return log.look(op.since)
+    if found.number or (not op.may_repair and has_lost_log(context.store, op.prefix)):
+        raise RemoteUnavailable(GONE if op.may_repair else LOST)
+    return found
+
+
 def write_base(context: WorkerContext, op: archives.WriteBase, channel: OperationChannel) -> archives.BaseDone:
-    number, records, removed = _log(context, op.prefix).write_base(host=context.host, grace_ns=int(op.grace_seconds * 1e9))
+    log = _log(context, op.prefix)
+    try:
+        number, records, removed = log.write_base(host=context.host, grace_ns=int(op.grace_seconds * 1e9))
+    except LogLost:
+        repair(context.store, op.prefix, since=0, host=context.host, tree_db=op.tree_db)
+        raise
     return archives.BaseDone(number=number, records=records, removed=removed)
+
+
+def weigh_rivals(context: WorkerContext, op: archives.Weigh, channel: OperationChannel) -> list[archives.Verdict]:
+    return weigh(context.store, _log(context, op.prefix), op.rivals)

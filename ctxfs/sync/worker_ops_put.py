@@ -6,12 +6,13 @@ It must not know why something is uploaded or when it is tried again.
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
+
+import msgspec
 
 from ctxfs.crash_points import crash_point, exempted
 from ctxfs.errors import Contradicted, CtxfsError, Denied, OutOfTurn, RemoteChanged, RemoteUnavailable
@@ -51,7 +52,7 @@ def put_file(context: WorkerContext, op: protocol.PutFile, channel: OperationCha
         unchanged = _watch(context, op, file)
         if not unchanged():
             return protocol.PutDone(etag='', size=op.size, sha256=digest, is_aborted=True)
-        if op.condition.etag is not None and not op.lifecycle and (
+        if op.condition.etag is not None and not op.lifecycle and not op.member and (
                 digest == op.base_sha256 or (body is not None and context.store.etag_of(body) == op.condition.etag)):
             return protocol.PutDone(etag=op.condition.etag, size=op.size, sha256=digest, is_skipped=True)
         crash_point('worker-put-before-send')
@@ -145,12 +146,11 @@ def _lifecycle_of(info: ObjectInfo) -> str:
 
 def _stamp(context: WorkerContext, op: protocol.PutFile | protocol.PutBytes, measured: Measured) -> Stamp:
     return Stamp(sha256=measured.sha256(), host=context.host, revision=op.revision, link=op.link, attempt=op.attempt,
-                 base=_base(op.key, op.condition.etag), etag=measured.etag(), sums=measured.sums())
+                 base=_version(op.key, op.condition.etag), member=_version(op.key, op.member), etag=measured.etag(), sums=measured.sums())
 
 
-def _base(key: str, etag: str | None) -> str:
-    """What tells a version, and of which key: a copy takes its source's stamp along."""
-    return '' if etag is None else hashlib.sha256(f'{key}\0{etag}'.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
+def _version(key: str, etag: str | None) -> str:
+    return posix_meta.version_id(key, etag) if etag else ''
 
 
 def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *, size: int | None = None, path: str = '',
@@ -166,7 +166,7 @@ def _recover(context: WorkerContext, key: str, digest: str, error: CtxfsError, *
             return info
         etag = None if body is None else context.store.etag_of(body)
         stamp = posix_meta.decode_stamp(info.metadata or {})
-        if body is not None and etag is not None and stamp is not None and stamp.base == _base(key, etag):
+        if body is not None and etag is not None and stamp is not None and stamp.base == _version(key, etag):
             log.info('the write of %s had arrived, and was replaced before anybody here heard of it', key)
             return ObjectInfo(key=key, size=len(body), etag=etag, mtime_ns=info.mtime_ns)
         raise error
@@ -208,7 +208,7 @@ def put_bytes(context: WorkerContext, op: protocol.PutBytes, channel: OperationC
 def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -> protocol.CopyDone:
     lifecycle = _written(op.lifecycle)
     try:
-        metadata, tags = _copied_metadata(context, op) if op.lifecycle else (None, None)
+        metadata, tags = _copied_metadata(context, op) if op.lifecycle or op.member else (None, None)
         result = context.store.copy(op.source, op.key, source_etag=op.source_etag, size=op.size, condition=op.condition, metadata=metadata,
                                     tags=tags)
         etag, size = result.etag, result.size
@@ -221,9 +221,14 @@ def copy(context: WorkerContext, op: protocol.Copy, channel: OperationChannel) -
     return protocol.CopyDone(etag=etag, size=size, lifecycle=lifecycle)
 
 
-def _copied_metadata(context: WorkerContext, op: protocol.Copy) -> tuple[dict[str, str], dict[str, str]]:
-    """The source's metadata with the other lifecycle: whoever wrote the rest, it goes along."""
+def _copied_metadata(context: WorkerContext, op: protocol.Copy) -> tuple[dict[str, str], dict[str, str] | None]:
+    """The source's metadata with the other lifecycle, or what is said of a member: whoever wrote the rest, it goes along."""
     metadata = dict(context.store.head(op.source).metadata or {})
+    if op.member:
+        stamp = posix_meta.decode_stamp(metadata) or Stamp()
+        metadata['ctxfs'] = posix_meta.encode_stamp(msgspec.structs.replace(stamp, member=_version(op.key, op.member)))
+    if not op.lifecycle:
+        return metadata, None
     metadata.pop(LIFECYCLE_NAME, None)
     if _written(op.lifecycle):
         metadata[LIFECYCLE_NAME] = op.lifecycle

@@ -19,6 +19,8 @@ import pytest
 from ctxfs.edge.client import ControlClient
 from ctxfs.edge.runtime_dir import find_mounts
 from ctxfs.errors import CtxfsError
+from ctxfs.storage.stores import open_store
+from ctxfs.sync.context_files import ContextFiles
 from tests.crash.load import Load, check_against
 from tests.crash.test_crash_points import Forge, Told, forge
 from tests.crash.watch import kill_children
@@ -166,6 +168,16 @@ class Ledger:
         for path in (operand for operand in step[1:3] if isinstance(operand, bytes)):
             self.synced = {name: content for name, content in self.synced.items() if name != path and not name.startswith(path + b'/')}
 
+    def check_archives(self, store_url: str, context_id: str) -> None:
+        """The same in Archive mode, read without a mount."""
+        store = open_store(store_url)
+        files = ContextFiles(store, context_id, host='judge')
+        found = {entry.key: entry for entry in files.below('/')}
+        for name, content in self.synced.items():
+            assert (key := os.fsdecode(name)) in found, f'{name!r} was in the bucket when sync returned, and is not'
+            assert files.read(found[key], 0, found[key].size) == content, f'{name!r} in the bucket is not what it was when sync returned'
+        store.close()
+
     def check_bucket(self, root: Path) -> None:
         """By looking at the store's directory."""
         for name, content in self.synced.items():
@@ -189,6 +201,17 @@ def kill(rng: random.Random, host: Any, at: Path, load: Load, pid: int) -> None:
 @pytest.mark.parametrize('number', range(SITES))
 def test_no_promise_is_broken(number: int, forge: Forge, tmp_path: Path) -> None:
     """After close, fsync and sync; and the state directory never contradicts itself."""
+    _kill_again_and_again(number, forge, tmp_path, -(-ROUNDS // SITES))
+
+
+def test_no_promise_is_broken_in_archive_mode(forge: Forge, tmp_path: Path) -> None:
+    """The same, with files that are members of archives."""
+    policy = tmp_path / 'archive.json'
+    policy.write_text('{"uploadPolicy": {"uploadMode": "Archive"}}')
+    _kill_again_and_again(SITES, forge, tmp_path, -(-ROUNDS // (2 * SITES)), '--policy', str(policy))
+
+
+def _kill_again_and_again(number: int, forge: Forge, tmp_path: Path, rounds: int, *options: str) -> None:
     print(f'CTXFS_FUZZ_SEED={SEED} CTXFS_FUZZ_ROUNDS={ROUNDS}')
     rng = random.Random(f'{SEED} {number}')
     store, at = tmp_path / 'store', tmp_path / 'mnt'
@@ -197,14 +220,17 @@ def test_no_promise_is_broken(number: int, forge: Forge, tmp_path: Path) -> None
     since, ledger, in_flight, turn = time.time_ns(), Ledger(tmp_path / 'oracle'), None, 0
     host = forge.host(tmp_path, 'state', f'file://{store}?fsync=no')
     try:
-        for turn in range(-(-ROUNDS // SITES)):
-            host.mount('c', at, create=True, options=('--sync-every', rng.choice(('0', '1', 'unmount'))))
+        for turn in range(rounds):
+            host.mount('c', at, create=True, options=('--sync-every', rng.choice(('0', '1', 'unmount')), *options))
             mount, = find_mounts(host.runtime / 'ctxfs')
             check_against(ledger.side, Told(in_flight), at, since)  # type: ignore[arg-type]
             load = Load(lambda s=rng.randrange(1 << 30), n=turn * 1000, m=mount: work(s, n, ledger.directory, m.socket), at, 100_000)
             kill(rng, host, at, load, mount.record.pid)
             in_flight = ledger.take(load)
-            ledger.check_bucket(store / 'contexts' / mount.record.context_id)
+            if options:
+                ledger.check_archives(host.store, mount.record.context_id)
+            else:
+                ledger.check_bucket(store / 'contexts' / mount.record.context_id)
             if rng.random() < 0.1:      # may be lost at any time
                 shutil.rmtree(next(host.state_dir.glob('*/cache')))
         host.mount('c', at)

@@ -17,12 +17,14 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ctxfs.edge.client import ControlClient, DaemonGone
+from ctxfs.storage.stores import open_store
+from ctxfs.sync.context_files import ContextFiles
 from tests.crash.watch import eventually
 from tests.model import syscalls
 from tests.model.history import History, Violation, short
@@ -41,8 +43,9 @@ EXPECTED = frozenset({errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, e
 class Member:
     """One host and its mount."""
 
-    def __init__(self, site: Any, number: int, preference: str) -> None:
+    def __init__(self, site: Any, number: int, preference: str, options: Sequence[str] = ()) -> None:
         self.number = number
+        self._options = options
         self.host = site.host()
         self.at: Path = site.mount_point()
         self.preference = preference
@@ -52,7 +55,7 @@ class Member:
         self.mount(create=True)
 
     def mount(self, *, create: bool = False) -> None:
-        self.host.mount(CONTEXT, self.at, create=create, options=(*OPTIONS, '--conflict', self.preference))
+        self.host.mount(CONTEXT, self.at, create=create, options=(*OPTIONS, '--conflict', self.preference, *self._options))
         self._client = _connected(Path(self.host.runtime))
         self.call('pause')
         self.pid = self.call('status')['pid']
@@ -117,10 +120,11 @@ class MountedPair:
     examples, each begun by `example`."""
 
     def __init__(self, site: Any, *, preferences: tuple[str, str] = ('keep-both', 'keep-both'),
-                 fail: Callable[[str, str], None] | None = None) -> None:
+                 fail: Callable[[str, str], None] | None = None, options: Sequence[str] = ()) -> None:
         self.site = site
         self._fail = fail
-        self.hosts = [Member(site, number, preference) for number, preference in enumerate(preferences)]
+        self._options = options
+        self.hosts = [Member(site, number, preference, options) for number, preference in enumerate(preferences)]
         self.bucket = site.bucket()
         self.prefix = f'contexts/{site.context_id(CONTEXT)}/'
         self.history = History()
@@ -413,7 +417,7 @@ class MountedPair:
     def check_newcomer(self) -> None:
         """A host that never saw the store shows what the first one shows, of all examples, modes included."""
         self.hosts[0].flush()
-        newcomer = Member(self.site, len(self.site.hosts), 'keep-both')
+        newcomer = Member(self.site, len(self.site.hosts), 'keep-both', self._options)
         try:
             held = {entry['path'][1:] for entry in self.hosts[0].call('conflicts') if entry['held']}
             mine, theirs = ({path: look for path, look in _look_at(member.at).items() if path not in held} for member in (self.hosts[0], newcomer))
@@ -434,6 +438,45 @@ class MountedPair:
         for member in self.hosts:
             member.forget_handles()
             member.close_client()
+
+
+class ArchivedPair(MountedPair):
+    """Two hosts in Archive mode. The outside writer sees objects only."""
+
+    def __init__(self, site: Any, **more: Any) -> None:
+        super().__init__(site, **more)
+        self._files = ContextFiles(open_store(site.url), self.prefix.split('/')[1], host='judge')
+
+    def in_bucket(self) -> dict[str, bytes]:
+        """Read without a mount."""
+        found = {}
+        for entry in self._files.below(f'/{self._top}'):
+            if not entry.is_dir:
+                found[entry.key[len(self._top) + 1:]] = self._files.read(entry, 0, entry.size)
+        return found
+
+    def _put_outside(self, path: str, data: bytes, metadata: dict[str, str]) -> None:
+        before = self.in_bucket().get(path) if not self._is_object(path) else None
+        if before is None:
+            super()._put_outside(path, data, metadata)
+            return
+        # of a member that was committed just before nobody can say that it was seen: it may be kept
+        self.history.write(data, by='outside', over=None)
+        self.history.end(before, f'outside put {short(data)} over its member')
+        self._lost.add(before)
+        self.bucket.put(self._key(path), data, metadata)
+        self.history.acknowledge(data, 'put')
+
+    def _delete(self, path: str) -> None:
+        if self._is_object(path):
+            super()._delete(path)
+
+    def _is_object(self, path: str) -> bool:
+        return self._key(path) in self.bucket.keys(self._key(path))
+
+    def let_go(self) -> None:
+        super().let_go()
+        self._files.store.close()
 
 
 def _content(fd: int) -> bytes:

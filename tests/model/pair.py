@@ -35,7 +35,7 @@ from ctxfs.records import ROOT_INO, IndexRecord, PutResult
 from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import key_to_path
-from ctxfs.sync import remote_changes, rounds, worker_ops_put, worker_ops_read
+from ctxfs.sync import remote_changes, rivals, rounds, worker_ops_put, worker_ops_read
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.protocol import Operation as WorkerOperation
@@ -271,8 +271,11 @@ class PairWorld:
             self.hosts.append(await self.mount(number))
         self._store = self.hosts[0].workers.context.store._store  # type: ignore[attr-defined]
 
+    def new_member(self, number: int) -> Member:
+        return Member(self, number)
+
     async def mount(self, number: int) -> Member:
-        member = Member(self, number)
+        member = self.new_member(number)
         self.made.append(member)
         await self._nursery.start(member.live)
         return member
@@ -581,10 +584,9 @@ class PairWorld:
         """A host says that it found one."""
         self.conflicts += 1
         bucket, inode = self.in_bucket(), host.find(path[1:])
-        if inode is None or inode.is_dir or self._store.list(PREFIX + original[1:] + '/').objects:
+        if inode is None or inode.is_dir or self._is_directory(original[1:]):
             return      # a file and a directory
-        copy, theirs = host.shown(inode), bucket.get(original[1:])
-        ours = copy if host.asides.preference != 'prefer-local' else host.shown(host.find(original[1:]))
+        ours, theirs = self._sides(host, host.shown(inode), original[1:], bucket)
         if ours is None or theirs is None:
             return
         why = self.history.why_false(ours, theirs)
@@ -593,6 +595,13 @@ class PairWorld:
             return      # nobody here heard that ours had arrived, and no etag tells what theirs replaced
         if why:
             self.false_conflicts.append(f'host{host.number} {path} beside {original}, {short(ours)} and {short(theirs)}: {why}')
+
+    def _sides(self, host: Member, copy: bytes | None, original: str, bucket: dict[str, bytes]) -> tuple[bytes | None, bytes | None]:
+        """This host's version, and the published one."""
+        return copy if host.asides.preference != 'prefer-local' else host.shown(host.find(original)), bucket.get(original)
+
+    def _is_directory(self, path: str) -> bool:
+        return bool(self._store.list(f'{PREFIX}{path}/').objects)
 
     async def settle(self) -> None:
         """Everybody flushes and looks, until nothing moves. Raises Violation when that does not end, or they do not agree."""
@@ -671,27 +680,28 @@ def _scripted(host: Member, script: Script) -> Any:
 
 
 def play(work: Path, program: Sequence[Operation], *, preferences: Sequence[Preference] = ('keep-both', 'keep-both'),
-         in_flight: int = 1, page: int = remote_changes.PAGE, store: str = 'directory') -> PairWorld:
+         in_flight: int = 1, page: int = remote_changes.PAGE, store: str = 'directory', world: type[PairWorld] = PairWorld) -> PairWorld:
     """Run the program and judge its end. `in_flight`: uploads at a time (more than one, and a run may not be repeated exactly); `page`: with more
-    objects than that a host looks at what others announce, and not at a listing; `store`: one of STORES. Raises Violation."""
+    objects than that a host looks at what others announce, and not at a listing; `store`: one of STORES; `world`: of hosts of one mode. Raises
+    Violation."""
     worlds: list[PairWorld] = []
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            world = PairWorld(work, nursery, preferences, STORES[store]())
-            worlds.append(world)
-            await world.begin()
+            made = world(work, nursery, preferences, STORES[store]())
+            worlds.append(made)
+            await made.begin()
             try:
                 for operation in program:
-                    await world.apply(operation)
-                await world.settle()
+                    await made.apply(operation)
+                await made.settle()
             finally:
                 with trio.CancelScope(shield=True):
-                    await world.finish()
+                    await made.finish()
             nursery.cancel_scope.cancel()
 
     with _settings((rounds, 'IN_FLIGHT', in_flight), (remote_changes, 'PAGE', page), (worker_ops_put, 'WHOLE_BYTES', 100),
-                   (worker_ops_put, 'VERIFY_BYTES', 300), (worker_ops_read, 'VERIFY_BYTES', 300)):
+                   (worker_ops_put, 'VERIFY_BYTES', 300), (worker_ops_read, 'VERIFY_BYTES', 300), (rivals, 'NEAR_NS', 0)):
         try:
             trio.run(main)
         except BaseExceptionGroup as group:

@@ -16,29 +16,31 @@ from ctxfs.storage.object_store import Condition
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.removals import Removals
+from tests.model.archived_pair import ArchivedWorld
 from tests.model.history import History, Violation
 from tests.model.pair import Operation, play
 from tests.model.pair_draw import drawn
-from tests.model.pair_search import options_of
+from tests.model.pair_search import WORLDS, options_of
 from tests.model.seeds import first_seed
 
 PROGRAMS = int(os.environ.get('CTXFS_FUZZ_PROGRAMS', '20'))
 LENGTH = 50
 
 
+@pytest.mark.parametrize('mode', sorted(WORLDS))
 @pytest.mark.timeout(120 + 20 * PROGRAMS)
-def test_two_hosts_lose_nothing_of_each_others(tmp_path: Path) -> None:
+def test_two_hosts_lose_nothing_of_each_others(mode: str, tmp_path: Path) -> None:
     """Any program: each acknowledged version is in the bucket, or was overwritten or removed by somebody who had seen it; both hosts and a
     third show the bucket; and nobody is told of a conflict with what he had seen."""
     first = first_seed()
     for seed in range(first, first + PROGRAMS):
-        program, options = drawn(seed, LENGTH), options_of(seed)
+        program, options = drawn(seed, LENGTH), options_of(seed, mode)
         (tmp_path / str(seed)).mkdir()
         try:
             play(tmp_path / str(seed), program, **options)
         except Exception as error:
             raise AssertionError(f'CTXFS_FUZZ_SEED={seed} CTXFS_FUZZ_PROGRAMS=1: {error!r}; shorten it with python -m tests.model.pair_search {seed} '
-                                 f'1 {LENGTH}') from error
+                                 f'1 {LENGTH} {mode}') from error
 
 
 REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
@@ -81,6 +83,21 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('append', 0, 'a.txt'), ('write', 1, 'b', 10), ('link', 0, 'a.txt', 'a'), ('write', 1, 'd/x', 400), ('rename', 0, 'a', 'b'),
          ('append', 1, 'c'), ('write', 1, 'c', 10), ('flush', 0, {}), ('write', 1, 'd/x', 10), ('put', 'd', 10), ('flush', 1, {2: ('die', False)}),
          ('write', 1, 'd/x', 150), ('flush', 1, {6: ('append', 1, 'd'), 4: ('rename', 1, 'b', 'c')}), ('write', 0, 'b', 0)], {}),
+    'regression_archive_object_that_no_listing_showed_over_a_member_that_grows': (
+        [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 0, 'a', 400), ('put', 'a', 10), ('write', 1, 'a', 400)],
+        {'page': 2, 'in_flight': 4, 'store': 'by content', 'world': ArchivedWorld}),
+    'regression_archive_objects_put_twice_around_a_commit': (
+        [('write', 0, 'e', 150), ('append', 1, 'd'), ('flush', 1, {5: ('put', 'd', 10)}), ('put', 'd', 150), ('write', 1, 'e', 150)],
+        {'preferences': ('prefer-local', 'keep-both'), 'in_flight': 4, 'world': ArchivedWorld}),
+    'regression_archive_member_behind_an_object_that_has_no_place': (
+        [('put', 'd', 0), ('write', 0, 'd', 10), ('put', 'd/y', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 1, 'a', 10),
+         ('write', 1, 'd/x', 150)],
+        {'preferences': ('prefer-local', 'prefer-local'), 'store': 'by content', 'world': ArchivedWorld}),
+    'regression_archive_first_commit_while_an_empty_log_is_looked_at': (
+        [('append', 0, 'a'), ('clock', 0, {3: ('die', True)}), ('write', 1, 'a', 10), ('flush', 1, {10: ('flush', 0, {})})],
+        {'in_flight': 4, 'world': ArchivedWorld}),
+    'regression_archive_same_content_put_by_another_tool': (
+        [('put', 'c', 10), ('poll', 0, {}), ('same', 1, 'c')], {'page': 2, 'world': ArchivedWorld}),
 }
 
 

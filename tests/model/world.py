@@ -9,7 +9,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tests.model import observe
 from tests.model.hosts import Host, Site
@@ -25,7 +25,8 @@ class Divergence(AssertionError):
 class World:
     """One context of one site beside one local directory. `close()` leaves neither mount nor open handle."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, options: Sequence[str] = ()) -> None:
+        """`options`: of the first mount, which creates the context."""
         self._site = site
         self._at = site.mount_point()
         local = site.work / 'local'
@@ -33,7 +34,7 @@ class World:
         self.since_ns = time.time_ns()
         self.trace: list[Operation] = []
         self._host: Host = site.host()
-        self._host.mount(CONTEXT, self._at, create=True)
+        self._host.mount(CONTEXT, self._at, create=True, options=options)
         self._is_mounted = True
         self.mounted = Side(os.fsencode(self._at))
         self.local = Side(os.fsencode(local))
@@ -154,9 +155,9 @@ def _close_lost(fd: int) -> None:
         return
 
 
-def replay(site: Site, operations: Iterable[Operation]) -> None:
+def replay(site: Site, operations: Iterable[Operation], *, options: Sequence[str] = ()) -> None:
     """Run a program that a Divergence printed, or that a regression keeps."""
-    world = World(site)
+    world = World(site, options=options)
     try:
         for operation in operations:
             world.apply(operation)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.crash.watch import eventually
 from tests.model.hosts import IS_DOUBLE, Site
 from tests.mount.harness import CommandFailed
 from tests.mount.sites import site_maker
@@ -90,6 +91,32 @@ def test_unzip_alone_gives_the_tree_back(site: Site, tmp_path: Path) -> None:
     assert not (tmp_path / 'out/d0').exists() or not list((tmp_path / 'out/d0').iterdir())
 
 
+def test_tail_follows_a_member_that_another_host_appends_to(site: Site, tmp_path: Path) -> None:
+    """`tail -F` goes on as on a local disk: each line once."""
+    writer, reader, at, there = site.host(), site.host(), site.mount_point(), site.mount_point()
+    writer.mount('c', at, create=True, options=policy(tmp_path))
+    lines = [b'line %d\n' % number for number in range(300)]
+    (at / 'log').write_bytes(b''.join(lines[:100]))
+    writer.cli('sync', at)
+    reader.mount('c', there, options=('--poll-every', '1s'))
+    out = tmp_path / 'out'
+    with open(out, 'wb') as to:
+        tail = subprocess.Popen(['tail', '-n', '2', '-s', '0.1', '-F', there / 'log'], stdout=to)
+    try:
+        eventually('the last two lines', lambda: out.read_bytes() == b''.join(lines[98:100]))
+        for count in (101, 300):
+            with open(at / 'log', 'ab') as log:
+                log.write(b''.join(lines[100 if count == 101 else 101:count]))
+            writer.cli('sync', at)
+            eventually(f'{count} lines', lambda: out.read_bytes() == b''.join(lines[98:count]))  # noqa: B023
+            assert (there / 'log').read_bytes() == b''.join(lines[:count])
+    finally:
+        tail.terminate()
+        tail.wait()
+    writer.unmount(at)
+    reader.unmount(there)
+
+
 def test_a_context_keeps_its_mode(site: Site, tmp_path: Path) -> None:
     """Mounting with the other one is refused, with what to do; in both directions."""
     host, at = site.host(), site.mount_point()
@@ -99,7 +126,7 @@ def test_a_context_keeps_its_mode(site: Site, tmp_path: Path) -> None:
         host.unmount(at)
         with pytest.raises(CommandFailed, match=f'is kept in {mode} mode') as refused:
             host.mount(name, at, options=policy(tmp_path, other))
-        assert 'mount a new context with this policy beside it' in str(refused.value)
+        assert f'ctxfs context copy {name} NEW --create --mode {other.lower()}' in str(refused.value)
         host.mount(name, at)        # without a policy it has the one that it was given
         assert (at / 'f').read_bytes() == b'1'
         host.unmount(at)

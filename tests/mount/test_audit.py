@@ -71,6 +71,29 @@ def test_every_change_of_the_bucket_has_a_line(host: Host, tmp_path: Path) -> No
     assert lines(log)[-1]['result'] == 'ok' and lines(log)[-1]['pending'] == 0
 
 
+def test_members_of_archives_have_lines_like_files(host: Host, tmp_path: Path) -> None:
+    """One for each that a commit wrote or removed; a file that becomes an object of its own, or a member again, is overwritten."""
+    at, log = tmp_path / 'at', tmp_path / 'audit.log'
+    (tmp_path / 'policy.json').write_text('{"uploadPolicy": {"uploadMode": "Archive"}}')
+    options = ['--audit-log', os.fspath(log), '--sync-every', 'unmount', '--policy', os.fspath(tmp_path / 'policy.json')]
+    host.mount('mine', at, create=True, options=options)
+    for name in 'abc':
+        (at / name).write_bytes(name.encode())
+    host.cli('sync', at)
+    (at / 'a').write_bytes(b'three')
+    (at / 'b').rename(at / 'd')
+    (at / 'c').write_bytes(bytes(5 << 20))
+    host.cli('sync', at)
+    (at / 'c').write_bytes(b'small')
+    host.unmount(at)
+    found = [entry for entry in told(log) if entry[1]]
+    assert Counter(found) == Counter([('upload', 'a'), ('upload', 'b'), ('upload', 'c'), ('overwrite', 'a'), ('upload', 'd'), ('delete', 'b'),
+                                      ('overwrite', 'c'), ('overwrite', 'c')])
+    by = [line for line in lines(log) if line.get('key', '').endswith('/c')]
+    assert by[0]['etag'] == by[1]['oldEtag'] and by[1]['etag'] == by[2]['oldEtag'] and by[2]['size'] == 5
+    assert all(line['result'] == 'ok' for line in lines(log))
+
+
 def test_a_request_whose_answer_was_lost_has_its_outcome_in_the_end(host: Host, tmp_path: Path) -> None:
     """The object is in the bucket and the worker died before anybody heard of it: unknown, and then what the next try found."""
     at, log = tmp_path / 'at', tmp_path / 'audit.log'

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.counting_proxy import CountingProxy
 from tests.model.hosts import IS_DOUBLE
-from tests.mount.sites import MountingSite, S3Bucket
+from tests.mount.sites import MountingSite, S3Bucket, site_maker
 from tests.servers import S3Server
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no copies'), pytest.mark.timeout(250)]
@@ -64,3 +64,28 @@ def test_a_copy_of_a_mounted_context_is_the_same_tree(s3_server: S3Server, tmp_p
             assert (at / 'd/linked').read_bytes() == b'a' * 5000
             host.unmount(at)        # type: ignore[attr-defined]
             assert host.json('context', 'copy', 'c', 'backup', '--update')['objects'] >= 2
+
+
+def test_a_copy_in_the_other_mode_is_the_same_tree(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """From a context in use, there and back: modes, times, links, symlinks, empty directories, a large file; each is mounted as it is kept."""
+    site = site_maker('file', request)(tmp_path)
+    host, at, other = site.host(), site.mount_point(), site.mount_point()
+    host.mount('c', at, create=True, options=('--sync-every', 'unmount'))
+    (at / 'd').mkdir(mode=0o710)
+    (at / 'empty').mkdir(mode=0o700)
+    (at / 'd/a').write_bytes(b'a' * 5000)
+    (at / 'd/large').write_bytes(os.urandom(5 << 20))
+    os.link(at / 'd/a', at / 'd/linked')
+    os.symlink('d/a', at / 'symlink')
+    os.utime(at / 'd/a', ns=(1, 1_700_000_000_123_456_789))
+    host.cli('sync', at)
+    wanted = tree(at)
+    for source, target, mode in (('c', 'packed', 'archive'), ('packed', 'back', 'file')):
+        host.json('context', 'copy', source, target, '--create', '--mode', mode)
+        host.mount(target, other, options=('--sync-every', 'unmount'))
+        found = tree(other)
+        assert found == wanted, [path for path in wanted if found.get(path) != wanted[path]]
+        host.unmount(other)     # type: ignore[attr-defined]
+        kept = f'contexts/{site.context_id(target)}/'
+        assert ('d/a' in {key[len(kept):] for key in site.bucket().keys(kept)}) == (mode == 'file')
+    host.unmount(at)        # type: ignore[attr-defined]

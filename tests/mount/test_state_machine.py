@@ -7,7 +7,7 @@ below as a `regression_*` list. It must not know the operations.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -15,10 +15,11 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model import machine
-from tests.model.hosts import Site, fresh_site
+from tests.model.hosts import IS_DOUBLE, Site, fresh_site
 from tests.model.operations import Operation
 from tests.model.seeds import first_seed
 from tests.model.world import World, replay
+from tests.mount.sites import site_maker
 
 EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '10'))
 STEPS = int(os.environ.get('CTXFS_FUZZ_STEPS', '60'))
@@ -28,15 +29,32 @@ PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate, *([hypothesis.Ph
 @pytest.mark.timeout(300 + EXAMPLES * 60)
 def test_mount_and_local_disk_cannot_be_told_apart(new_site: Callable[[Path], Site], tmp_path: Path) -> None:
     """Whatever a program does, it sees on the mount what it would see on a local disk, also across remounts, hosts and kills."""
+    _search(new_site, tmp_path, EXAMPLES)
+
+
+@pytest.mark.skipif(IS_DOUBLE, reason='a directory has no archives')
+@pytest.mark.timeout(300 + EXAMPLES * 60)
+def test_in_archive_mode_they_cannot_be_told_apart_either(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The same of a context whose small files are members of archives."""
+    _search(site_maker('file', request), tmp_path, -(-EXAMPLES // 5), archived(tmp_path))
+
+
+def archived(work: Path) -> Sequence[str]:
+    policy = work / 'archive.json'
+    policy.write_text('{"uploadPolicy": {"uploadMode": "Archive"}}')
+    return '--policy', str(policy)
+
+
+def _search(new_site: Callable[[Path], Site], tmp_path: Path, examples: int, options: Sequence[str] = ()) -> None:
     seed = first_seed()
     print(f'CTXFS_FUZZ_SEED={seed} CTXFS_FUZZ_EXAMPLES={EXAMPLES} CTXFS_FUZZ_STEPS={STEPS}')
     numbers = iter(range(1 << 30))
 
     class Machine(machine.StateMachine):
-        new_world = staticmethod(lambda: World(fresh_site(new_site, tmp_path, next(numbers))))
+        new_world = staticmethod(lambda: World(fresh_site(new_site, tmp_path, next(numbers)), options=options))
 
     settings = hypothesis.settings(
-        max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None, phases=PHASES, report_multiple_bugs=False,
+        max_examples=examples, stateful_step_count=STEPS, deadline=None, database=None, phases=PHASES, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck), print_blob=False)
     hypothesis.seed(seed)(Machine)
     run_state_machine_as_test(Machine, settings=settings)
@@ -88,3 +106,9 @@ REGRESSIONS: dict[str, list[Operation]] = {
 def test_regressions_stay_fixed(name: str, new_site: Callable[[Path], Site], tmp_path: Path) -> None:
     """Each program that once told mount and local disk apart runs through."""
     replay(fresh_site(new_site, tmp_path, 0), REGRESSIONS[name])
+
+
+@pytest.mark.skipif(IS_DOUBLE, reason='a directory has no archives')
+def test_regressions_stay_fixed_in_archive_mode(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """One that does everything once."""
+    replay(fresh_site(site_maker('file', request), tmp_path, 0), REGRESSIONS['regression_everything_once'], options=archived(tmp_path))

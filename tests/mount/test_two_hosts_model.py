@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from tests.fakes.s3_server import FakeS3, Fault, Quirk, StoredObject
 from tests.model.hosts import IS_DOUBLE
-from tests.model.mounted_pair import MountedPair, Operation, replay
+from tests.model.mounted_pair import ArchivedPair, MountedPair, Operation, replay
 from tests.model.seeds import first_seed
 from tests.mount.sites import MountingSite, site_maker
 
@@ -37,7 +37,7 @@ FAKES: dict[str, tuple[set[Quirk], tuple[str, str]]] = {
     'ignores-conditions': ({Quirk.IGNORES_CONDITIONS, Quirk.BARE_LISTED_ETAGS}, ('prefer-remote', 'keep-both')),
 }
 #: stores where both hosts may flush at the same instant
-WITH_RACES = {'file', 's3', 'conditional'}
+WITH_RACES = {'file', 's3', 'conditional', 'archive'}
 
 
 class FakeBucket:
@@ -66,6 +66,12 @@ class FakeBucket:
 @contextmanager
 def pair_on(kind: str, request: pytest.FixtureRequest, work: Path, preferences: tuple[str, str] | None = None) -> Iterator[MountedPair]:
     """Two hosts on a store of that kind; in the end a third one sees what they see."""
+    if kind == 'archive':
+        policy = work / 'archive.json'
+        policy.write_text('{"uploadPolicy": {"uploadMode": "Archive"}}')
+        with _judged(ArchivedPair(site_maker('file', request)(work), options=('--policy', str(policy)))) as pair:
+            yield pair
+        return
     if kind not in FAKES:
         with _judged(MountedPair(site_maker(kind, request)(work), preferences=preferences or ('keep-both', 'keep-both'))) as pair:
             yield pair
@@ -179,7 +185,7 @@ class Machine(RuleBasedStateMachine):
         self._apply(what[0], host, *what[1:])
 
 
-@pytest.mark.parametrize('kind', ['file', 's3', *FAKES])
+@pytest.mark.parametrize('kind', ['file', 's3', *FAKES, 'archive'])
 def test_two_hosts_lose_nothing_of_each_others(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Whatever two hosts and a tool do: each version that was acknowledged is current, was overwritten by somebody who had seen it, or is
     beside; a retry is no conflict; and in the end all show the same."""

@@ -29,6 +29,7 @@ from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan
+from ctxfs.sync.archive_rivals import ArchiveRivals
 from ctxfs.sync.archive_upkeep import ArchiveUpkeep
 from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.archiver import Archiver
@@ -50,13 +51,9 @@ from tests.unit.rig import ME, PREFIX, Disk
 ARCHIVED = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive'))
 
 
-class ArchiveDisk(Disk):
-    """See the module docstring. `member_max`: larger files are objects of their own."""
-
-    def __init__(self, directory: Path, *, member_max: int = 100_000, policy: SyncPolicy = ARCHIVED, **more: Any) -> None:
-        self.member_max = member_max
-        directory.mkdir(exist_ok=True)
-        super().__init__(directory, policy=policy, **more)
+class Archived(Disk):
+    """A host that is wired for Archive mode. `member_max`: larger files are objects of their own."""
+    member_max = 100_000
 
     def _wire(self, sync_every: float | None) -> None:
         super()._wire(sync_every)
@@ -72,14 +69,16 @@ class ArchiveDisk(Disk):
                           covered=lambda key: member.shadows if (member := self.mirror.rows.get(key)) else '')
         self.recycler = recycler = Recycler(db, journal, view, rules=self.rules, reconciler=self.reconciler, finisher=self.finisher, prefix=PREFIX)
         self.uploader = Uploader(db, journal, staging, pool, planner=planner, doubt=doubt, recycler=recycler, prefix=PREFIX,
-                                 displaced=lambda key: self.mirror.rows.set_shadowed(key, True))
+                                 displaced=lambda key: self.mirror.rows.set_shadowed(key, 1))
         plan = ArchivePlan(db, journal, staging, mirror=self.mirror, rules=self.rules, prefix=PREFIX, member_max=self.member_max)
         intents = Intents(db, journal, number=self.mirror.number)
         recorder = ModeRecorder(pool, prefix=PREFIX, name='c', mode='Archive')
         self.committer = ArchiveCommitter(db, journal, pool, mirror=self.mirror, plan=plan, intents=intents, uploader=self.uploader,
                                           host=self.host_id, scratch=self.directory / 'packing')
-        self.archiver = Archiver(db, journal, pool, mirror=self.mirror, plan=plan, intents=intents, committer=self.committer,
-                                 uploader=self.uploader, recycler=recycler, prefix=PREFIX, is_wanted=self.finisher.is_wanted, cores=2)
+        rivals = ArchiveRivals(db, pool, mirror=self.mirror, asides=self.asides, host=self.host_id, scratch=self.directory / 'packing', prefix=PREFIX)
+        self.archiver = Archiver(db, journal, pool, mirror=self.mirror, plan=plan, intents=intents, committer=self.committer, rivals=rivals,
+                                 uploader=self.uploader, recycler=recycler, prefix=PREFIX, is_wanted=self.finisher.is_wanted,
+                                 is_obstructed=self.reconciler.obstructed.has, cores=2)
         self.together = Together(db, pool, uploader=self.uploader)
         rounds = Rounds(db, journal, pool, planner=planner, doubt=doubt, gating=self.gating, conflicts=self.conflicts, uploader=self.uploader,
                         together=self.together,
@@ -98,6 +97,15 @@ class ArchiveDisk(Disk):
 
         self.finisher.delete_members = lambda: self.archiver.flush(())
         self.upkeep = ArchiveUpkeep(pool, mirror=self.mirror, list_pool=pool, host=self.host_id, scratch=self.directory / 'packing', least_waste=100)
+
+
+class ArchiveDisk(Archived):
+    """See the module docstring."""
+
+    def __init__(self, directory: Path, *, member_max: int = 100_000, policy: SyncPolicy = ARCHIVED, **more: Any) -> None:
+        self.member_max = member_max
+        directory.mkdir(exist_ok=True)
+        super().__init__(directory, policy=policy, **more)
 
     # its life
 

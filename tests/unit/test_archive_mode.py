@@ -20,12 +20,13 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR
 from ctxfs.storage.inode import Content
-from ctxfs.sync import get_files, put_files
+from ctxfs.sync import archive_recovery, get_files, put_files
 from ctxfs.sync.archive_log import ArchiveLog
 from ctxfs.sync.archive_upkeep import GRACE_SECONDS
 from ctxfs.sync.context_files import ContextFiles
 from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.protocol import Fetch, Head, ListPages, PutFile
+from tests.fakes.memory_store import MemoryStore
 from tests.unit.archive_rig import ArchiveDisk
 from tests.unit.rig import ME, PREFIX
 
@@ -70,6 +71,28 @@ def test_a_flush_is_one_commit_that_another_host_sees_whole(pair) -> None:
         assert two.inode_at(b'hard') is two.inode_at(b'd1', b'f1') and two.inode_at(b'hard').nlink == 2
         assert stat.S_IMODE(two.inode_at(b'empty').mode) == 0o711
         assert one.unpacked() == {path: what[3] for path, what in (await one.tree()).items() if not path.endswith('/')}
+    pair(scenario)
+
+
+def test_a_link_to_a_file_that_was_committed_before_is_one_elsewhere(pair, tmp_path: Path) -> None:
+    """The commit has the new name only; of the old one the index tells. Also for who comes later, and when one of three is renamed."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        inode = await one.write('a', b'linked')
+        await one.flush()
+        await two.look()
+        await one.fs.link(inode.ino, ROOT_INO, b'b')
+        await one.flush()
+        await two.look()
+        assert two.inode_at(b'a') is two.inode_at(b'b') and two.inode_at(b'a').nlink == 2
+        await one.fs.link(inode.ino, ROOT_INO, b'c')
+        await one.move('b', 'd')
+        await one.flush()
+        await two.look()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        async with three.mounted():
+            for disk in (two, three):
+                assert set(disk.files()) == {'a', 'c', 'd'} and disk.inode_at(b'a').nlink == 3
+        three.close()
     pair(scenario)
 
 
@@ -248,6 +271,206 @@ def test_large_files_and_excluded_paths_are_objects_of_their_own(pair) -> None:
         await two.flush()
         await one.look()
         assert await one.tree() == await two.tree() and one.keys() == ['moved']
+    pair(scenario)
+
+
+def at_first(kind: str, action: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaitable[None]]:
+    """What happens just before the first operation of that kind."""
+    todo = [action]
+
+    async def before(operation: Any) -> None:
+        if type(operation).__name__ == kind and todo:
+            await todo.pop()()
+    return before
+
+
+@pytest.mark.parametrize('comes_second', ['member', 'object'])
+@pytest.mark.parametrize('base', [None, 5, 200_000])
+def test_a_member_and_an_object_that_come_at_one_instant_are_both_kept(base: int | None, comes_second: str, pair) -> None:
+    """Neither host can see the other's before its own is there. The object has the name, and the member one beside it."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        if base is not None:
+            await one.write('f', b'b' * base)
+            await one.flush()
+            await two.look()
+        await one.write('f', b'large' * 40_000)
+        await two.write('f', b'small')
+        await two.write('other', b'o')
+        if comes_second == 'member':
+            two.before = at_first('CommitArchive', one.flush)
+            await two.flush()
+        else:
+            one.before = at_first('PutFile', two.flush)
+            await one.flush()
+        for disk in (one, two, one, two):
+            await disk.look()
+            await disk.flush()
+        assert await one.tree() == await two.tree()
+        found = {path: what[3] for path, what in (await one.tree()).items()}
+        assert sorted(found.values()) == [b'large' * 40_000, b'o', b'small'], {path: what[:10] for path, what in found.items()}
+        assert 'f' in found and sum('.conflict-' in path for path in found) == 1
+        assert one.unpacked().get('f') in (None, found['f'])
+    pair(scenario)
+
+
+def test_who_finds_them_need_be_neither(pair, tmp_path: Path) -> None:
+    """The two that wrote them are gone; a third host keeps both, and lists the conflict."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('d/f', b'large' * 40_000)
+        await two.write('d/f', b'small')
+        two.before = at_first('CommitArchive', one.flush)
+        await two.flush()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        async with three.mounted():
+            assert (await three.tree())['d/f'][3] == b'large' * 40_000
+            await three.flush()
+            kept, = (path for path in three.files() if '.conflict-two-' in path)
+            assert await three.read(kept) == b'small'
+            assert [conflict.original for conflict in three.journal.conflicts.of(three.files()[kept].ino)] == ['d/f']
+            await one.look()
+            assert await one.tree() == await three.tree()
+        three.close()
+    pair(scenario)
+
+
+def test_what_another_tool_puts_over_a_member_replaces_it(pair) -> None:
+    """As it replaces an object in File mode; but what it put before the member was committed is kept, and so is the member."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        store = one.workers.context.store
+        await one.write('f', b'member')
+        await one.flush()
+        await one.look()
+        store.put(PREFIX + 'f', b'put later')
+        await one.look()
+        await one.flush()
+        assert {path: what[3] for path, what in (await one.tree()).items()} == {'f': b'put later'} and one.unpacked() == {}
+
+        async def put() -> None:
+            store.put(PREFIX + 'g', b'put before')
+        await one.write('g', b'committed')
+        one.before = at_first('CommitArchive', put)
+        await one.flush()
+        await one.look()
+        await one.flush()
+        await two.look()
+        assert await one.tree() == await two.tree()
+        assert sorted(what[3] for what in (await two.tree()).values()) == [b'committed', b'put before', b'put later']
+        assert await two.read('g') == b'put before'
+    pair(scenario)
+
+
+def test_a_member_that_no_listing_showed_alone_is_kept(pair) -> None:
+    """Another tool had put an object there before the commit, and put one more afterwards: it never saw the member."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        store = one.workers.context.store
+
+        async def put() -> None:
+            store.put(PREFIX + 'f', b'first')
+        await one.write('f', b'committed')
+        one.before = at_first('CommitArchive', put)
+        await one.flush()
+        store.put(PREFIX + 'f', b'second')
+        for disk in (one, two):
+            await disk.look()
+            await disk.flush()
+        assert sorted(what[3] for what in (await two.tree()).values()) == [b'committed', b'second'] and await two.read('f') == b'second'
+    pair(scenario)
+
+
+def test_the_same_content_is_no_conflict(pair) -> None:
+    """Between a file here and an object that another tool put, before it is committed and at the same instant."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        store = one.workers.context.store
+        store.put(PREFIX + 'before', b'the same')
+
+        async def put() -> None:
+            store.put(PREFIX + 'meanwhile', b'the same')
+        for name in ('before', 'meanwhile'):
+            await one.write(name, b'the same')
+        await one.look()
+        one.before = at_first('CommitArchive', put)
+        await one.flush()
+        for disk in (one, two, one):
+            await disk.look()
+            await disk.flush()
+        assert await one.tree() == await two.tree() and set(two.files()) == {'before', 'meanwhile'}
+    pair(scenario)
+
+
+def test_what_files_put_meets_in_between_is_kept(pair, tmp_path: Path) -> None:
+    """It replaces the member that it saw, at once; one that a host commits meanwhile gets another name."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in 'fg':
+            await one.write(name, b'before')
+        await one.flush()
+        (tmp_path / 'new').write_bytes(b'put')
+        files = ContextFiles(one.workers.context.store, 'c', host='cli')
+        put_files.put(files, os.fsencode(tmp_path / 'new'), 'f')
+        await one.look()
+        assert {path: what[3] for path, what in (await one.tree()).items()} == {'f': b'put', 'g': b'before'}
+        await one.write('g', b'of one')
+        announce, told = files.announce, []
+        files.announce = told.append        # type: ignore[method-assign]
+        put_files.put(files, os.fsencode(tmp_path / 'new'), 'g')
+        await one.flush()
+        announce(told[0])
+        for disk in (two, one, two):
+            await disk.look()
+            await disk.flush()
+        assert await one.tree() == await two.tree() and await two.read('g') == b'put'
+        assert sorted(what[3] for what in (await two.tree()).values()) == [b'of one', b'put', b'put']
+    pair(scenario)
+
+
+def test_a_file_that_grows_back_to_what_it_was_is_not_taken_for_what_a_member_replaced(pair) -> None:
+    """Where the same content has the same etag, the object that came again looks like the one that the member took the place of."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        store = MemoryStore()
+        for disk in (one, two):
+            disk.workers.context.store = store      # type: ignore[assignment]
+        large = b'large' * 40_000
+        await one.write('f', large)
+        await one.flush()
+        await one.write('f', b'small')
+        await one.flush()
+        await two.look()
+        assert await two.read('f') == b'small'
+        await one.write('f', large)
+        await two.write('more', b'm')
+
+        async def flush_two() -> None:
+            two.mirror.rows._db.execute('UPDATE archive SET made_ns = 1')       # a host that comes along much later
+            await two.flush()
+        one.before = at_first('CommitArchive', flush_two)
+        await one.flush()
+        assert one.keys() == ['f']
+        await two.look()
+        assert await one.tree() == await two.tree() and await two.read('f') == large
+    pair(scenario)
+
+
+def test_names_exchanged_between_members_and_objects(pair) -> None:
+    """Each waits for the other's place: one object is copied aside, and both get where they belong; so in rings of more."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        contents = {'a': b'small', 'b': b'x' * 200_000, 'c': b'small, too', 'd': b'y' * 200_000}
+        for name, content in contents.items():
+            await one.write(name, content)
+        await one.flush()
+        await two.look()
+        await one.engine.alone(one.remote.changes.look)
+        await one.fs.rename(ROOT_INO, b'a', ROOT_INO, b'b', 2)
+        await one.flush()
+        await two.look()
+        assert (await two.read('a'), await two.read('b')) == (contents['b'], contents['a'])
+        await one.move('a', 'tmp')
+        for old, new in (('b', 'a'), ('c', 'b'), ('d', 'c'), ('tmp', 'd')):
+            await one.move(old, new)
+        await one.flush()
+        await two.look()
+        assert await two.tree() == await one.tree()
+        assert [await two.read(name) for name in 'abcd'] == [contents[name] for name in 'acdb']
+        assert one.keys() == ['c', 'd'] and one.own('.ctxfs/tmp/') == []
+        assert one.unpacked() == {'a': b'small', 'b': b'small, too'}
     pair(scenario)
 
 
@@ -510,9 +733,149 @@ def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
             assert {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await two.tree()).items()} == expected
             await two.write('new', b'n')
             await two.flush()
-            assert two.mirror.number == 3
+            assert two.mirror.number == archive_recovery.ROUND + 1
         two.close()
     trio.run(main)
+
+
+def _lose(tmp_path: Path, pattern: str = '*') -> None:
+    for path in tmp_path.glob(f'bucket/**/archive/log/{pattern}'):
+        path.unlink()
+
+
+def test_a_log_that_is_lost_while_hosts_know_it_is_made_anew(pair, tmp_path: Path) -> None:
+    """From what one of them has of it, and from the archives that came after; nobody loses a file, and everybody goes on."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('kept', b'kept', mode=0o640)
+        await one.fs.link(one.inode_at(b'kept').ino, ROOT_INO, b'link')
+        await one.write('removed', b'r')
+        await one.write('changed', b'1')
+        await one.flush()
+        await two.look()
+        await one.remove('removed')
+        await one.write('changed', b'2')
+        await one.write('new', b'n')
+        await one.flush()
+        _lose(tmp_path)
+        await two.look()
+        assert {path: what[3] for path, what in (await two.tree()).items()} == {'kept': b'kept', 'link': b'kept', 'changed': b'2', 'new': b'n'}
+        assert two.inode_at(b'link') is two.inode_at(b'kept')
+        await one.look()
+        await one.write('later', b'l')
+        await one.flush()
+        await two.look()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        async with three.mounted():
+            contents = [{path: what[3] for path, what in (await disk.tree()).items()} for disk in (one, two, three)]
+            assert contents[0] == contents[1] == contents[2] == one.unpacked() and len(contents[0]) == 5
+        three.close()
+    pair(scenario)
+
+
+def test_a_commit_that_is_missing_stops_no_new_host(pair, tmp_path: Path) -> None:
+    """Hosts that have read it need not notice; a new one makes the log anew, and the others follow."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(3):
+            await one.write(f'f{number}', b'%d' % number)
+            await one.flush()
+            await two.look()
+        _lose(tmp_path, '*2.commit.zst')
+        await one.write('f3', b'3')
+        await one.flush()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        async with three.mounted():
+            assert set(three.files()) == {f'f{number}' for number in range(4)}
+            await two.write('f4', b'4')
+            await two.flush()
+            for disk in (one, three):
+                await disk.look()
+                assert {path: what[3] for path, what in (await disk.tree()).items()} == {f'f{number}': b'%d' % number for number in range(5)}
+            assert one.mirror.number == archive_recovery.ROUND + 1
+        three.close()
+    pair(scenario)
+
+
+def test_a_lost_log_is_not_taken_for_a_new_context(pair, tmp_path: Path) -> None:
+    """Archives that are younger than any flush takes may belong to the first one of a context, but not where there was a second. Who may not write
+    says what to do."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in 'ab':
+            await one.write(name, name.encode())
+            await one.flush()
+        _lose(tmp_path)
+        two.mirror._may_repair = False
+        two.mirror.set_number(2)
+        with pytest.raises(RemoteUnavailable, match='a mount that may write makes the log anew'):
+            await two.mirror.catch_up()
+        with pytest.raises(RemoteUnavailable, match='a mount that may write makes the log anew'):
+            members = ContextMembers(one.workers.context.store, PREFIX, host='cli')
+            members._number = 2
+            members.look()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        async with three.mounted():
+            assert {path: what[3] for path, what in (await three.tree()).items()} == {'a': b'a', 'b': b'b'}
+        three.close()
+        _lose(tmp_path)
+        for archive in tmp_path.glob('bucket/**/*.zip'):
+            archive.unlink()
+        with pytest.raises(RemoteUnavailable, match=r'restore what is below \.ctxfs/archive/ from a backup'):
+            await one.mirror.catch_up()
+    pair(scenario)
+
+
+def test_of_two_hosts_that_make_a_log_anew_one_does_it(pair, tmp_path: Path) -> None:
+    """The other one reads what that wrote."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in 'abc':
+            await one.write(name, name.encode())
+            await one.flush()
+            await two.look()
+        _lose(tmp_path)
+        store, put = one.workers.context.store, one.workers.context.store.put
+        is_done = False
+
+        def raced(key: str, *args: Any, **more: Any) -> Any:
+            nonlocal is_done
+            if not is_done:
+                is_done = True
+                assert archive_recovery.repair(two.workers.context.store, PREFIX, since=3, host='two', tree_db=two.mirror.tree_db)
+            return put(key, *args, **more)
+        store.put = raced       # type: ignore[method-assign]
+        await one.look()
+        assert is_done and one.own('.ctxfs/archive/log/') == [f'{archive_recovery.ROUND:020}.base.zst']
+        assert one.mirror.number == archive_recovery.ROUND
+        await two.look()
+        assert await one.tree() == await two.tree() and set(one.files()) == {'a', 'b', 'c'}
+    pair(scenario)
+
+
+def test_a_first_commit_just_now_is_no_loss(pair) -> None:
+    """Between the look at the log, which was empty, and the look at the archives."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('f', b'1')
+        await one.flush()
+        store = two.workers.context.store
+        assert archive_recovery.repair(store, PREFIX, since=0, host='two') and len(one.own('.ctxfs/archive/log/')) == 1
+        await two.look()
+        assert two.mirror.number == 1
+    pair(scenario)
+
+
+def test_an_archive_that_only_tells_of_deletions_stays_as_long_as_that_must_be_told(pair) -> None:
+    """Also for a host that knows of it by a base: without it, who unpacks the archives would find again what was deleted."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        await one.write('kept', b'kept' * 100)
+        await one.write('gone', b'gone')
+        await one.flush()
+        await one.remove('gone')
+        await one.flush()
+        ArchiveLog(one.workers.context.store, PREFIX).write_base(host='one', grace_ns=-1 << 62)
+        for archive in one.directory.parent.glob('bucket/**/*.zip'):
+            os.utime(archive, (1, 1))
+        await two.look()
+        await two.upkeep.once()
+        assert one.unpacked() == {'kept': b'kept' * 100}
+    pair(scenario)
 
 
 # --- lifecycles, and files without a mount -----------------------------------------------------------------------------------------

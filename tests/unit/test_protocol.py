@@ -32,7 +32,8 @@ OPERATIONS = [
     archive_protocol.SendArchive(key='k', part=archive_protocol.PartRef(path='/p', leave_out=[1]), deleted=['ü']),
     archive_protocol.CommitArchive(key='k', header=LogHeader(kind='commit', number=3, archives=[ArchiveInfo('z', 5)]), parts=[], until=1.5,
                                    more=[MemberRecord(IndexRecord(path='a', changed_ns=1, attrs=ATTRS), PLACE, '"e"')]),
-    archive_protocol.ReadLog(prefix='p/', since=7), archive_protocol.WriteBase(prefix='p/', grace_seconds=1.0)]
+    archive_protocol.ReadLog(prefix='p/', since=7), archive_protocol.WriteBase(prefix='p/', grace_seconds=1.0),
+    archive_protocol.Weigh(prefix='p/', rivals=[archive_protocol.Rival(key='k', etag='e', size=1, archive='z', shadows='s', listed=3)])]
 
 
 def test_every_operation_crosses_unchanged_and_has_a_result_type() -> None:
