@@ -31,8 +31,8 @@ BASE = {'ctxfs', 'ctxfs.crash_points', 'ctxfs.errors', 'ctxfs.config', 'ctxfs.co
         'ctxfs.private_files', 'ctxfs.records', 'ctxfs.rules', 'ctxfs.store_url'}
 #: no third-party package has two importers, so that it can be replaced, and its errors translated, in one place
 IMPORTERS: dict[str, tuple[str, ...]] = {
-    'boto3': ('ctxfs.storage.s3_client',),
-    'botocore': ('ctxfs.storage.s3_client',),
+    'boto3': ('ctxfs.storage.s3_boto',),
+    'botocore': ('ctxfs.storage.s3_boto',),
     'click': ('ctxfs.edge.cli*',),
     'diskcache': ('ctxfs.storage.cache_database',),
     'exceptiongroup': ('ctxfs.edge.daemon',),
@@ -43,7 +43,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'rich': ('ctxfs.edge.progress',),
     'sqlite3': ('ctxfs.storage.tree_connection',),
     'tomli': ('ctxfs.config',),
-    'urllib3': ('ctxfs.storage.s3_client',),
+    'urllib3': ('ctxfs.storage.s3_boto',),
     'watchdog': ('ctxfs.edge.watcher',),
     'xxhash': ('ctxfs.storage.block_sums',),
     'zstandard': ('ctxfs.storage.index_format',),

@@ -1,6 +1,6 @@
 """The file system: every operation a program can ask of a mount, without FUSE and without a network.
 
-Owns what the kernel knows (lookup counts) and the open handles, and puts names (namespace.py) and bytes (contents.py) together. It must
+Owns the open handles, and puts what the kernel knows (known_inodes.py), names (namespace.py) and bytes (contents.py) together. It must
 not know pyfuse3, the store or any schedule; edge/fuse_adapter.py translates to and from it.
 """
 from __future__ import annotations
@@ -9,11 +9,12 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
+from ctxfs.core.known_inodes import KnownInodes
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
 from ctxfs.crash_points import crash_point
@@ -53,8 +54,7 @@ class FileSystem:
         self._remote = remote
         self._after_fsync = after_fsync
         self._on_close = on_close
-        #: what the kernel knows: ino → [inode, lookup count]; it keeps the inode alive
-        self._known: dict[int, list[Any]] = {}
+        self._known = KnownInodes(db)
         #: names the kernel was told not to ask for again, because there are none
         self._absences: set[tuple[int, bytes]] = set()
         #: directories of which the kernel may remember the listing; and what tells it to forget one
@@ -71,27 +71,14 @@ class FileSystem:
 
     def remember(self, inode: Inode) -> Inode:
         """The kernel learns of the inode once more."""
-        known = self._known.get(inode.ino)
-        if known is None:
-            self._known[inode.ino] = [inode, 1]
-        else:
-            known[1] += 1
+        self._known.remember(inode)
         return inode
 
-    def forget(self, items: Iterable[tuple[int, int]]) -> None:
+    def forget(self, items: Sequence[tuple[int, int]]) -> None:
         """The kernel drops references; orphans that nobody has open are removed."""
-        gone = []
-        for ino, count in items:
-            known = self._known.get(ino)
-            if known is None:
-                continue
-            known[1] -= count
-            if known[1] <= 0:
-                del self._known[ino]
-                self._listed.discard(ino)
-                if known[0].nlink == 0 and known[0].open_count == 0:
-                    gone.append(known[0])
-        if gone:
+        nameless = self._known.forget(items)
+        self._listed.difference_update(ino for ino, _ in items if ino not in self._known)
+        if gone := [inode for inode in nameless if inode.open_count == 0]:
             self._purge(gone)
 
     def detached(self) -> None:
@@ -100,7 +87,8 @@ class FileSystem:
             self._release(fh)
         for fh in self.dirs.numbers():
             self.releasedir(fh)
-        self.forget([(ino, known[1]) for ino, known in self._known.items()])
+        if gone := [inode for inode in self._known.forget_all() if inode.open_count == 0]:
+            self._purge(gone)
 
     def note_absence(self, parent: int, name: bytes) -> bool:
         """The kernel is told that there is no such name. False: it must ask again next time, because too many are noted already."""
@@ -129,8 +117,7 @@ class FileSystem:
         return ino in self._known or ino == ROOT_INO
 
     def inode(self, ino: int) -> Inode:
-        known = self._known.get(ino)
-        return known[0] if known is not None else self._db.inode(ino)
+        return self._known.inode(ino)
 
     # --- names ------------------------------------------------------------------------------------------------------------------
 
@@ -177,6 +164,8 @@ class FileSystem:
     def _purge_if_unknown(self, inode: Inode) -> None:
         if inode.nlink == 0 and inode.open_count == 0 and inode.ino not in self._known:
             self._purge([inode])
+        elif inode.nlink == 0 and inode.ino in self._known:
+            self._known.keep(inode)
 
     def _purge(self, inodes: list[Inode]) -> None:
         """What the program asked for is done when this is called: that the disk has no space to note it is no failure of it."""
@@ -361,8 +350,8 @@ class FileSystem:
         return was_listed
 
     async def readdir(self, fh: int, offset: int, *, is_kept: bool = False) -> list[tuple[bytes, Inode, int]]:
-        """The next entries after `offset` with their inodes, attributes known; [] at the end. `.` and `..` come first. `is_kept`: the kernel
-        remembers them."""
+        """The next entries after `offset` with their inodes; [] at the end. `.` and `..` come first. `is_kept`: the kernel remembers them, and takes
+        names alone: attributes are known but of those that would be waited for."""
         handle = self.dirs.get(fh)
         if is_kept:
             self._listed.add(handle.inode.ino)
@@ -373,27 +362,22 @@ class FileSystem:
             dots = [(b'.', handle.inode, 1), (b'..', self._parent_of(handle.inode), 2)]
             entries, offset = dots[offset:], 2
         page, first = handle.page_at(offset)
-        inodes = self._inodes_of([ino for _, ino in page])
+        inodes = self._known.inodes([ino for _, ino in page])
         unknown = [inode for inode in inodes.values() if not inode.attrs_known]
-        if unknown:
+        if unknown and (self._remote.is_described or not is_kept):
             await self._remote.ensure_attrs(unknown)
             if is_kept and handle.inode.ino not in self._listed:    # it changed meanwhile, and what we answer is from before
                 self._listed.add(handle.inode.ino)
                 self.forget_listing(handle.inode.ino)
         for position, (name, ino) in enumerate(page):
             inode = inodes.get(ino)
-            if inode is not None and inode.nlink:       # else removed since the page was read
+            if inode is None or not inode.nlink:        # removed since the page was read, or another inode has the name
+                inode = await self.names.lookup(handle.inode.ino, name)
+            if inode is not None and inode.nlink:
                 entries.append((name, inode, first + position + 1))
         if page and not entries:
             return await self.readdir(fh, first + len(page), is_kept=is_kept)
         return entries
-
-    def _inodes_of(self, inos: list[int]) -> dict[int, Inode]:
-        known = self._known
-        found = {ino: known[ino][0] for ino in inos if ino in known}
-        if len(found) < len(inos):
-            found.update(self._db.inodes_of([ino for ino in inos if ino not in found]))
-        return found
 
     def _parent_of(self, directory: Inode) -> Inode:
         names = self._db.names_of(directory.ino)

@@ -68,6 +68,7 @@ class Namespace:
         inode = self._find(parent, name)
         if inode is not None and not inode.attrs_known:
             await self._remote.ensure_attrs((inode,))
+            inode = self._find(parent, name)        # as it is now: what was learnt may have made it a link of another
         return inode
 
     def _find(self, parent: Inode, name: bytes) -> Inode | None:

@@ -16,6 +16,8 @@ class RemoteTree(Protocol):
 
     #: the whole context is in the tree database: nothing below ever waits
     is_complete: bool
+    #: nobody waits long for attributes; until then who lists a directory need not wait for those of its entries
+    is_described: bool
 
     async def ensure_listed(self, directory: Inode) -> None:
         """The directory's entries are all in the tree database when this returns. Raises RemoteUnavailable, Denied."""

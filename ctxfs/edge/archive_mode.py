@@ -25,7 +25,9 @@ from ctxfs.sync.audit import Auditor
 from ctxfs.sync.context_mode import ModeRecorder
 from ctxfs.sync.finishing import Finisher
 from ctxfs.sync.guarded import GuardedPool
+from ctxfs.sync.member_readahead import MemberReadahead
 from ctxfs.sync.pool import TransferPool
+from ctxfs.sync.protocol import WarmItem
 from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.uploader import Uploader
@@ -51,6 +53,7 @@ class ArchiveMode:
         self.upkeep: ArchiveUpkeep | None = None
         self.mirror = ArchiveMirror(base.db, base.journal, reconciler, pool, prefix=base.prefix, below=base.options.below) \
             if base.options.policy.upload_policy.upload_mode == 'Archive' else None
+        self._readahead = None if self.mirror is None else MemberReadahead(self.mirror, prefix=base.prefix)
         #: the pool as whoever looks at the bucket sees it
         self.view: TransferPool | ArchiveView = pool if self.mirror is None else ArchiveView(pool, self.mirror, prefix=base.prefix)
 
@@ -67,6 +70,10 @@ class ArchiveMode:
     def place_of(self, source: Known) -> Place | None:
         """See RemoteContentLoader."""
         return None if self.mirror is None else self.mirror.place_of(source)
+
+    def neighbours_of(self, source: Known) -> list[WarmItem]:
+        """See RemoteContentLoader."""
+        return [] if self._readahead is None else self._readahead.neighbours(source)
 
     async def follow(self) -> None:
         """See RemoteContentLoader."""

@@ -310,7 +310,7 @@ def _note_use(store: ObjectStore, context: ContextRecord) -> None:
     """The mount is what counts: a store that is slow to take this note, or never does, neither makes it fail nor keeps the user waiting."""
     def note() -> None:
         with contextlib.suppress(CtxfsError):
-            Registry(store).touch(context.id)
+            Registry(store).touch(context)
     thread = threading.Thread(target=note, name='ctxfs-note', daemon=True)
     thread.start()
     thread.join(NOTE_SECONDS)

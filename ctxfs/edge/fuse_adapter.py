@@ -336,9 +336,9 @@ class FuseAdapter(pyfuse3.Operations):
         if is_kept:
             await self._fs.opened_dir(fh, fuse_ops.ino_of(fh))
         for name, inode, next_id in await self._fs.readdir(fh, start_id, is_kept=is_kept):
-            if not pyfuse3.readdir_reply(token, name, self._entry(inode), next_id):
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode) if inode.attrs_known else _name_only(inode), next_id):
                 return
-            if name != b'.' and name != b'..':      # the kernel takes no reference for these two
+            if name != b'.' and name != b'..' and inode.attrs_known:      # the kernel takes no reference for others
                 self._fs.remember(inode)
 
     @boundary
@@ -348,6 +348,13 @@ class FuseAdapter(pyfuse3.Operations):
     @boundary
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._fs.fsyncdir(fuse_ops.ino_of(fh) if fuse_ops.is_loaded() else self._fs.dirs.get(fh).inode.ino)
+
+
+def _name_only(inode: Inode) -> pyfuse3.EntryAttributes:
+    """Of which the kernel learns number and type; that of a file, which may be a symlink, is not known."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino, entry.st_mode, entry.generation = inode.ino, stat.S_IFDIR if inode.is_dir else 0, fuse_ops.NAME_ONLY
+    return entry
 
 
 def fuse_options(*, name: str, read_only: bool, allow_other: bool, kernel_options: Sequence[str]) -> set[str]:

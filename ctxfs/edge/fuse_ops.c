@@ -6,6 +6,7 @@
  *   open           for reading, of a file that Python has called plain (ctxfs_set_plain): answered here; else as before
  *   readdirplus, read, fsync    Python learns of the handle by the first of these, and makes its own part of it then
  *   releasedir, release         of a handle that Python never heard of: answered here; else as before
+ *   readdirplus    an entry of generation NAME_ONLY has no attributes: the kernel asks for them when somebody wants them
  *   getattr        answered here as Python did last, as long as it has changed nothing at all since (ctxfs_changes). With its writeback
  *                  cache the kernel asks after each close of a file (fuse_flush in Linux).
  *
@@ -27,6 +28,7 @@
 #endif
 
 #define SERIAL_SHIFT 40
+#define NAME_ONLY UINT64_MAX
 
 /* Numbers and their counts: a hash table with open addressing, never more than half full. A count of 0 is not there. */
 struct table {
@@ -53,6 +55,7 @@ static struct { uint64_t ino, changes; double timeout; struct stat attr; } attrs
 static struct {
     struct fuse_session *(*session_new)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
     int (*reply_attr)(fuse_req_t, const struct stat *, double);
+    size_t (*add_entry)(fuse_req_t, char *, size_t, const char *, const struct fuse_entry_param *, off_t);
 } libfuse;
 
 static size_t slot_of(const struct table *table, uint64_t number)
@@ -246,11 +249,22 @@ int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
     return libfuse.reply_attr(req, attr, timeout);
 }
 
+/* An entry without a node number says nothing but name, number and type (fuse_direntplus_link in Linux). */
+size_t fuse_add_direntry_plus(fuse_req_t req, char *buffer, size_t size, const char *name, const struct fuse_entry_param *entry, off_t next)
+{
+    if (entry->generation != NAME_ONLY)
+        return libfuse.add_entry(req, buffer, size, name, entry, next);
+    struct fuse_entry_param plain_entry = *entry;
+    plain_entry.ino = plain_entry.generation = 0;
+    return libfuse.add_entry(req, buffer, size, name, &plain_entry, next);
+}
+
 struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t size, void *data)
 {
     *(void **)&libfuse.session_new = dlsym(RTLD_NEXT, "fuse_session_new");
     *(void **)&libfuse.reply_attr = dlsym(RTLD_NEXT, "fuse_reply_attr");
-    if (!libfuse.session_new || !libfuse.reply_attr)
+    *(void **)&libfuse.add_entry = dlsym(RTLD_NEXT, "fuse_add_direntry_plus");
+    if (!libfuse.session_new || !libfuse.reply_attr || !libfuse.add_entry)
         return NULL;
     struct fuse_lowlevel_ops changed;
     memset(&changed, 0, sizeof changed);

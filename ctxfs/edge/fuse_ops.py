@@ -14,6 +14,9 @@ LIBRARY = '_ctxfs_fuse_ops'
 #: of a handle that the library made, the bits above number it, those below are the inode; numbers below 1 << SERIAL_SHIFT are Python's
 SERIAL_SHIFT = 40
 
+#: generation of an entry of a directory that is answered without attributes, which pyfuse3 cannot say
+NAME_ONLY = (1 << 64) - 1
+
 
 def _load() -> ctypes.CDLL | None:
     found = importlib.util.find_spec(LIBRARY)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -115,23 +115,26 @@ class Chooser:
         say: whatever the store does, the mount has its policy."""
         if self._chosen is None or (self._given is None and self._browser is None):
             return ''
-        name = f'--browser {self._browser}' if self._given is None else self._given.origin
+        name, chosen = f'--browser {self._browser}' if self._given is None else self._given.origin, self._chosen.policy
         try:
-            self.is_kept = not read_only and save_policy(store, context.id, policy_to_bytes(self._chosen.policy), only_if_none=True)
-            if self.is_kept or self._is_stored(store, context):
-                return ''
+            found = self._stored(store, context)        # first: most mounts bring the policy that is there
+            if found is None and not read_only:
+                self.is_kept = save_policy(store, context.id, policy_to_bytes(chosen), only_if_none=True)
+                found = chosen if self.is_kept else self._stored(store, context)
         except CtxfsError as e:
             return f'this mount uses {name}, which could not be stored with context {context.name}: {e}'
+        if found is None or found == chosen:
+            return ''
         return (f'this mount uses {name}; context {context.name} has another policy stored with it, '
                 f'which ctxfs policy set {context.name} {"FILE" if self._browser else name} would replace')
 
-    def _is_stored(self, store: ObjectStore, context: ContextRecord) -> bool:
-        """Whether the context's policy is ours; for a read-only mount, which stores nothing, none will do."""
+    @staticmethod
+    def _stored(store: ObjectStore, context: ContextRecord) -> SyncPolicy | Literal['unreadable'] | None:
         try:
             found = stored(store, context)
         except UsageError:
-            return False
-        return found is None or (self._chosen is not None and found.policy == self._chosen.policy)
+            return 'unreadable'
+        return None if found is None else found.policy
 
 
 def fitted(choice: Choice, context: ContextRecord, mode: str) -> Choice:

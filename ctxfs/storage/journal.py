@@ -271,12 +271,14 @@ class Journal:
             sql, args = f'{sql} AND key <= ?', [after, last]
         return {row[0]: row[1:] for row in self._db.rows(sql, args)}
 
-    def hint_quantiles(self, parts: int, *, least: int) -> list[str]:
-        """Keys that cut the hints into so many parts of like size; none where a part would have fewer than `least`."""
-        count = self._db.row('SELECT count(*) FROM hint')[0]
-        if count < parts * least:
+    def hint_quantiles(self, parts: int, *, page: int) -> list[str]:
+        """Keys that cut the objects that hints name into so many parts of like size, each but the last of whole pages; none where a part would have
+        less than a page."""
+        count = self._db.row("SELECT count(*) FROM hint WHERE etag <> ''")[0]
+        if count < parts * page:
             return []
-        return [self._db.row('SELECT key FROM hint ORDER BY key LIMIT 1 OFFSET ?', (count * part // parts,))[0] for part in range(1, parts)]
+        return [self._db.row("SELECT key FROM hint WHERE etag <> '' ORDER BY key LIMIT 1 OFFSET ?", (count * part // parts // page * page - 1,))[0]
+                for part in range(1, parts)]
 
     def hints_are_few(self, after: str, last: str, most: int) -> bool:
         """Whether there are no more than so many with after < key <= last."""

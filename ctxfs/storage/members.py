@@ -73,6 +73,11 @@ def is_member(etag: str) -> bool:
     return etag.startswith(_PREFIX)
 
 
+def is_file(etag: str) -> bool:
+    """Whether this is the etag of a member with a file's content."""
+    return etag.startswith(f'{_PREFIX}f-')
+
+
 def hash_in(etag: str) -> str:
     """The SHA-256 that a member's etag tells."""
     return etag[len(_PREFIX) + 2:]

@@ -38,7 +38,7 @@ from ctxfs.storage.registry_entries import ID_PATTERN as ID_PATTERN
 from ctxfs.storage.registry_entries import IDS as IDS
 from ctxfs.storage.registry_entries import MAX_RECORD as MAX_RECORD
 from ctxfs.storage.registry_entries import NAMES as NAMES
-from ctxfs.storage.registry_entries import Claim, checked, converted, encoded, json_at, new_id
+from ctxfs.storage.registry_entries import Claim, checked, converted, encoded, json_at, new_id, seconds_of
 from ctxfs.storage.registry_entries import ContextRecord as ContextRecord
 from ctxfs.storage.registry_entries import check_name as check_name
 from ctxfs.storage.registry_entries import context_prefix as context_prefix
@@ -52,6 +52,8 @@ MAX_SUGGESTIONS = 10_000
 ABSENT = Condition(absent=True)
 #: longer than anybody takes from looking for a claim to having written one
 SETTLE_SECONDS = 3.0
+#: seconds by which the time of the last use may be behind
+USED_JUST_NOW = 600.0
 _ATTEMPTS = 5
 _PAGE = 1000
 
@@ -109,7 +111,8 @@ class Registry:
         """The context with that id or name; also one that no registry knows but that has files (filled by other tools), or an id whose
         prefix may be listed by credentials that do not reach the registry. Raises NotFound with the nearest name."""
         try:
-            found = self._record(reference) or self._by_name(reference)
+            ways = (self._record, self._by_name) if ID_PATTERN.fullmatch(reference) else (self._by_name, self._record)
+            found = ways[0](reference) or ways[1](reference)
         except Denied:
             # whoever may look into the prefix of an id has that context, also while it is empty
             if not self._has_files(reference) and not ID_PATTERN.fullmatch(reference):
@@ -136,10 +139,12 @@ class Registry:
         """The record of that id as it is now; None where no registry knows it."""
         return self._record(context_id)
 
-    def touch(self, context_id: str) -> None:
-        """Note that the context is used now. Two hosts at once: either time is right, so a lost race is no failure. A context without a
-        record, or one that we may not write, has no such time."""
-        key = IDS + context_id
+    def touch(self, context: ContextRecord) -> None:
+        """Note that the context is used now, unless it says so for the last minutes: three requests. Two hosts at once: either time is right,
+        so a lost race is no failure. A context without a record, or one that we may not write, has no such time."""
+        if abs(self._clock() - seconds_of(context.last_used_at)) < USED_JUST_NOW:
+            return
+        key = IDS + context.id
         try:
             info = self._store.head(key)
             value = json_at(self._store, key, etag=info.etag)

@@ -5,6 +5,7 @@ beyond the reading of one object.
 """
 from __future__ import annotations
 
+import calendar
 import hashlib
 import re
 import secrets
@@ -107,6 +108,14 @@ def escape_name(name: str) -> str:
 
 def iso_now(clock: Callable[[], float] = time.time) -> str:
     return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(clock()))
+
+
+def seconds_of(text: str) -> float:
+    """When `iso_now` said so (Unix seconds); 0 for what it never says."""
+    try:
+        return float(calendar.timegm(time.strptime(text, '%Y-%m-%dT%H:%M:%SZ')))
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def encoded(value: msgspec.Struct) -> bytes:

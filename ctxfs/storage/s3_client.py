@@ -1,7 +1,7 @@
-"""Signed requests to one bucket, and the only module that knows boto3 and botocore.
+"""Signed requests to one bucket.
 
-Owns credentials (also their renewal), region, endpoint, addressing, what is tried again at once, and the one place where what boto raises
-becomes an error of ctxfs. It must not know conditions, capabilities or the store's prefix: keys here are the bucket's.
+Owns credentials (also their renewal), region, endpoint, addressing, and what is tried again at once. It must not know conditions, capabilities or the
+store's prefix: keys here are the bucket's. boto3's ways to find credentials and configuration are s3_boto.py's, imported where they are needed.
 
 Requests take their credentials from botocore, are signed by `s3_sign` and sent over `s3_http`: boto3's client costs about 1 ms of CPU for
 each, this 0.2 ms.
@@ -16,15 +16,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
-
-import boto3
-import botocore.config
-import botocore.exceptions
-import botocore.httpsession
 
 import ctxfs
 from ctxfs.errors import CtxfsError, Denied, RemoteUnavailable, UsageError
@@ -65,16 +60,18 @@ class S3Client:
         self.bucket = bucket
         self._timeouts = Timeouts() if silence is None else Timeouts(connect=min(Timeouts().connect, silence), read=silence)
         self._profile = profile
+        self._boto: Any = None
         with translate('the AWS configuration', bucket):
-            self._session = boto3.Session(profile_name=profile)
+            if profile is not None:
+                self._session()     # one that is not there is told at once
             given = endpoint or os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
-            self.region = region or _region_of(given) or self._session.region_name or 'us-east-1'
-            self._service_url = (given or _aws_endpoint(self._session, self.region)).rstrip('/')
+            self.region = region or _region_of(given) or os.environ.get('AWS_DEFAULT_REGION') or self._session().region_name or 'us-east-1'
+            self._service_url = (given or self._aws_endpoint()).rstrip('/')
         self._is_virtual = _is_virtual(addressing, self._service_url, bucket)
         origin, self._base = _split_endpoint(self._service_url, bucket, self._is_virtual)
         self.endpoint = origin
         self._traffic = traffic or Traffic()
-        self._pool = HttpPool(origin, ca_file=_ca_file(), traffic=self._traffic)
+        self._pool = HttpPool(origin, ca_file=_ca_file() if origin.startswith('https') else None, traffic=self._traffic)
         self._host = origin.partition('//')[2]
         self._sign_body = origin.startswith('http://')
         self._encrypted = encryption_headers(sse, self._service_url) if sse else {}
@@ -178,8 +175,20 @@ class S3Client:
             frozen = self._credentials.get_frozen_credentials()
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
-    def _find(self, session: Any) -> Any:
-        return find_credentials(session.get_credentials, endpoint=self._service_url, has_profile=self._profile is not None, env=os.environ)
+    def _session(self) -> Any:
+        """boto3's, made when it is first needed."""
+        if self._boto is None:
+            from ctxfs.storage.s3_boto import new_session
+            self._boto = new_session(self._profile)
+        return self._boto
+
+    def _aws_endpoint(self) -> str:
+        from ctxfs.storage.s3_boto import aws_endpoint
+        return aws_endpoint(self._session(), self.region)
+
+    def _find(self, session: Callable[[], Any]) -> Any:
+        return find_credentials(lambda: session().get_credentials(), endpoint=self._service_url, has_profile=self._profile is not None,
+                                env=os.environ)
 
     def _renewed_credentials(self, refused: Credentials, what: str) -> Credentials | None:
         """Others than those that were refused, if there are any: a file that somebody has written anew is read by botocore only once. None
@@ -190,14 +199,15 @@ class S3Client:
             self._renewed_at = time.monotonic()
             try:
                 with translate(what, self.bucket):
-                    session = boto3.Session(profile_name=self._profile)
-                    found = self._find(session)
+                    from ctxfs.storage.s3_boto import new_session
+                    session = new_session(self._profile)
+                    found = self._find(lambda: session)
                     frozen = found.get_frozen_credentials() if found is not None else None
             except CtxfsError:
                 return None
             if frozen is None or Credentials(frozen.access_key, frozen.secret_key, frozen.token) == refused:
                 return None
-            self._session, self._credentials = session, found
+            self._boto, self._credentials = session, found
             return self._if_other(refused)
 
     def _if_other(self, refused: Credentials) -> Credentials | None:
@@ -209,23 +219,17 @@ class S3Client:
 
 @contextlib.contextmanager
 def translate(what: str, bucket: str) -> Iterator[None]:
-    """The one place where exceptions of boto3 and botocore become errors of ctxfs."""
+    """Around whatever may be boto3's: its exceptions become errors of ctxfs."""
     try:
         yield
-    except botocore.exceptions.ClientError as exc:
-        status = exc.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
-        error = exc.response.get('Error', {})
-        code = str(error.get('Code', ''))
-        raise error_for(status, '' if code.isdigit() else code, error.get('Message', ''), what=what, bucket=bucket) from exc
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError,
-            botocore.exceptions.CredentialRetrievalError, botocore.exceptions.TokenRetrievalError,
-            botocore.exceptions.UnauthorizedSSOTokenError) as exc:
-        raise Denied(f'{what}: {exc}; check the S3 credentials') from exc
-    except (botocore.exceptions.ProfileNotFound, botocore.exceptions.ConfigParseError, botocore.exceptions.ConfigNotFound,
-            botocore.exceptions.InvalidConfigError, botocore.exceptions.ParamValidationError, ValueError) as exc:
-        raise UsageError(f'{what}: {exc}') from exc
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError) as exc:
-        raise RemoteUnavailable(f'{what}: {exc}') from exc
+    except CtxfsError:
+        raise
+    except Exception as exc:
+        from ctxfs.storage.s3_boto import error_of
+        error = UsageError(f'{what}: {exc}') if isinstance(exc, ValueError) else error_of(exc, what, bucket)
+        if error is None:
+            raise
+        raise error from exc
 
 
 def _kind_of(method: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Kind:
@@ -251,13 +255,6 @@ def _skew(response: Response) -> float:
 
 def content_md5(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode('ascii')
-
-
-def _aws_endpoint(session: Any, region: str) -> str:
-    """AWS's own endpoint, by the partition of the region (amazonaws.com, amazonaws.com.cn …)."""
-    partition = session.get_partition_for_region(region) if region else 'aws'
-    suffix = 'amazonaws.com.cn' if partition == 'aws-cn' else 'amazonaws.com'
-    return f'https://s3.{region}.{suffix}'
 
 
 def _region_of(endpoint: str | None) -> str | None:
@@ -307,6 +304,9 @@ def _split_endpoint(endpoint: str, bucket: str, is_virtual: bool) -> tuple[str, 
     return origin, f'{path}/' if is_virtual else f'{path}/{quote(bucket, safe=_SAFE)}/'
 
 
-def _ca_file() -> str | None:
-    """AWS_CA_BUNDLE, or the authorities that come with botocore (a small system may have none of its own)."""
-    return os.environ.get('AWS_CA_BUNDLE') or botocore.httpsession.get_cert_path(True)
+def _ca_file() -> str:
+    """AWS_CA_BUNDLE, or the authorities that come with botocore."""
+    if given := os.environ.get('AWS_CA_BUNDLE'):
+        return given
+    from ctxfs.storage.s3_boto import authorities
+    return authorities()

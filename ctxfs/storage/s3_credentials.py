@@ -30,14 +30,22 @@ class Fixed(NamedTuple):
         return self
 
 
+def environment_keys(env: Mapping[str, str]) -> Fixed | None:
+    """What boto3 would find first, and without looking anywhere else: keys in the environment that never expire (botocore's EnvProvider)."""
+    if any(env.get(name) for name in ('AWS_PROFILE', 'AWS_DEFAULT_PROFILE', 'AWS_CREDENTIAL_EXPIRATION')):
+        return None
+    key, secret = env.get('AWS_ACCESS_KEY_ID'), env.get('AWS_SECRET_ACCESS_KEY')
+    return Fixed(key, secret, env.get('AWS_SECURITY_TOKEN') or env.get('AWS_SESSION_TOKEN') or None) if key and secret else None
+
+
 def find_credentials(find: Callable[[], Any], *, endpoint: str, has_profile: bool, env: Mapping[str, str]) -> Any:
     """What has `get_frozen_credentials()`, or None. `find`: what boto3 finds. Raises Denied for variables of which one is missing."""
     if has_profile:
         return find()
     if (urlsplit(endpoint).hostname or '').endswith('.aliyuncs.com'):
         is_aws = bool(env.get('AWS_ACCESS_KEY_ID') or env.get('AWS_PROFILE'))
-        return _of(env, OSS) or (None if is_aws else _of(env, ALIBABA)) or find()
-    return find() or _of(env, OSS) or _of(env, ALIBABA)
+        return _of(env, OSS) or (None if is_aws else _of(env, ALIBABA)) or environment_keys(env) or find()
+    return environment_keys(env) or find() or _of(env, OSS) or _of(env, ALIBABA)
 
 
 def _of(env: Mapping[str, str], names: tuple[str, str, str]) -> Fixed | None:

@@ -246,6 +246,11 @@ class TreeDB(TreeConnection):
         """Inodes without a name (open-unlinked when the daemon ended)."""
         return [row[0] for row in self.rows('SELECT ino FROM inode WHERE nlink = 0')]
 
+    def without_name(self, inos: Iterable[int]) -> list[int]:
+        """Which of these have none."""
+        wanted = list(inos)
+        return [row[0] for row in self.rows(f'SELECT ino FROM inode WHERE nlink = 0 AND ino IN ({",".join("?" * len(wanted))})', wanted)]
+
     def local_inos(self) -> list[int]:
         """Inodes that stay on this host, directories not among them."""
         return [row[0] for row in self.rows('SELECT ino FROM inode WHERE local AND (mode & 61440) <> 16384')]

@@ -15,7 +15,7 @@ from ctxfs.storage.block_cache import BlockCache, CachedRange, FoundBlock
 from ctxfs.storage.journal import Known
 from ctxfs.storage.members import Place
 from ctxfs.sync.pool import Priority, TransferPool
-from ctxfs.sync.protocol import Fetch, Hydrate, Operation
+from ctxfs.sync.protocol import Fetch, Hydrate, Operation, WarmItem
 
 R = TypeVar('R')
 
@@ -29,18 +29,22 @@ class RemoteContentLoader:
 
     def __init__(self, pool: TransferPool, *, prefix: str, answer_seconds: float = STORE_TIMEOUT,
                  place_of: Callable[[Known], Place | None] = lambda source: None,
+                 neighbours_of: Callable[[Known], list[WarmItem]] = lambda source: [],
                  follow: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint) -> None:
-        """`place_of`: where a member's bytes are; raises RemoteChanged. `follow`: learns whether that has changed."""
+        """`place_of`: where a member's bytes are; raises RemoteChanged. `neighbours_of`: what is fetched with one. `follow`: learns whether that has
+        changed."""
         self._pool = pool
         self._prefix = prefix
         self._answer_seconds = answer_seconds
         self._place_of = place_of
+        self._neighbours_of = neighbours_of
         self._follow = follow
 
     async def fetch(self, source: Known, start: int, count: int) -> None:
         """See core.ports.RemoteContent."""
-        await self._of_its_place(source, lambda place: Fetch(key=self._prefix + source.key, etag=source.etag, size=source.size, start=start,
-                                                             count=count, place=place))
+        await self._of_its_place(source, lambda place: Fetch(
+            key=self._prefix + source.key, etag=source.etag, size=source.size, start=start, count=count, place=place,
+            neighbours=self._neighbours_of(source) if place is not None else []))
 
     async def hydrate(self, source: Known, path: str) -> None:
         """See core.ports.RemoteContent."""

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: records in one index segment: to encode it takes 10 ms of the loop
 SEGMENT_RECORDS = 2_500
+#: tombstones in one, which have no attributes
+SEGMENT_TOMBSTONES = 6_000
 #: rows looked at without a pause: about 3 ms of the loop
 SLICE = 50
 #: objects in one batch delete (S3's limit)
@@ -91,7 +93,7 @@ class Finisher:
 
     async def announce_deletes(self) -> None:
         """Tombstones for what is deleted: a segment of their own, only where there were deletes."""
-        while rows := self._journal.unannounced(SEGMENT_RECORDS):
+        while rows := self._journal.unannounced(SEGMENT_TOMBSTONES):
             await self._write_segment([IndexRecord(path=key, changed_ns=deleted_ns) for key, deleted_ns in rows])
             crash_point('announce-after-segment')
             with self._db.transaction():

@@ -127,17 +127,6 @@ class ListPages(Operation[ListDone], frozen=True, kw_only=True, array_like=True,
     stop_after: str = ''
 
 
-class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, tag=True):
-    """Bring blocks [start, start + count) of the version `etag` of `size` bytes into the block cache. RemoteChanged when the object is
-    another version by now. `place`: where it lies if it is a member, the archive by its full key."""
-    key: str
-    etag: str
-    size: int
-    start: int = 0
-    count: int = 1
-    place: Place | None = None
-
-
 class WarmItem(Message, frozen=True, kw_only=True, array_like=True):
     """Blocks [start, start + count) of one version; `count` 0: to its end. `place` as in Fetch."""
     key: str
@@ -146,6 +135,19 @@ class WarmItem(Message, frozen=True, kw_only=True, array_like=True):
     start: int = 0
     count: int = 0
     place: Place | None = None
+
+
+class Fetch(Operation[FetchDone], frozen=True, kw_only=True, array_like=True, tag=True):
+    """Bring blocks [start, start + count) of the version `etag` of `size` bytes into the block cache. RemoteChanged when the object is
+    another version by now. `place`: where it lies if it is a member, the archive by its full key; `neighbours`: members of the same
+    archive that come along, as far as they are missing."""
+    key: str
+    etag: str
+    size: int
+    start: int = 0
+    count: int = 1
+    place: Place | None = None
+    neighbours: list[WarmItem] = []
 
 
 class Warm(Operation[WarmDone], frozen=True, kw_only=True, array_like=True, tag=True):

@@ -57,6 +57,8 @@ class Reconciler:
         self._describer = Describer(db, journal, invalidator, defaults=defaults)
         self.describe, self.describe_by = self._describer.describe, self._describer.describe_by
         self.directories = ChangedDirectories(db, journal, invalidator)
+        #: until then there may be records that say more of what is listed
+        self.is_index_read = True
         #: names so far: 'created', 'changed', 'removed'
         self.counts: Counter[str] = Counter()
         self.obstructed = Obstructed()
@@ -252,7 +254,7 @@ class Reconciler:
         now = info.mtime_ns if info is not None else time.time_ns()
         made = ObjectInfo(key=key, size=0, etag='', mtime_ns=now)
         inode = self._describer.new_inode(made, self._describer.valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._describer.umask))
-        if not inode.attrs_known:
+        if not inode.attrs_known and self.is_index_read:
             inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
         self._gating.place(inode, parent, name)     # local where it only leads to what is synced
         self._db.store_all(inode)
@@ -282,6 +284,19 @@ class Reconciler:
         if hint is None and self._journal.hint(info.key) is None and self._journal.pending_row(ino) is None:
             self._db.execute('UPDATE inode SET attrs_known = 0 WHERE ino = ?', (ino,))
             inode.attrs_known = 0
+
+    def describe_by_index(self, inodes: Iterable[Inode]) -> None:
+        """What was listed before the index was read gets what its records say, as far as there are any."""
+        with self._db.transaction():
+            for inode in inodes:
+                if inode.is_dir and inode.nlink:
+                    key = self._db.dir_key(inode.ino)
+                    if (hint := self._journal.hint(key)) is not None:
+                        self.describe_directories([(key, _decode_record(hint[2]))])
+                    continue
+                for known in self._journal.objects_of(inode.ino):
+                    if (hint := self._journal.hint(known.key)) is not None:
+                        self._take_over(known, hint)
 
     def apply_directory_hints(self, after: str, limit: int) -> str | None:
         """Attributes of directories that other hosts changed; returns where to go on, None at the end."""

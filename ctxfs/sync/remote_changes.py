@@ -196,7 +196,7 @@ class RemoteChanges:
     async def list_all_at_once(self) -> None:
         """The same as `list_all` for who waits: where the index says what there is, in parts of it side by side, because a page is asked for by what
         the one before ended with. Raises the first failure; the other parts have come to their end then."""
-        bounds: list[str | None] = ['', *self._journal.hint_quantiles(PARTS, least=PAGE), None]
+        bounds: list[str | None] = ['', *self._journal.hint_quantiles(PARTS, page=PAGE), None]
         if len(bounds) == 2:
             await self.list_all(priority=Priority.INTERACTIVE)
             return

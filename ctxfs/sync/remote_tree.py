@@ -9,8 +9,9 @@ Where the mount before this one listed the whole less than LIST_SECONDS ago, `ru
 what other hosts did since, and other tools' doings are found by the next whole listing, when it is due.
 
 A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
-that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself. Where an earlier
-mount had listed the whole, and the store does not answer this one, programs get the tree as it was known then; what changed since follows.
+that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself: names at once, while
+attributes wait until the index is read (of a million files that takes 10 s, and asking for each is worse). Where an earlier mount had listed
+the whole, and the store does not answer this one, programs get the tree as it was known then; what changed since follows.
 """
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ from ctxfs.sync.remote_index import RemoteIndex
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.25
+#: for a stretch of the listing under way that comes near
+NEAR_SECONDS = 1.0
 #: with more objects than this in the index the whole is not waited for
 MANY = 3 * PAGE
 #: how often the whole of a context of more than PAGE objects is listed: what tools do that write no index is seen by nothing else
@@ -62,7 +65,7 @@ class RemoteTreeLoader:
         self._doubt = doubt
         self._prefix = prefix
         self._answer_seconds = answer_seconds
-        self.is_complete = False
+        self.is_complete = self.is_described = reconciler.is_index_read = False
         self.error: CtxfsError | None = None
         #: looks for changes since, and when the last one came to its end (Unix seconds); poller.py counts
         self.polls = 0
@@ -91,9 +94,10 @@ class RemoteTreeLoader:
                 self.changes.go_on_from()
                 await self._until_it_works(self.changes.follow_log)
                 await self._until_it_works(self.changes.read_new_segments)
+                self._note_index()
             else:
                 await self._until_it_works(self.changes.read_index)
-                self._index_read.set()
+                self._note_index()
                 if not self._journal.hints_are_few('', LAST, MANY):
                     self._grace.set()
                 await self._until_it_works(self.changes.list_all_at_once)
@@ -113,6 +117,16 @@ class RemoteTreeLoader:
         if self._was_complete:
             self._reconciler.directories.is_live = True
             self._falls_back.set()
+            self._describe_now()
+
+    def _note_index(self) -> None:
+        self._reconciler.is_index_read = True
+        self._describe_now()
+
+    def _describe_now(self) -> None:
+        """What the tree does not have is asked for, each by itself."""
+        self.is_described = True
+        self._index_read.set()
 
     async def _end_grace(self) -> None:
         await trio.sleep(GRACE_SECONDS)
@@ -175,8 +189,9 @@ class RemoteTreeLoader:
                 nursery.start_soon(self._cancel_when, self._complete, nursery.cancel_scope)
                 nursery.start_soon(self._cancel_when, self._falls_back, nursery.cancel_scope)
                 await self._grace.wait()
-                await self._index_read.wait()
-                with trio.move_on_after(GRACE_SECONDS):
+                if self._mirror is not None:
+                    await self._index_read.wait()       # names of members are in the archive log, which is read with it
+                with trio.move_on_after(NEAR_SECONDS):
                     await self._wait_for_listing(directory)
                 await self._list_one(directory)
                 nursery.cancel_scope.cancel()
@@ -211,7 +226,6 @@ class RemoteTreeLoader:
                 continue
             self._listing[directory.ino] = trio.Event()
             try:
-                await self._index_read.wait()
                 await self._list_level(directory)
             except CtxfsError as error:
                 log.warning('cannot list a directory yet: %s', error)
@@ -251,12 +265,16 @@ class RemoteTreeLoader:
 
     async def ensure_attrs(self, inodes: Iterable[Inode]) -> None:
         """See core.ports.RemoteTree."""
-        wanted = [inode for inode in inodes if not inode.attrs_known]
+        wanted = unknown = [inode for inode in inodes if not inode.attrs_known]
         with trio.move_on_after(self._answer_seconds):
+            if not self.is_complete:
+                await self._index_read.wait()
+                self._reconciler.describe_by_index(unknown)
+                wanted = [inode for inode in unknown if not inode.attrs_known and inode.nlink]     # else it became a link of another
             async with trio.open_nursery() as nursery:
                 for start in range(0, len(wanted), HEADS):
                     nursery.start_soon(self._head, wanted[start:start + HEADS])
-        if any(not inode.attrs_known for inode in wanted):
+        if any(not inode.attrs_known and inode.nlink for inode in unknown):
             raise self._unavailable()
 
     async def _head(self, inodes: list[Inode]) -> None:

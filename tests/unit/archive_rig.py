@@ -38,6 +38,7 @@ from ctxfs.sync.context_mode import ModeRecorder
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.localise import Localiser
+from ctxfs.sync.member_readahead import MemberReadahead
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.remote_tree import RemoteTreeLoader
@@ -87,7 +88,8 @@ class ArchiveDisk(Disk):
         self.engine = UploadEngine(db, journal, rounds=rounds, finisher=self.finisher, remote=self.remote, tasks=self.tasks, spawn=self.spawn)
         self.schedule._engine = self.engine
         self.room._flush = self.engine.flush
-        content = RemoteContentLoader(pool, prefix=PREFIX, place_of=self.mirror.place_of, follow=self.mirror.catch_up, answer_seconds=1.0)
+        content = RemoteContentLoader(pool, prefix=PREFIX, place_of=self.mirror.place_of, follow=self.mirror.catch_up, answer_seconds=1.0,
+                                      neighbours_of=MemberReadahead(self.mirror, prefix=PREFIX).neighbours)
         self.blocks = BlockReader(ContextCache(self.workers.context.cache, prefix=PREFIX), content, block_size=BLOCK_SIZE, spawn=self.spawn,
                                   refresh=self.remote.refresh)
         contents = Contents(db, journal, staging, blocks=self.blocks, remote=content, room=self.room)

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import trio
 
-from ctxfs.errors import NotFound, Unanswered, Unsupported
+from ctxfs.errors import NotFound, RemoteUnavailable, Unanswered, Unsupported
 from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
 from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
+from ctxfs.storage.archive_log_format import ARCHIVE_DIR
 from ctxfs.storage.inode import Content
 from ctxfs.sync import get_files, put_files
 from ctxfs.sync.archive_log import ArchiveLog
@@ -69,6 +70,49 @@ def test_a_flush_is_one_commit_that_another_host_sees_whole(pair) -> None:
         assert two.inode_at(b'hard') is two.inode_at(b'd1', b'f1') and two.inode_at(b'hard').nlink == 2
         assert stat.S_IMODE(two.inode_at(b'empty').mode) == 0o711
         assert one.unpacked() == {path: what[3] for path, what in (await one.tree()).items() if not path.endswith('/')}
+    pair(scenario)
+
+
+def test_whoever_reads_file_after_file_gets_the_neighbours_too(pair) -> None:
+    """Some of hundreds of reads ask for something, of others everything is there; one that jumps about gets what he reads."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        count = 400
+        for number in range(count):
+            await one.write(f'd{number // 100}/f{number:03}', b'content %d' % number)
+        await one.flush()
+        await two.look()
+        two.asked.clear()
+        for number in range(count):
+            assert await two.read(f'd{number // 100}/f{number:03}') == b'content %d' % number
+        asked = [operation for operation in two.asked if isinstance(operation, Fetch)]
+        assert len(asked) < 10 and [len(operation.neighbours) for operation in asked][:4] == [0, 15, 31, 63]
+        assert count <= sum(1 + len(operation.neighbours) for operation in asked) < 2 * count
+        other = ArchiveDisk(one.directory / 'third', bucket=one.directory.parent / 'bucket', host='three')
+        async with other.mounted():
+            for number in range(0, count, 40):
+                assert await other.read(f'd{number // 100}/f{number:03}') == b'content %d' % number
+            assert all(not operation.neighbours for operation in other.asked if isinstance(operation, Fetch))
+        other.close()
+    pair(scenario)
+
+
+def test_a_bad_neighbour_is_not_the_readers_matter(pair) -> None:
+    """Only who reads it hears of it."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for name in 'abc':
+            await one.write(name, os.urandom(5000))
+        await one.flush()
+        await two.look()
+        await two.read('a')
+        name, = one.archives()
+        file = one.directory.parent / 'bucket' / PREFIX / ARCHIVE_DIR / name
+        place = two.mirror.rows.get('c').place
+        data = bytearray(file.read_bytes())
+        data[place.offset + 100] ^= 1
+        file.write_bytes(data)
+        assert await two.read('b') == await one.read('b')
+        with pytest.raises(RemoteUnavailable):
+            await two.read('c')
     pair(scenario)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -128,7 +131,8 @@ def test_an_instances_role(metadata: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize('env, is_found, wanted', [
-    (OSS_ENV | AWS_ENV | ALIBABA_ENV, True, 'oss'), (AWS_ENV | ALIBABA_ENV, True, 'boto'), (ALIBABA_ENV, True, 'alibaba'),
+    (OSS_ENV | AWS_ENV | ALIBABA_ENV, True, 'oss'), (AWS_ENV | ALIBABA_ENV, True, AWS_ENV['AWS_ACCESS_KEY_ID']),
+    (AWS_ENV | {'AWS_PROFILE': 'p'}, True, 'boto'), (AWS_ENV | {'AWS_CREDENTIAL_EXPIRATION': '2030'}, True, 'boto'), (ALIBABA_ENV, True, 'alibaba'),
     (ALIBABA_ENV | {'AWS_PROFILE': 'p'}, True, 'boto'), ({}, True, 'boto'), ({}, False, None)])
 def test_the_order_at_alibaba(env: dict[str, str], is_found: bool, wanted: str | None) -> None:
     """What is named for it first."""
@@ -144,6 +148,23 @@ def test_the_order_elsewhere() -> None:
     """Keys of Alibaba are shown to another server only where there are none of its own."""
     assert find_credentials(lambda: Fixed('boto', 's', None), endpoint=OTHER, has_profile=False, env=OSS_ENV | ALIBABA_ENV).access_key == 'boto'
     assert find_credentials(lambda: None, endpoint=OTHER, has_profile=False, env=ALIBABA_ENV).access_key == 'alibaba'
+
+
+def test_keys_of_the_environment_need_no_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be half a second of each command, and 40 MB of each worker. Signed with what is there; a profile is boto3's to read."""
+    code = ('import sys; from ctxfs.storage.stores import open_store; store = open_store(sys.argv[1]); store.list("x"); '
+            'sys.exit("boto3" in sys.modules)')
+    with FakeS3() as fake:
+        for env, wanted in ((AWS_ENV, 0), ({**AWS_ENV, 'AWS_SESSION_TOKEN': 't'}, 0), ({**AWS_ENV, 'AWS_EC2_METADATA_DISABLED': 'true',
+                                                                                         'AWS_CREDENTIAL_EXPIRATION': '2100-01-01T00:00:00Z'}, 1)):
+            for name in os.environ:
+                if name.startswith('AWS_'):
+                    monkeypatch.delenv(name)
+            for name, value in env.items():
+                monkeypatch.setenv(name, value)
+            assert subprocess.run([sys.executable, '-c', code, fake.url], check=False).returncode == wanted
+            assert fake.requests[-1].headers.get('x-amz-security-token') == env.get('AWS_SESSION_TOKEN')
+            assert f'Credential={AWS_ENV["AWS_ACCESS_KEY_ID"]}/' in fake.requests[-1].headers['authorization']
 
 
 def test_half_of_a_pair_is_named() -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 
+import msgspec
 import pytest
 
 from ctxfs.errors import Corrupted, Denied, NotFound, RemoteUnavailable, UsageError
@@ -126,7 +127,7 @@ def test_credentials_for_one_prefix_are_enough(store):
     store.put(f'{made.prefix}a.txt', b'x')
     scoped = Registry(Limited(store, lambda verb, key: key.startswith(made.prefix)))
     assert scoped.find(made.id).id == made.id
-    scoped.touch(made.id)
+    scoped.touch(msgspec.structs.replace(made, last_used_at=''))
     with pytest.raises(Denied):
         scoped.find('scoped')
 
@@ -153,9 +154,22 @@ def test_touch_keeps_what_it_does_not_know(store):
     made = Registry(store, clock=lambda: 0).create('used')
     key = f'.ctxfs/contexts/ids/{made.id}'
     store.put(key, json.dumps({**json.loads(store.get(key)), 'policy': {'x': 1}}).encode())
-    Registry(store, clock=lambda: 60).touch(made.id)
+    Registry(store, clock=lambda: 3600).touch(made)
     assert json.loads(store.get(key)) == {'id': made.id, 'name': 'used', 'createdAt': '1970-01-01T00:00:00Z',
-                                          'lastUsedAt': '1970-01-01T00:01:00Z', 'state': 'available', 'policy': {'x': 1}}
+                                          'lastUsedAt': '1970-01-01T01:00:00Z', 'state': 'available', 'policy': {'x': 1}}
+
+
+def test_a_use_just_after_another_is_not_noted(store):
+    """It would be three requests of each mount. A time of the future, or none at all, is put right."""
+    made = Registry(store, clock=lambda: 10_000).create('used')
+    for now, is_noted in ((10_500, False), (10_700, True), (9_000, True), (9_100, False), (20_000, True)):
+        before = Registry(store).find('used').last_used_at
+        Registry(store, clock=lambda now=now: now).touch(Registry(store).find('used'))
+        assert (Registry(store).find('used').last_used_at != before) is is_noted
+    key = f'.ctxfs/contexts/ids/{made.id}'
+    store.put(key, json.dumps({**json.loads(store.get(key)), 'lastUsedAt': '1970-99-99T99:99:99Z'}).encode())
+    Registry(store, clock=lambda: 30_000).touch(Registry(store).find('used'))
+    assert Registry(store).find('used').last_used_at == '1970-01-01T08:20:00Z'
 
 
 def test_a_damaged_record_is_named(store):

@@ -324,6 +324,7 @@ class VanishingTree:
     """core's RemoteTree whose listing ends while a rename waits for a subtree."""
 
     is_complete = False
+    is_described = True
 
     def __init__(self, ends: Callable[[], None]) -> None:
         self._ends = ends
