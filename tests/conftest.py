@@ -61,8 +61,17 @@ def pytest_configure(config: pytest.Config) -> None:
         GIT_CONFIG_NOSYSTEM='1',
         AWS_EC2_METADATA_DISABLED='true',
     )
+    bound_examples()
     if os.geteuid() != 0:   # what a test left running is known by its environment, which only root sees of a daemon
         os.environ['CTXFS_DUMPABLE'] = '1'
+
+
+def bound_examples() -> None:
+    """Of each property that does not say how many: fewer than hypothesis would draw, more with CTXFS_FUZZ_EXAMPLES, and no bound on time, which is
+    others' on a busy machine."""
+    import hypothesis
+    hypothesis.settings.register_profile('ctxfs', max_examples=int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '30')), deadline=None)
+    hypothesis.settings.load_profile('ctxfs')
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

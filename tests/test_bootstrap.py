@@ -25,8 +25,9 @@ MAX_SHELL_SECONDS = 0.030
 
 
 @pytest.fixture
-def checkout(tmp: Path) -> Path:
-    """Without a virtual environment, in a directory whose name needs quoting."""
+def checkout(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Without a virtual environment, in a directory whose name needs quoting. What pip installs there is used once: it is not compiled ahead."""
+    monkeypatch.setenv('PIP_NO_COMPILE', '1')
     top = tmp / "it's a checkout"
     top.mkdir()
     tmp.chmod(0o755)

@@ -341,7 +341,7 @@ class Mount:
             archiver=archives.archiver(writers, uploader, finisher, self._recycler, self._auditor, asides),
             localiser=Localiser(db, journal, self._gating, stage=lambda inode: self._fs.contents.stage(inode)))
         self._engine = UploadEngine(db, journal, rounds=rounds, finisher=finisher, remote=self._remote, tasks=self._tasks, spawn=spawn,
-                                    harden=self._hardener.harden_local, end_turn=turns.end)
+                                    harden=self._hardener.harden_local, end_turn=turns.end, patience=options.store_timeout)
         self._schedule = UploadScheduler(self._engine, db, journal, rules=self._rules, sync_every=options.sync_every,
                                          publish=self._events.publish)
         self._room = DirtyBound(staging, limit=options.cache_size, flush=self._engine.flush, schedule=self._schedule,

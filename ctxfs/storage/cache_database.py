@@ -107,7 +107,7 @@ class CacheDatabase:
             return self._open_once()
 
     def _open_once(self) -> diskcache.Cache:
-        cache_files.make_directories(self._directory)
+        os.makedirs(self._directory, 0o700, exist_ok=True)
         cache = diskcache.Cache(self._directory, timeout=_LOCK_SECONDS, disk=_Files, eviction_policy=_POLICY, size_limit=self.limit,
                                 cull_limit=16, tag_index=True, statistics=0, sqlite_synchronous=1,
                                 sqlite_mmap_size=0, sqlite_cache_size=PAGES)

@@ -1,7 +1,7 @@
 """The files of the block cache: their names, and how one comes to its place, whole, and is opened.
 
-Owns the layout of the cache directory beside its database: 256 directories, and in them files whose names say which entry they are. It must
-not know keys, versions, the database or what a file's bytes should be.
+Owns the layout of the cache directory beside its database: 256 directories, each made when the first file needs it, and in them files whose names
+say which entry they are. It must not know keys, versions, the database or what a file's bytes should be.
 
     12/12345678…-SIZE-MTIME-RANDOM      the entry's hash in hex; the file's size; its mtime in ns, or 0 where that does not matter
 
@@ -16,11 +16,13 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ctxfs.storage.block_sums import RecentSums, read_exactly, stamp_of, sums_of_file
+
+T = TypeVar('T')
 
 #: a name that could lead anywhere else is none
 _NAME = re.compile(r'([0-9a-f]{2})/(\1[0-9a-f]{30})-(0|[1-9][0-9]{0,18})-(-?[0-9]{1,20})-[0-9a-f]{12}')
@@ -97,11 +99,15 @@ def entry_of(name: str) -> bytes | None:
     return bytes.fromhex(match[2]) if match else None
 
 
-def make_directories(directory: str) -> None:
-    os.makedirs(directory, 0o700, exist_ok=True)
-    for number in range(256):
+def put_in_place(path: str, put: Callable[[], T]) -> T:
+    """`put`, which makes the file `path`; with its directory, where that is not there yet: all 256 of them would cost a first mount more than
+    anything else that it does on the disk. Raises what `put` raises, and FileNotFoundError where the cache is gone."""
+    try:
+        return put()
+    except FileNotFoundError:
         with suppress(FileExistsError):
-            os.mkdir(os.path.join(directory, f'{number:02x}'), 0o700)
+            os.mkdir(os.path.dirname(path), 0o700)
+        return put()
 
 
 def open_file(directory: str, name: str, entry: bytes) -> Opened | None:
@@ -132,7 +138,7 @@ def remove(directory: str, name: str) -> None:
 
 
 def write_file(path: str, data: memoryview) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = put_in_place(path, lambda: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         written = 0
         while written < len(data):
@@ -152,7 +158,7 @@ def take_in(directory: str, entry: bytes, source: str, size: int, recent: Recent
     path = os.path.join(directory, name)
     try:
         try:
-            os.link(source, path)
+            put_in_place(path, lambda: os.link(source, path))
         except FileNotFoundError:
             return None
         except OSError:     # EXDEV, EMLINK, EPERM: another file system, or one without links

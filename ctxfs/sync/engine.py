@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import trio
 
+from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal
@@ -56,9 +57,9 @@ class UploadEngine:
 
     def __init__(self, db: TreeDB, journal: Journal, *, rounds: Rounds, finisher: Finisher, remote: RemoteTreeLoader, tasks: TaskLog,
                  spawn: Spawn, harden: Callable[[], Awaitable[None]] | None = None,
-                 end_turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+                 end_turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint, patience: float = STORE_TIMEOUT) -> None:
         """`harden`: makes durable what the bucket will not have any more (Hardener.harden_local). `end_turn`: awaited after all that may have
-        written to the bucket, before anything else may."""
+        written to the bucket, before anything else may. `patience`: seconds for which a flush that somebody asks for tries again."""
         self._db = db
         self._harden = harden
         self._journal = journal
@@ -67,6 +68,7 @@ class UploadEngine:
         self._remote = remote
         self._tasks = tasks
         self._end_turn = end_turn
+        self._patience = patience
         self.spawn = spawn
         self._lock = trio.Lock()
         self._selection: Selection = Everything()
@@ -77,11 +79,12 @@ class UploadEngine:
 
     # --- flush ----------------------------------------------------------------------------------------------------------------------
 
-    async def flush(self, *, retry_seconds: float = 60.0, is_final: bool = False) -> FlushResult:
+    async def flush(self, *, retry_seconds: float | None = None, is_final: bool = False) -> FlushResult:
         """Upload everything pending; returns when it is done, or when what is left failed for good or for `retry_seconds`. `is_final`: no
         program can change anything any more, so whatever is left is left over, and it goes on for as long as anything gets
         through. Cancelled: only the waiting ends; the upload goes on."""
-        deadline = trio.current_time() + retry_seconds     # also while it waits for its turn
+        # also while it waits for its turn
+        deadline = trio.current_time() + (self._patience if retry_seconds is None else retry_seconds)
         return await self._in_own_task(lambda task: self._flush(task, deadline, is_final), 'upload')
 
     async def flush_finally(self, retry_seconds: float, *, last_seconds: float) -> FlushResult | None:

@@ -3,6 +3,5 @@ from __future__ import annotations
 
 from tests.crash.faulty import faulty
 from tests.mount.conftest import new_site, site
-from tests.mount.executed import executed_hosts
 
-__all__ = ['executed_hosts', 'faulty', 'new_site', 'site']
+__all__ = ['faulty', 'new_site', 'site']

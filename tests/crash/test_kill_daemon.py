@@ -23,6 +23,7 @@ from tests.model import observe
 from tests.model.hosts import IS_DOUBLE, Site
 from tests.model.operations import Side, content
 from tests.model.seeds import first_seed
+from tests.mount.executed import executed_hosts  # noqa: F401
 
 ROUNDS = int(os.environ.get('CTXFS_FUZZ_KILLS', '2'))
 

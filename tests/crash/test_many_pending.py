@@ -12,6 +12,7 @@ import pytest
 
 from tests.crash.watch import children
 from tests.model.hosts import IS_DOUBLE
+from tests.mount.executed import executed_hosts  # noqa: F401
 from tests.mount.sites import MountingHost, site_maker
 
 COUNT = int(os.environ.get('CTXFS_TEST_PENDING', '1200'))

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar('T')
+#: the longest pause between two looks that nobody asked to be rarer
+POLL_MOST = 0.25
 
 
 def eventually(what: str, condition: Callable[[], T], *, seconds: float = 60, every: float = 0.005) -> T:
     """The condition's first true answer; AssertionError naming `what` when there is none in time."""
     end = time.monotonic() + seconds
     while True:
+        began = time.monotonic()
         answer = condition()
         if answer:
             return answer
-        assert time.monotonic() < end, f'not within {seconds} s: {what}'
-        time.sleep(every)
+        now = time.monotonic()
+        assert now < end, f'not within {seconds} s: {what}'
+        time.sleep(max(every, min(now - began, POLL_MOST)))     # a dear question leaves half of the time to who is waited for
 
 
 def is_running(pid: int) -> bool:

@@ -17,12 +17,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxfs import crash_points
 from ctxfs.sync import worker_process
 from tests import conftest, leftovers
 from tests.mount import harness
@@ -33,7 +35,7 @@ _executed_worker = worker_process._spawn
 
 
 class Zygote:
-    """The process that is forked. One command at a time."""
+    """The process that is forked. One command at a time, whoever asks."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
@@ -42,12 +44,14 @@ class Zygote:
                                              cwd=ROOT, env={**os.environ, **environment})
         self._socket = ours
         self._lines = ours.makefile('rb')
+        self._lock = threading.Lock()
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str], *, timeout: float) -> subprocess.CompletedProcess[str]:
         """`ctxfs ARGUMENTS`."""
         request = {'arguments': [*arguments], 'environment': dict(environment), 'timeout': timeout}
-        self._socket.sendall(json.dumps(request).encode() + b'\n')
-        answer = json.loads(self._lines.readline())
+        with self._lock:
+            self._socket.sendall(json.dumps(request).encode() + b'\n')
+            answer = json.loads(self._lines.readline())
         if answer['status'] is None:
             raise subprocess.TimeoutExpired([*arguments], timeout)
         return subprocess.CompletedProcess([*arguments], answer['status'], answer['stdout'], answer['stderr'])
@@ -79,8 +83,13 @@ def shared() -> Zygote:
     return started
 
 
+#: is read when a program begins, which a forked one did long ago
+READ_AT_START = frozenset({crash_points.VARIABLE, 'LD_PRELOAD'})
+
+
 class ForkedHost(MountingHost):
-    """A host as harness.Host, but for its `env`, which commands have and the zygote may differ in."""
+    """A host as harness.Host, but for its `env`, which commands have and the zygote may differ in. What must begin with its environment or its
+    `prefix` is executed all the same."""
 
     def __init__(self, state_dir: Path, *, store: str, zygote: Zygote, env: Mapping[str, str] | None = None) -> None:
         super().__init__(state_dir, store=store, env=env)
@@ -88,6 +97,8 @@ class ForkedHost(MountingHost):
 
     def cli(self, *arguments: str | os.PathLike[str], check: bool = True, env: Mapping[str, str] | None = None,
             timeout: float = harness.TIMEOUT) -> subprocess.CompletedProcess[str]:
+        if self.prefix or READ_AT_START & {*self.env, *(env or {})}:
+            return super().cli(*arguments, check=check, env=env, timeout=timeout)
         words = [*map(os.fspath, arguments), '--store', self.store, '--state-dir', str(self.state_dir)]
         done = self._zygote.run(words, {**os.environ, **self.env, **(env or {})}, timeout=timeout)
         if check and done.returncode:

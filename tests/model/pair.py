@@ -604,10 +604,13 @@ class PairWorld:
         return bool(self._store.list(f'{PREFIX}{path}/').objects)
 
     async def settle(self) -> None:
-        """Everybody flushes and looks, until nothing moves. Raises Violation when that does not end, or they do not agree."""
+        """Everybody flushes, which leaves nothing, then flushes and looks, until nothing moves. Raises Violation when that does not end, or they do
+        not agree."""
         for host in self.hosts:
             for slot in list(host.handles):
                 await self._close(host, slot)
+        for host in self.hosts:
+            await self._flush_finally(host)
         before: Any = None
         for _ in range(SETTLE_ROUNDS):
             for host in self.hosts:
@@ -619,6 +622,12 @@ class PairWorld:
             before = now
         self._check_end()
         await self._check_newcomer()
+
+    async def _flush_finally(self, host: Member) -> None:
+        """As at an unmount: with nothing open here, a store that works, and nobody else at work, it leaves nothing."""
+        result = await host.engine.flush(retry_seconds=60, is_final=True)
+        if not result.ok:
+            raise Violation(f'host{host.number} leaves something when it is unmounted: {result.message}: {self._left(host)}')
 
     def _left(self, host: Member) -> str:
         rows = host.db.rows('SELECT ino, reason, error FROM pending')

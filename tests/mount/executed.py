@@ -1,4 +1,4 @@
-"""For modules whose hosts must be processes of their own from the start: limits, preloaded libraries, crash points in the environment, kills.
+"""For modules whose hosts must be executed as a user does it, from the start: their memory is looked at, or they are killed in every state.
 
 Owns the fixture, which a module gets by importing it. It must not know hosts.
 """
@@ -11,5 +11,5 @@ from tests.mount import sites
 
 @pytest.fixture(autouse=True)
 def executed_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forked host has its environment too late for what is read when the program begins."""
+    """Whatever CTXFS_TEST_FORKED says."""
     monkeypatch.setattr(sites, 'IS_FORKED', False)

@@ -15,8 +15,8 @@ import pytest
 
 from tests.crash.watch import eventually
 from tests.model.hosts import IS_DOUBLE
-from tests.mount.executed import executed_hosts  # noqa: F401
 from tests.mount.harness import Host
+from tests.mount.sites import new_host
 
 pytestmark = pytest.mark.skipif(IS_DOUBLE, reason='says what a mount does, not what any disk does')
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(IS_DOUBLE, reason='says what a mount does, not w
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     (tmp_path / 'at').mkdir()
-    return Host(tmp_path / 'state', store=f'file://{tmp_path}/store')
+    return new_host(tmp_path / 'state', f'file://{tmp_path}/store', {})
 
 
 def lines(log: Path) -> list[dict[str, Any]]:

@@ -180,23 +180,28 @@ def test_removed_elsewhere_while_changed_here(site: Site, prefix: str) -> None:
     assert b'MINE' in everything_kept(site, host, at, prefix)
 
 
+def values(data: bytes) -> set[int]:
+    """Which bytes there are, quickly where they are all one."""
+    return {data[0]} if data.count(data[:1]) == len(data) > 0 else set(data)
+
+
 def test_overwritten_elsewhere_while_it_is_read(site: Site, prefix: str) -> None:
     """One open handle gives the bytes of one version or fails with ESTALE: never the two mixed."""
     bucket = site.bucket()
-    size = 40 << 20
+    size = 24 << 20
     bucket.put(prefix + 'large', b'1' * size)
     host, at = mounted(site)
     pieces = set()
     with open(at / 'large', 'rb', buffering=0) as f:
-        pieces |= set(f.read(1 << 16))
+        pieces |= values(f.read(1 << 16))
         bucket.put(prefix + 'large', b'2' * size)
         try:
             while piece := f.read(1 << 20):
-                pieces |= set(piece)
+                pieces |= values(piece)
         except OSError as e:
             assert e.errno == 116   # ESTALE
     assert pieces in ({ord('1')}, {ord('2')})
     host.unmount(at)
     other, there = mounted(site)
-    assert set((there / 'large').read_bytes()) == {ord('2')}
+    assert values((there / 'large').read_bytes()) == {ord('2')}
     other.unmount(there)

@@ -18,7 +18,7 @@ from tests.crash.watch import eventually, is_running
 from tests.fakes.profiles import provider
 from tests.fakes.s3_server import FakeS3, Hold, Quirk, Request
 from tests.model.hosts import IS_DOUBLE
-from tests.mount.executed import executed_hosts  # noqa: F401
+from tests.mount import harness
 from tests.mount.sites import MountingSite, S3Bucket
 from tests.servers import S3Server
 
@@ -29,7 +29,7 @@ TURN = '.ctxfs/turn/'
 
 
 class Pair:
-    """Two hosts with the context mounted, and what each sees; `sync` runs in a thread."""
+    """Two hosts with the context mounted, and what each sees; `sync` runs in a thread, executed: forked commands come one after the other."""
 
     def __init__(self, fake: FakeS3, env: dict[str, str], work: Path) -> None:
         self.fake = fake
@@ -43,7 +43,7 @@ class Pair:
         eventually('listed', lambda: self.hosts[number].status(self.at[number])['remote']['isComplete'])
 
     def sync(self, number: int) -> Future[subprocess.CompletedProcess[str]]:
-        return self._threads.submit(self.hosts[number].cli, 'sync', str(self.at[number]), check=False)
+        return self._threads.submit(harness.Host.cli, self.hosts[number], 'sync', str(self.at[number]), check=False)
 
     def bodies(self) -> set[bytes]:
         """Of the users' objects."""
@@ -199,7 +199,8 @@ def test_two_hosts_on_a_real_server_keep_what_both_wrote(name: str, tmp_path: Pa
                 (where / 'same').write_bytes(b'%d of host %d' % (number, host))
                 (where / f'own{host}').write_bytes(b'%d' % number)
             # a host may be told that it is the other's turn
-            assert {0} <= {done.returncode for done in threads.map(lambda n: hosts[n].cli('sync', str(at[n]), check=False), (0, 1))} <= {0, 1}
+            done = threads.map(lambda n: harness.Host.cli(hosts[n], 'sync', str(at[n]), check=False), (0, 1))
+            assert {0} <= {sync.returncode for sync in done} <= {0, 1}
     for host, where in zip(hosts, at):
         host.unmount(where)
     bodies = [bucket.body(key) for key in bucket.keys('contexts/') if '/.ctxfs/' not in key]

@@ -23,7 +23,7 @@ import pytest
 from tests.crash.watch import children, eventually, is_running
 from tests.model.hosts import IS_DOUBLE
 from tests.model.processes import Child, Gate, gates
-from tests.mount.executed import executed_hosts  # noqa: F401
+from tests.mount.harness import Host
 from tests.mount.sites import MountingSite, site_maker
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no bucket'), pytest.mark.timeout(150)]
@@ -85,7 +85,7 @@ class Disk:
         assert self.uploaded() < at_files
         workers = children(self.host.pid(self.at))
         with ThreadPoolExecutor(1) as pool:
-            sync = pool.submit(self.host.cli, 'sync', self.at, check=False)
+            sync = pool.submit(Host.cli, self.host, 'sync', self.at, check=False)      # executed: beside others
             try:
                 eventually('the upload comes so far', lambda: self.uploaded() >= at_files or sync.done(), every=0.001)
                 signal_all(workers, signal.SIGSTOP)

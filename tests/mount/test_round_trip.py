@@ -1,7 +1,8 @@
 """A work directory as people have them goes through the bucket and comes back on another host, entry for entry.
 
 Owns the tree: CPython's standard library, a git repository with history, a virtual environment, a SQLite database under load, links,
-holes, a large file, odd names. It must not know ctxfs; what the bucket holds is read as any S3 tool would read it.
+holes, a large file, odd names; a part of each, and all of it in scripts/programs. It must not know ctxfs; what the bucket holds is read as any S3
+tool would read it.
 """
 from __future__ import annotations
 
@@ -22,8 +23,13 @@ import pytest
 from tests.model import observe
 from tests.model.hosts import IS_DOUBLE, Site
 from tests.mount.test_programs import git, run
+from tests.programs.home import wants_all
 
 SKIPPED_PACKAGES = ('test', 'idlelib', 'lib2to3', 'ensurepip', 'site-packages', '__pycache__')
+#: of the standard library, unless all of it is wanted
+SOME_PACKAGES = ('email', 'encodings', 'json', 'unittest', 'xml')
+COMMITS = 50 if wants_all() else 16
+LARGE_MIB = 100 if wants_all() else 20
 
 
 def unpack_standard_library(root: Path) -> None:
@@ -31,21 +37,25 @@ def unpack_standard_library(root: Path) -> None:
     archive = root / 'stdlib.tar'
     library = sysconfig.get_path('stdlib')
     with tarfile.open(archive, 'w') as tar:
-        tar.add(library, 'stdlib', filter=lambda m: None if set(Path(m.name).parts) & set(SKIPPED_PACKAGES) else m)
+        tar.add(library, 'stdlib', filter=lambda m: m if is_wanted(*Path(m.name).parts) else None)
     run('tar', 'xpf', archive.name, cwd=root)
     archive.unlink()
 
 
+def is_wanted(stdlib: str, package: str = '', *rest: str) -> bool:
+    return not {package, *rest} & set(SKIPPED_PACKAGES) and (wants_all() or package in ('', *SOME_PACKAGES))
+
+
 def make_repository(root: Path) -> None:
-    """Fifty commits, a merge, packed and loose objects, a tag, a stash of untracked files."""
+    """Commits, packed and loose objects, a tag, a clone, an untracked file."""
     repo = root / 'repo'
     repo.mkdir()
     git('init', '-q', cwd=repo)
-    for n in range(50):
+    for n in range(COMMITS):
         (repo / f'file{n % 9}').write_text(f'{n}\n' * 300)
         git('add', '-A', cwd=repo)
         git('commit', '-qm', f'commit {n}', cwd=repo)
-        if n == 30:
+        if n == COMMITS // 2:
             git('gc', '-q', cwd=repo)
     git('tag', '-a', 'v1', '-m', 'first', cwd=repo)
     git('clone', '-q', 'repo', 'clone', cwd=root)
@@ -53,11 +63,11 @@ def make_repository(root: Path) -> None:
 
 
 def make_environment(root: Path) -> None:
-    """A virtual environment with pip in it: symlinks to the interpreter, scripts with modes, a thousand small files."""
-    if Path(ensurepip.__file__).parent.joinpath('_bundled').exists():
+    """A virtual environment: symlinks to the interpreter, scripts with modes; where all is wanted with pip, a thousand small files."""
+    if wants_all() and Path(ensurepip.__file__).parent.joinpath('_bundled').exists():
         run(sys.executable, '-m', 'venv', 'venv', cwd=root)
         assert run('venv/bin/python', '-m', 'pip', '--version', cwd=root).startswith('pip ')
-    else:       # Debian ships the wheels in a package of its own
+    else:       # Debian ships pip's wheel in a package of its own
         run(sys.executable, '-m', 'venv', '--without-pip', 'venv', cwd=root)
 
 
@@ -104,7 +114,7 @@ def make_oddities(root: Path) -> None:
 
 def make_large_file(root: Path) -> None:
     with open(root / 'large', 'wb') as f:
-        for _ in range(100):
+        for _ in range(LARGE_MIB):
             f.write(os.urandom(1 << 20))
 
 
@@ -112,7 +122,7 @@ def check_programs_are_content(root: Path) -> None:
     for repo in ('repo', 'clone'):
         git('fsck', '--strict', '--full', cwd=root / repo)
         assert git('status', '--porcelain', cwd=root / repo) == ('?? untracked\n' if repo == 'repo' else '')
-        assert git('rev-list', '--count', 'HEAD', cwd=root / repo) == '50\n'
+        assert git('rev-list', '--count', 'HEAD', cwd=root / repo) == f'{COMMITS}\n'
     db = sqlite3.connect(root / 'load.db')
     assert db.execute('PRAGMA integrity_check').fetchone() == ('ok',)
     assert db.execute('SELECT count(*), min(n), max(n) FROM t').fetchone() == (200, 100, 299)

@@ -21,7 +21,7 @@ from tests.model.seeds import first_seed
 from tests.model.world import World, replay
 from tests.mount.sites import site_maker
 
-EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '10'))
+EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '8'))
 STEPS = int(os.environ.get('CTXFS_FUZZ_STEPS', '60'))
 PHASES = (hypothesis.Phase.explicit, hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if os.environ.get('CTXFS_FUZZ_SHRINK') else []))
 

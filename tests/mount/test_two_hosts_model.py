@@ -24,7 +24,7 @@ from tests.model.mounted_pair import ArchivedPair, MountedPair, Operation, repla
 from tests.model.seeds import first_seed
 from tests.mount.sites import MountingSite, site_maker
 
-EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '3'))
+EXAMPLES = int(os.environ.get('CTXFS_FUZZ_EXAMPLES', '2'))
 STEPS = int(os.environ.get('CTXFS_FUZZ_STEPS', '40'))
 MAX_UPHEAVALS = 1       # in one example: each costs seconds, the operations between them milliseconds
 

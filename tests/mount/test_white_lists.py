@@ -15,7 +15,6 @@ import pytest
 
 from tests.crash.watch import eventually, is_running
 from tests.model.hosts import IS_DOUBLE
-from tests.mount.executed import executed_hosts  # noqa: F401
 from tests.mount.sites import MountingSite, site_maker
 
 pytestmark = [pytest.mark.skipif(IS_DOUBLE, reason='a directory has no bucket'), pytest.mark.timeout(150)]

@@ -201,7 +201,7 @@ def test_no_secret_is_said_or_left_by_failures(failure: str, tmp_path: Path) -> 
         url = fake.url if failure != 'nobody there' else 's3://bucket?endpoint=http://127.0.0.1:9'
         host = Host(tmp_path / 'left/state', store=url, env=env, runtime=tmp_path / 'left')
         (tmp_path / 'left').mkdir()
-        mount = ('mount', '--create', 'mine', at, '--log-level', 'debug', '--sync-every', 'unmount', '--store-timeout', '10')
+        mount = ('mount', '--create', 'mine', at, '--log-level', 'debug', '--sync-every', 'unmount', '--store-timeout', '6')
         if failure == 'lost while mounted':
             assert hidden.of(host, *mount) == 0
             (at / 'f').write_bytes(b'x')

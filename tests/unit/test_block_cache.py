@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -47,6 +48,22 @@ def test_each_threads_connection_takes_little_memory(cache: BlockCache) -> None:
         return connection.execute('PRAGMA cache_size').fetchone()[0], connection.execute('PRAGMA mmap_size').fetchone()[0]
     with ThreadPoolExecutor(1) as pool:
         assert bounds() == pool.submit(bounds).result() == (PAGES, 0)
+
+
+def test_a_new_cache_makes_no_directory_before_a_file_needs_it(cache: BlockCache, tmp_path: Path) -> None:
+    """A first mount would wait for all of them. One that somebody removed is made again; what is not there to be adopted is none."""
+    def directories() -> list[Path]:
+        return [path for path in (tmp_path / 'cache').iterdir() if path.is_dir()]
+    assert directories() == []
+    cache.store('a', 'e', 0, b'one')
+    made, = directories()
+    shutil.rmtree(made)
+    assert content(cache, 'a', 'e', 0) is None
+    cache.store('a', 'e', 0, b'one')
+    (tmp_path / 'file').write_bytes(b'adopted')
+    gone = AdoptFile(str(tmp_path / 'gone'), 'c', 'e', 7)
+    assert cache.adopt([AdoptFile(str(tmp_path / 'file'), 'b', 'e', 7), gone]) == [gone.path]
+    assert content(cache, 'a', 'e', 0) == b'one' and content(cache, 'b', 'e', 0) == b'adopted'
 
 
 def test_a_block_is_found_by_its_exact_key_version_and_number(cache: BlockCache) -> None:
@@ -205,6 +222,7 @@ def test_a_writer_that_is_killed_leaves_whole_blocks_and_its_orphans_are_swept(t
         cache.close()
     cache = BlockCache(tmp_path / 'cache', LARGE)
     orphan = tmp_path / 'cache/ab' / ('ab' + '0' * 30 + '-5-0-123456789abc')
+    orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b'12345')
     (tmp_path / 'cache/ab/strange').write_bytes(b'')
     assert cache.sweep(older_than=0) == 0

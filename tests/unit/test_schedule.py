@@ -55,7 +55,7 @@ async def until(condition: Callable[[], bool], *, within: float) -> float:
     began = trio.current_time()
     while not condition():
         assert trio.current_time() - began <= within, f'not within {within} s'
-        await trio.sleep(0.01)
+        await trio.sleep(max(0.01, within / 200))
     return trio.current_time() - began
 
 
