@@ -379,9 +379,8 @@ class Mount:
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
         db, journal, staging, remote = self._db, self._journal, self._staging, self._remote
-        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout,
-                                      place_of=self._archives.place_of, neighbours_of=self._archives.neighbours_of,
-                                      follow=self._archives.follow)
+        content = RemoteContentLoader(pool, prefix=self._prefix, answer_seconds=self._options.store_timeout, place_of=self._archives.place_of,
+                                      neighbours_of=self._archives.neighbours_of, follow=self._archives.follow)
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)

@@ -22,16 +22,18 @@ log = logging.getLogger(__name__)
 
 #: in SQLite's words for a file that is not what it wrote
 _DAMAGE = ('malformed', 'not a database', 'no such table', 'no such column')
+#: what a statement raises; SQLite quotes a damaged schema in its messages, and Python's sqlite3 takes those for UTF-8
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
-def _translate(error: sqlite3.Error, path: Path) -> CtxfsError:
+def _translate(error: Exception, path: Path) -> CtxfsError:
     text = str(error)
     cause = errno.ENOSPC if 'full' in text else why_full(path.parent) if 'disk I/O error' in text else 0
     if cause:
         full = DiskFull(f'the disk of the state directory takes no more: {os.strerror(cause)}')
         full.errno = cause
         return full
-    if any(words in text for words in _DAMAGE):
+    if isinstance(error, UnicodeDecodeError) or any(words in text for words in _DAMAGE):
         return Damaged(f'the tree database is damaged: {text}')
     return Corrupted(f'the tree database failed: {text}')
 
@@ -49,14 +51,14 @@ class Connected:
     _connection: sqlite3.Connection
     path: Path
 
-    def _failed(self, error: sqlite3.Error) -> CtxfsError:
+    def _failed(self, error: Exception) -> CtxfsError:
         """What a failed statement is to its caller."""
         return _translate(error, self.path)
 
     def rows(self, sql: str, args: Iterable[Any] = ()) -> list[Any]:
         try:
             return self._connection.execute(sql, args).fetchall()  # type: ignore[arg-type]
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._failed(error) from error
 
 
@@ -73,7 +75,7 @@ class TreeReader(Connected):
         try:
             self._connection = sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True, isolation_level=None, timeout=2,
                                                check_same_thread=False)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _translate(error, self.path) from error
 
     def meta(self, name: str) -> Any:
@@ -108,7 +110,7 @@ class TreeConnection(Connected):
         _make_private(path)
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=10, cached_statements=256)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _translate(error, self.path) from error
         try:
             self._set_modes()
@@ -133,19 +135,19 @@ class TreeConnection(Connected):
     def execute(self, sql: str, args: Iterable[Any] = ()) -> sqlite3.Cursor:
         try:
             return self._connection.execute(sql, args)  # type: ignore[arg-type]
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._failed(error) from error
 
     def row(self, sql: str, args: Iterable[Any] = ()) -> Any:
         try:
             return self._connection.execute(sql, args).fetchone()  # type: ignore[arg-type]
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._failed(error) from error
 
     def many(self, sql: str, args: Iterable[Iterable[Any]]) -> None:
         try:
             self._connection.executemany(sql, args)  # type: ignore[arg-type]
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._failed(error) from error
 
     @property
@@ -157,12 +159,12 @@ class TreeConnection(Connected):
         """Several statements, which begin and end their transaction themselves."""
         try:
             self._connection.executescript(sql)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._failed(error) from error
 
     # --- damage -----------------------------------------------------------------------------------------------------------------
 
-    def _failed(self, error: sqlite3.Error) -> CtxfsError:
+    def _failed(self, error: Exception) -> CtxfsError:
         if self.damage and 'readonly' in str(error):
             return ReadOnly(f'{self.damage}; nothing is changed any more')
         found = _translate(error, self.path)
@@ -205,7 +207,7 @@ class TreeConnection(Connected):
                 yield connection
             finally:
                 connection.close()
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise _translate(error, self.path) from error
 
     def wal_bytes(self) -> int:

@@ -55,6 +55,7 @@ class Bench(Host):
         pool: Any = self.workers
         self.recycler = Recycler(self.db, self.journal, pool, rules=self.rules, reconciler=self.reconciler, finisher=self.finisher,
                                  prefix=PREFIX, now_ns=self.clock)
+        self.remote._note_index()       # there is none
 
     async def call(self, operation: Any, **options: Any) -> Any:
         self.asked.append(operation)

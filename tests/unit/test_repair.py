@@ -111,6 +111,21 @@ def test_no_staged_byte_is_lost(kind: damage.Callable[[Path, random.Random], Non
         shutil.rmtree(state)
 
 
+def test_a_schema_that_is_no_text_is_damage(made: tuple[Path, Promise], tmp_path: Path) -> None:
+    """SQLite quotes it in what it says."""
+    template, promise = made
+    state = damage.copy(template, tmp_path / 'state')
+    data = (state / 'tree.db').read_bytes()
+    for whole, damaged in ((b'tablehinthint', b'tableh\xe1nthint'), (b'CREATE TABLE hint', b'CREATE TABEL hint')):
+        assert data.count(whole) == 1
+        data = data.replace(whole, damaged)
+    (state / 'tree.db').write_bytes(data)
+    assert 'damaged' in find_damage(state)
+    repair(state, uid=0, gid=0)
+    assert find_damage(state) == ''
+    check(state, promise, 'schema')
+
+
 @pytest.mark.parametrize('kind', [damage.garbage_pages, damage.missing, damage.log_garbage], ids=lambda kind: kind.__name__)
 def test_what_the_bucket_has_is_shown_again(kind: damage.Callable[[Path, random.Random], None], made: tuple[Path, Promise], tmp_path: Path) -> None:
     """After the next listing every clean file is at its path again, also those that the damaged file had lost."""
