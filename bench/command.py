@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import busy, chart, group_cold, group_disk, group_flush, group_scale, install, report, status
+from bench import busy, chart, group_archive, group_cold, group_disk, group_flush, group_scale, install, report, status
 from bench.figures import results
 from bench.rivals import ALL
 from bench.rows import BY_NAME, GROUPS, RIVALS, ROWS
@@ -31,6 +31,7 @@ MEASURE: dict[str, Callable[[World], None]] = {
     'large': group_disk.large, 'random': group_disk.random, 'create': group_disk.create, 'create-busy': busy.create_busy, 'flush': group_flush.flush,
     'flush-20ms': group_flush.flush_far, 'unpack-up': group_flush.unpack_up, 'unpack-up-20ms': group_flush.unpack_up_far,
     'flush-large': group_flush.flush_large, 'status': status.status, 'busy': busy.find_busy,
+    'archive': group_archive.archive,
 }
 
 

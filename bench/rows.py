@@ -81,6 +81,11 @@ ROWS = (
     Row('status-idle', 'status', '`status` with 10,000 files queued, p99', 'ms', 20, raw_unit='ms'),
     Row('status-busy', 'status', '… while they are uploaded, p99', 'ms', 20, raw_unit='ms'),
     _rate_beside('find-busy', 'busy', '`find` while 5,000 files are uploaded', 0.7, 'idle', 'walks/s'),
+    Row('archive-flush', 'archive', 'Archive mode: flush of 10,000 files of 4 KiB, 20 ms', 'files/s', 6000, True, raw_unit='files/s'),
+    Row('archive-flush-requests', 'archive', '… requests', 'requests', 20, raw_unit='requests'),
+    Row('archive-grep', 'archive', '… cold `grep -r` over them on another host', 's', 2),
+    Row('archive-grep-requests', 'archive', '… requests', 'requests', 30, raw_unit='requests'),
+    Row('archive-bytes', 'archive', '… bytes in the bucket for a source tree', '× File mode', 0.4, basis='File mode', raw_unit='bytes'),
 )
 BY_NAME = {row.name: row for row in ROWS}
 GROUPS = tuple(dict.fromkeys(row.group for row in ROWS))
