@@ -86,6 +86,11 @@ def _open_fifo(path: str) -> bool:
     return True
 
 
+def _is_in_open(pids: list[int]) -> bool:
+    """Whether a thread of one of these waits for somebody to open the other end of a FIFO (fifo_open in Linux)."""
+    return any(task.read_text() == 'wait_for_partner' for pid in pids for task in Path(f'/proc/{pid}/task').glob('*/wchan'))
+
+
 async def eventually(is_so: Callable[[], bool]) -> None:
     with trio.fail_after(20):
         while not is_so():
@@ -204,7 +209,7 @@ def test_a_cancelled_caller_frees_its_place_only_when_the_worker_has_ended(world
             operation, fifo = world.held_put(slot.index)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pool.call, operation)
-                await eventually(lambda: pool.statistics().in_flight == 1)
+                await eventually(lambda: _is_in_open(pool.statistics().pids))      # where it has looked at its slot
                 nursery.cancel_scope.cancel()
             assert slot.is_aborted
             slot.release()

@@ -19,7 +19,7 @@ from ctxfs.errors import RemoteUnavailable
 from ctxfs.records import ROOT_INO, IndexRecord
 from ctxfs.storage.gating import HELD
 from ctxfs.sync.protocol import Copy, Operation, PutBytes, PutFile, WriteSegment
-from ctxfs.sync.worker_ops_put import _base
+from ctxfs.sync.worker_ops_put import _version
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.rig import ME
 from tests.unit.test_policy_regressions import ATTRS, Play, Site, linked, play
@@ -515,7 +515,7 @@ def test_a_lost_write_that_somebody_saw_and_replaced_is_no_conflict(play: Play) 
         with site.after(PutFile, lose):
             await site.save(b'f', b'ours')
             assert not (await site.engine.flush(retry_seconds=0)).ok
-        base = _base(PREFIX + 'f', store.head(PREFIX + 'f').etag)
+        base = _version(PREFIX + 'f', store.head(PREFIX + 'f').etag)
         store.put(PREFIX + 'f', b'theirs', metadata={'ctxfs': f'v=1;host=there;base={base}'})
         await site.flush()
         await site.look()
