@@ -136,11 +136,14 @@ def second_mount(context: Context, host: Host, proxy: DelayProxy) -> None:
 
 
 def one_change(context: Context, host: Host, proxy: DelayProxy, number: int) -> None:
-    """A new file, which is uploaded by the clock: from before it is written until nothing was asked for a while. CPU of these seconds in all. It is
-    removed again, for the next rounds."""
+    """A new file, which is uploaded by the clock: from before it is written until nothing was asked for a while. CPU of these seconds in all. Not the
+    first one of the host, which asks once what the server can do. Both are removed again, for the next rounds."""
     context.world.say('one change')
     with mounted_on(host, options=('--sync-every', FLUSH_EVERY)) as (mount, _):
         context.find(mount.directory)
+        first = mount.directory / f'd0000/s00/first{number}.txt'
+        first.write_bytes(b'first change')
+        mount.settle()
         wait_until(functools.partial(is_quiet, proxy, QUIET_SECONDS), 'the mount is quiet', seconds=120, every=QUIET_SECONDS / 4)
         pids = mount.pids()
         proxy.reset()
@@ -151,6 +154,7 @@ def one_change(context: Context, host: Host, proxy: DelayProxy, number: int) -> 
         spent = cpu_seconds(pids) - before
         counted = count(proxy.requests())
         (mount.directory / f'd0000/s00/new{number}.txt').unlink()
+        first.unlink()
         directory = next(one for one in scale_tree.directories(context.files) if one.path == 'd0000/s00/')
         os.utime(mount.directory / 'd0000/s00', ns=(directory.mtime_ns, directory.mtime_ns))
     context.world.samples.add('one-change-requests', CTXFS, {CTXFS: counted.total})
