@@ -44,7 +44,7 @@ def members_content(store: ObjectStore, members: Sequence[Placed]) -> list[bytes
     except NotFound as error:
         raise RemoteChanged(f'{archive} is not there any more') from error
     if len(data) != stop - start:
-        raise RemoteUnavailable(f'{archive}: {len(data)} bytes came of {stop - start}')
+        raise WrongBytes(f'{archive}: {len(data)} bytes came of {stop - start}')
     return [proven(bytes(data[place.offset - start:place.offset - start + place.packed]), place, etag=etag, size=size)
             for place, etag, size in members]
 

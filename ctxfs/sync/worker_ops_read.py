@@ -16,7 +16,7 @@ from contextlib import suppress
 import msgspec
 
 from ctxfs.crash_points import crash_point
-from ctxfs.errors import CtxfsError, RemoteChanged, RemoteUnavailable, WrongBytes
+from ctxfs.errors import CtxfsError, NoSpace, RemoteChanged, RemoteUnavailable, WrongBytes
 from ctxfs.records import LIFECYCLE_NAME, Attrs, ListPage, ObjectInfo
 from ctxfs.storage import posix_meta
 from ctxfs.storage.block_cache import BLOCK_SIZE, AdoptFile
@@ -148,7 +148,8 @@ def fetch_run(context: WorkerContext, op: protocol.Fetch | protocol.WarmItem, ru
 
 def _get_into_cache(context: WorkerContext, op: protocol.Fetch | protocol.WarmItem, run: range) -> int:
     if isinstance(op, protocol.Fetch) and op.place is not None and op.neighbours:
-        return _get_together(context, op, op.place)
+        with suppress(RemoteChanged, WrongBytes, NoSpace):      # what is wrong with a neighbour, or has no room, is not the reader's matter
+            return _get_together(context, op, op.place)
     data = _get_run(context, op, run)
     crash_point('worker-fetch-before-store')
     context.cache.store(op.key, op.etag, run.start, data)
@@ -156,14 +157,11 @@ def _get_into_cache(context: WorkerContext, op: protocol.Fetch | protocol.WarmIt
 
 
 def _get_together(context: WorkerContext, op: protocol.Fetch, place: Place) -> int:
-    """A member, and its neighbours where that works out: what is wrong with one of them is not the reader's matter."""
-    missing = [(item, item.place) for item in op.neighbours
-               if item.place is not None and context.cache.missing(item.key, item.etag, range(block_count(item.size)))]
-    wanted = [(op.key, Placed(place, op.etag, op.size)), *((item.key, Placed(where, item.etag, item.size)) for item, where in missing)]
-    try:
-        contents = members_content(context.store, [placed for _, placed in wanted])
-    except (RemoteChanged, WrongBytes):
-        wanted, contents = wanted[:1], [member_content(context.store, place, etag=op.etag, size=op.size)]
+    """A member, and those of its neighbours that are missing."""
+    wanted = [(op.key, Placed(place, op.etag, op.size)), *(
+        (item.key, Placed(item.place, item.etag, item.size)) for item in op.neighbours
+        if item.place is not None and context.cache.missing(item.key, item.etag, range(block_count(item.size))))]
+    contents = members_content(context.store, [placed for _, placed in wanted])
     crash_point('worker-fetch-before-store')
     context.cache.store_many((key, placed.etag, content) for (key, placed), content in zip(wanted, contents, strict=True))
     return sum(map(len, contents))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from ctxfs.errors import NotFound, RemoteUnavailable, Unanswered, Unsupported
+from ctxfs.errors import NoSpace, NotFound, RemoteUnavailable, Unanswered, Unsupported
 from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
 from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
@@ -119,8 +119,9 @@ def test_whoever_reads_file_after_file_gets_the_neighbours_too(pair) -> None:
     pair(scenario)
 
 
-def test_a_bad_neighbour_is_not_the_readers_matter(pair) -> None:
-    """Only who reads it hears of it."""
+@pytest.mark.parametrize('what', ['flipped', 'cut', 'no room'])
+def test_a_bad_neighbour_is_not_the_readers_matter(pair, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Only who reads it hears of it: of a wrong bit, of bytes that are gone, or of a cache that has room for one but not for all."""
     async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
         for name in 'abc':
             await one.write(name, os.urandom(5000))
@@ -131,11 +132,21 @@ def test_a_bad_neighbour_is_not_the_readers_matter(pair) -> None:
         file = one.directory.parent / 'bucket' / PREFIX / ARCHIVE_DIR / name
         place = two.mirror.rows.get('c').place
         data = bytearray(file.read_bytes())
-        data[place.offset + 100] ^= 1
-        file.write_bytes(data)
+        if what == 'no room':
+            def refuse(files: Any) -> None:
+                raise NoSpace('full')
+            monkeypatch.setattr(two.workers.context.cache, 'store_many', refuse)
+        elif what == 'cut':
+            file.write_bytes(data[:place.offset + 100])
+        else:
+            data[place.offset + 100] ^= 1
+            file.write_bytes(data)
         assert await two.read('b') == await one.read('b')
-        with pytest.raises(RemoteUnavailable):
-            await two.read('c')
+        if what == 'no room':
+            assert await two.read('c') == await one.read('c')
+        else:
+            with pytest.raises(RemoteUnavailable):
+                await two.read('c')
     pair(scenario)
 
 
