@@ -18,18 +18,18 @@ from pathlib import Path
 
 import msgspec
 
-from ctxfs.errors import CtxfsError, RemoteChanged
+from ctxfs.errors import CtxfsError
 from ctxfs.storage import archive_log_format as log_format
-from ctxfs.storage.archive_log_format import ArchiveInfo, LogHeader, MemberRecord
+from ctxfs.storage.archive_log_format import ArchiveInfo, MemberRecord
 from ctxfs.storage.conflict_rows import Holds
 from ctxfs.storage.keys import Unmountable, key_to_path, name_to_component, printable
 from ctxfs.storage.members import Member, Place
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync import packing
-from ctxfs.sync.abort_slots import boot_seconds
 from ctxfs.sync.archive_flush import Told, untold
 from ctxfs.sync.archive_mirror import ArchiveMirror
-from ctxfs.sync.archive_protocol import CommitArchive, Pack, PackDone, PackItem, PartRef, Rival, SendArchive, Verdict, Weigh
+from ctxfs.sync.archive_protocol import Pack, PackDone, PackItem, PartRef, Rival, SendArchive, Verdict, Weigh
+from ctxfs.sync.archive_step import commit_next
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
 from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.packing import pack_item
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 #: others commit in between so often, before it is left to the next flush
 ATTEMPTS = 5
-COMMIT_SECONDS = 120.0
 #: an object behind a member is deleted by the host that committed it so soon; later, and by others, only when that is old and proven
 FRESH_SECONDS, OLD_SECONDS = 60.0, 600.0
 
@@ -127,7 +126,8 @@ class ArchiveRivals:
         places = [msgspec.structs.replace(item.place, archive=archive) for item in done.items if item.place is not None]
         records = [MemberRecord(msgspec.structs.replace(member.record, path=self._mirror.path_of(name), link=''), place)
                    for (member, name), place in zip(named, places, strict=True) if member.record is not None]
-        if not await self._commit(number, info, [*records, *map(log_format.deletion, deleted)]):
+        if not await commit_next(self._pool, self._mirror, number, host=self._host, created_ns=time.time_ns(), archives=[info],
+                                 records=[*records, *map(log_format.deletion, deleted)]):
             await self._pool.call(DeleteMany(items=[(self._mirror.archive_key(archive), None)]))
             return False
         for member, name in named:
@@ -150,24 +150,6 @@ class ArchiveRivals:
     def _item(self, member: Member, name: str) -> PackItem:
         place = msgspec.structs.replace(member.place, archive=self._mirror.archive_key(member.place.archive))
         return pack_item(member, place, self._mirror.path_of(name))
-
-    async def _commit(self, number: int, info: ArchiveInfo, records: list[MemberRecord]) -> bool:
-        mirror = self._mirror
-        async with mirror.lock:
-            until = boot_seconds() + COMMIT_SECONDS
-            await mirror.catch_up_locked()
-            if mirror.number != number:
-                return False
-            header = LogHeader(kind='commit', number=number + 1, nonce=secrets.token_hex(8), host=self._host, created_ns=time.time_ns(),
-                               archives=[info])
-            try:
-                await self._pool.call(CommitArchive(key=mirror.context_prefix + log_format.commit_key(header.number), header=header, parts=[],
-                                                    until=until, more=records))
-            except RemoteChanged:
-                return False
-            mirror.apply_commit(header, records)
-            mirror.commits += 1
-        return True
 
     def _note(self, member: Member, name: str) -> None:
         """In the list of conflicts; where the commit shows no such file, there is nothing to be told."""

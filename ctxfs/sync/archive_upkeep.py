@@ -24,15 +24,15 @@ from pathlib import Path
 import msgspec
 import trio
 
-from ctxfs.errors import CtxfsError, RemoteChanged
+from ctxfs.errors import CtxfsError
 from ctxfs.records import ObjectInfo
 from ctxfs.storage import archive_log_format as log_format
-from ctxfs.storage.archive_log_format import ARCHIVE_DIR, FLUSH_SECONDS, LOG_DIR, ArchiveInfo, LogHeader, MemberRecord
+from ctxfs.storage.archive_log_format import ARCHIVE_DIR, FLUSH_SECONDS, LOG_DIR, ArchiveInfo, MemberRecord
 from ctxfs.storage.members import ArchiveUse, Member
 from ctxfs.sync import packing
-from ctxfs.sync.abort_slots import boot_seconds
 from ctxfs.sync.archive_mirror import ArchiveMirror
-from ctxfs.sync.archive_protocol import CommitArchive, Pack, PackItem, PartRef, SendArchive, WriteBase
+from ctxfs.sync.archive_protocol import Pack, PackItem, PartRef, SendArchive, WriteBase
+from ctxfs.sync.archive_step import commit_next
 from ctxfs.sync.guarded import GuardedPool
 from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.protocol import DeleteMany, ListPages
@@ -50,7 +50,6 @@ GRACE_SECONDS = 3600.0
 #: commits that are not in a base
 LOG_COMMITS = 64
 LOG_GRACE_SECONDS = 86_400.0
-COMMIT_SECONDS = 120.0
 
 
 class ArchiveUpkeep:
@@ -137,7 +136,12 @@ class ArchiveUpkeep:
             archives = [ArchiveInfo(name, sent.size)]
         records = [MemberRecord(member.record, msgspec.structs.replace(item.place, archive=archives[0].name), member.shadows)
                    for member, item in zip(live, items, strict=True) if member.record is not None and item.place is not None]
-        if not await self._commit(number, dropped, archives, [*records, *map(log_format.deletion, retold)]) and archives:
+        records = [*records, *map(log_format.deletion, retold)]
+        # what was packed may be dead where others committed meanwhile
+        if await commit_next(self._pool, mirror, number, host=self._host, created_ns=int(self._now() * 1e9), archives=archives, records=records,
+                             dropped=dropped):
+            log.info('%d archives are packed anew: %d records', len(dropped), len(records))
+        elif archives:
             await self._pool.call(DeleteMany(items=[(mirror.archive_key(archives[0].name), None)]))
 
     def _item(self, member: Member) -> PackItem:
@@ -148,26 +152,6 @@ class ArchiveUpkeep:
         """The number of the oldest archive that there is without these."""
         numbers = [log_format.number_in(use.name) or 0 for use in self._mirror.rows.uses() if use.name not in dropped]
         return min(numbers, default=1 << 60)
-
-    async def _commit(self, number: int, dropped: list[str], archives: list[ArchiveInfo], records: list[MemberRecord]) -> bool:
-        """False where others committed meanwhile: what was packed may be dead by now."""
-        mirror = self._mirror
-        async with mirror.lock:
-            until = boot_seconds() + COMMIT_SECONDS
-            await mirror.catch_up_locked()
-            if mirror.number != number:
-                return False
-            header = LogHeader(kind='commit', number=number + 1, nonce=secrets.token_hex(8), host=self._host, created_ns=int(self._now() * 1e9),
-                               archives=archives, dropped=dropped)
-            try:
-                await self._pool.call(CommitArchive(key=mirror.context_prefix + log_format.commit_key(header.number), header=header, parts=[],
-                                                    until=until, more=records))
-            except RemoteChanged:
-                return False
-            mirror.apply_commit(header, records)
-            mirror.commits += 1
-        log.info('%d archives are packed anew: %d records', len(dropped), len(records))
-        return True
 
     # --- removing -----------------------------------------------------------------------------------------------------------------
 
