@@ -98,13 +98,12 @@ class ArchivedWorld(PairWorld):
     # the outside writer: he sees objects
 
     def _put_outside(self, path: str, data: bytes, metadata: dict[str, str] | None) -> None:
-        """Of a member that no listing showed alone since its commit nobody can say that it was seen: it may be kept."""
+        """See History.put_over_member."""
         before = self.in_bucket().get(path) if is_member(self.versions().get(path, '')) else None
         if before is None:
             super()._put_outside(path, data, metadata)
             return
-        self.history.write(data, by='outside', over=None)
-        self.history.end(before, f'outside put {short(data)} over its member')
+        self.history.put_over_member(data, before)
         self._lost.add(before)
         self._store.put(PREFIX + path, data, metadata=metadata)
         self._learn()

@@ -42,6 +42,12 @@ class History:
         if version is not None:
             self._ended[version] = how
 
+    def put_over_member(self, data: bytes, member: bytes) -> None:
+        """By the outside writer, who sees objects. Of a member that no listing showed alone since its commit nobody can say that he saw it: it may be
+        kept."""
+        self.write(data, by='outside', over=None)
+        self.end(member, f'outside put {short(data)} over its member')
+
     def moved(self, *versions: bytes | None) -> None:
         """They have another name, or one more."""
         self._has_moves = True

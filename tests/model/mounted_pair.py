@@ -460,9 +460,7 @@ class ArchivedPair(MountedPair):
         if before is None:
             super()._put_outside(path, data, metadata)
             return
-        # of a member that was committed just before nobody can say that it was seen: it may be kept
-        self.history.write(data, by='outside', over=None)
-        self.history.end(before, f'outside put {short(data)} over its member')
+        self.history.put_over_member(data, before)
         self._lost.add(before)
         self.bucket.put(self._key(path), data, metadata)
         self.history.acknowledge(data, 'put')
