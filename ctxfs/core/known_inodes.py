@@ -3,7 +3,7 @@
 Owns the lookup counts, and which inodes stay live. It must not know what an inode is asked for.
 
 The kernel may know a million files, of which programs use a few. So a count is all that each costs (about 100 bytes); the inodes themselves (about
-1 KB with their answers) are kept up to `most`. One that is let go is read from its row when it is asked for again, as one that the kernel had
+1 KB with their answers) are kept up to `most` or little more. One that is let go is read from its row when it is asked for again, as one that the kernel had
 forgotten meanwhile: nothing of it is in memory only while it is clean, has a name, and nobody has it open. What is dirty, open or without a
 name stays, and is bounded by what bounds those.
 """
@@ -17,7 +17,7 @@ from ctxfs.storage.tree_db import TreeDB
 
 #: inodes kept for the kernel
 MOST = 50_000
-#: part of them that is looked at when there are more
+#: after so many calls (part of them) some are let go, when there are more
 _SHARE = 8
 #: times as large as it need be is the table of the counts before it is made anew
 _SPARE = 4
@@ -36,6 +36,9 @@ class KnownInodes:
         self._room = 0
         #: in the order in which they came
         self._kept: dict[int, Inode] = {}
+        self._share = max(1, most // _SHARE)
+        #: times that there were too many since some were let go
+        self._over = 0
 
     def __contains__(self, ino: int) -> bool:
         return ino in self._counts
@@ -53,13 +56,13 @@ class KnownInodes:
         self._counts[ino] = self._counts.get(ino, 0) + 1
         self._kept[ino] = inode
         if len(self._kept) > self._most:
-            self._let_go()
+            self._note_over()
 
     def keep(self, inode: Inode) -> None:
         """Until there are too many, or, without a name, until the kernel forgets it."""
         self._kept[inode.ino] = inode
         if len(self._kept) > self._most:
-            self._let_go()
+            self._note_over()
 
     def inode(self, ino: int) -> Inode:
         """Raises NotFound."""
@@ -105,9 +108,16 @@ class KnownInodes:
             for ino in self._db.without_name(inos[start:start + _SLICE]):
                 yield self._db.inode(ino)
 
+    def _note_over(self) -> None:
+        """Where tens of thousands are dirty, not each call pays for a look at thousands: two are looked at for each."""
+        self._over += 1
+        if self._over >= self._share:
+            self._over = 0
+            self._let_go()
+
     def _let_go(self) -> None:
         """Of those that came first; what has to stay comes last again."""
-        for ino, inode in list(islice(self._kept.items(), max(1, self._most // _SHARE))):
+        for ino, inode in list(islice(self._kept.items(), 2 * self._share)):
             del self._kept[ino]
             if inode.has_staging or inode.open_count or inode.nlink == 0:
                 self._kept[ino] = inode
