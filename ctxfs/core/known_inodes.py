@@ -2,10 +2,10 @@
 
 Owns the lookup counts, and which inodes stay live. It must not know what an inode is asked for.
 
-The kernel may know a million files, of which programs use a few. So a count is all that each costs (about 100 bytes); the inodes themselves (about
-1 KB with their answers) are kept up to `most` or little more. One that is let go is read from its row when it is asked for again, as one that the kernel had
-forgotten meanwhile: nothing of it is in memory only while it is clean, has a name, and nobody has it open. What is dirty, open or without a
-name stays, and is bounded by what bounds those.
+The kernel may know a million files, of which programs use a few. So a count is all that each costs (about 100 bytes); the inodes themselves
+(about 1 KB with their answers) are kept up to `most` or little more. One that is let go is read from its row when it is asked for again, as
+one that the kernel had forgotten meanwhile: nothing of it is in memory only while it is clean, has a name, and nobody has it open. What is
+dirty, open or without a name stays, and is bounded by what bounds those.
 """
 from __future__ import annotations
 
