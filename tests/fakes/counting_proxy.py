@@ -56,7 +56,7 @@ class CountingProxy:
     # what a test asks
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Answered requests since the last `reset`, by (method, kind); probes left out, which belong to no operation."""
+        """Requests that the server answered since the last `reset`, by (method, kind); probes left out, which belong to no operation."""
         with self._lock:
             return {pair: count for pair, count in self._counts.items() if pair[1] != 'probe'}
 
@@ -119,23 +119,14 @@ class CountingProxy:
             head = b'\r\n'.join(line for line in head.split(b'\r\n') if not line.lower().startswith(b'expect:'))
         up_writer.write(head)
         await _pass_body(reader, up_writer, headers)
-        status, answer_headers = await self._answer(method, up_reader, writer)
+        answer, status, answer_headers = await _head_of_answer(up_reader)
+        # before the first byte goes out: a client that has its answer finds it counted
         self._note(method, target, headers, status)
+        writer.write(answer)
+        if method != 'HEAD' and status not in (204, 304):
+            await _pass_body(up_reader, writer, answer_headers)
         await writer.drain()
         return 'close' not in (headers.get('connection', '') + answer_headers.get('connection', '')).lower()
-
-    @staticmethod
-    async def _answer(method: str, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, Mapping[str, str]]:
-        while True:
-            head = await up_reader.readuntil(b'\r\n\r\n')
-            first, headers = _parse(head)
-            status = int(first[1])
-            if status >= 200:
-                break
-        writer.write(head)
-        if method != 'HEAD' and status not in (204, 304):
-            await _pass_body(up_reader, writer, headers)
-        return status, headers
 
     def _note(self, method: str, target: str, headers: Mapping[str, str], status: int) -> None:
         parts = urlsplit(target)
@@ -162,6 +153,15 @@ def kind_of(method: str, key: str, query: Mapping[str, str], headers: Mapping[st
     if 'tagging' in query:
         return 'tagging'
     return 'copy' if 'x-amz-copy-source' in headers else 'object'
+
+
+async def _head_of_answer(reader: asyncio.StreamReader) -> tuple[bytes, int, dict[str, str]]:
+    """Its bytes, status and headers; what only says "go on" (1xx) is swallowed."""
+    while True:
+        head = await reader.readuntil(b'\r\n\r\n')
+        first, headers = _parse(head)
+        if (status := int(first[1])) >= 200:
+            return head, status, headers
 
 
 def _parse(head: bytes) -> tuple[list[str], dict[str, str]]:

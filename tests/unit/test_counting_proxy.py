@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import socket
 from urllib.parse import urlsplit
 
 import pytest
@@ -34,6 +35,27 @@ def test_requests_pass_unchanged_and_are_counted(s3_server: S3Server, s3_endpoin
         assert proxy.total(method='PUT') == 5
         proxy.reset()
         assert (proxy.counts(), proxy.total(), proxy.requests()) == ({}, 0, [])
+
+
+def test_a_request_is_counted_before_its_answer_goes_out() -> None:
+    """Whoever has the first byte of an answer finds its request counted: here the rest of the answer never comes."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        with CountingProxy(f'http://127.0.0.1:{server.getsockname()[1]}') as proxy:
+            with socket.create_connection(_address(proxy.endpoint), 10) as client:
+                client.sendall(b'GET /bucket/a HTTP/1.1\r\nHost: here\r\n\r\n')
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(10)
+                    assert connection.recv(1 << 16).startswith(b'GET /bucket/a ')
+                    connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf')
+                    assert client.recv(1)
+                    assert proxy.counts() == {('GET', 'object'): 1}
+
+
+def _address(endpoint: str) -> tuple[str, int]:
+    parts = urlsplit(endpoint)
+    assert parts.hostname and parts.port
+    return parts.hostname, parts.port
 
 
 @pytest.mark.parametrize(('method', 'target', 'headers', 'kind'), [
