@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -279,6 +279,12 @@ class ArchiveMirror:
             return [row[0] for row in reader.rows(sql, (after, _PAGE))]
         finally:
             reader.close()
+
+    def apply_again(self, keys: Collection[str]) -> None:
+        """What could not be shown before, because somebody had the file open for writing: no listing tells of it."""
+        members = self.rows.get_all(list(keys))
+        self._apply_gone_now([key for key in keys if key not in members])
+        self.apply_members(list(members))
 
     def unshadow(self) -> None:
         """The objects that some members stood behind are gone: these count again. (One that has no place in the tree has no row, and is there.)"""

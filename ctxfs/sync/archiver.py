@@ -29,7 +29,7 @@ from ctxfs.storage.members import Member, is_member
 from ctxfs.storage.snapshot import copy_of
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_commit import ArchiveCommitter
-from ctxfs.sync.archive_flush import Flush, NotTaken, Outcome, PackedChoice, in_parallel
+from ctxfs.sync.archive_flush import Again, Flush, NotTaken, Outcome, PackedChoice, in_parallel
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan, Choice
@@ -205,6 +205,7 @@ class Archiver:
 
     def _gather(self, flush: Flush) -> None:
         """What is written and deleted. Nothing is committed for what only goes along."""
+        _hold_back(flush)
         flush.same_numbers = {(item.part, item.number) for item in flush.same}
         flush.packed = [item for item in flush.packed if (item.part, item.number) not in flush.same_numbers]
         kept = {item.choice.key for item in [*flush.members(), *flush.same]}
@@ -237,6 +238,15 @@ class Archiver:
         except CtxfsError as error:
             log.info('archives of commits that never happened are not removed yet: %s', error)
             self._intents.orphans += orphans
+
+
+def _hold_back(flush: Flush) -> None:
+    """What would replace a version that another work has its content from waits for it, where that is left out."""
+    out = {work.inode.ino for work in flush.works if flush.is_out(work)}
+    while held := [work for work in flush.included() if not out.isdisjoint(work.blocked_by)]:
+        for work in held:
+            flush.fail(work, Again())
+            out.add(work.inode.ino)
 
 
 def _is_same(member: Member, item: PackedChoice) -> bool:

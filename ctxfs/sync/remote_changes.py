@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 import trio
@@ -124,6 +124,7 @@ class RemoteChanges:
             return
         if again := self._reconciler.obstructed.take():
             self._digest = b''
+            self._show_members(again)
         try:
             await self._look_at_page()
         except CtxfsError:
@@ -152,6 +153,10 @@ class RemoteChanges:
             with self._db.transaction():
                 # what has nothing new in it need not be opened again
                 self._index.finish(self._reconciler.obstructed.keys)
+
+    def _show_members(self, keys: Collection[str]) -> None:
+        if self._mirror is not None:
+            self._mirror.apply_again(keys)
 
     def _log_number(self) -> int:
         return 0 if self._mirror is None else max(0, self._mirror.number)
@@ -417,6 +422,7 @@ class RemoteChanges:
             after = self._reconciler.apply_directory_hints(after, SLICE)
         if self._mirror is not None:
             self._mirror.unshadow()
+        self._show_members(self._reconciler.obstructed.keys)
         freed = self._reconciler.remove_empty_directories()
         crash_point('listing-before-finish')
         with self._db.transaction():

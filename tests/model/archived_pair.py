@@ -88,9 +88,13 @@ class ArchivedWorld(PairWorld):
         return self._archive.content(item)
 
     def _sides(self, host: Member, copy: bytes | None, original: str, bucket: dict[str, bytes]) -> tuple[bytes | None, bytes | None]:
-        """Of a member and an object that came at one instant both are published, and the object keeps the name."""
+        """Of a member and an object that came at one instant both are published, and the object keeps the name. A host that has not seen the object
+        speaks of the member."""
         ours, theirs = super()._sides(host, copy, original, bucket)
-        return copy if ours == theirs else ours, theirs
+        if ours != theirs:
+            return ours, theirs
+        member = host.mirror.rows.get(original)  # type: ignore[attr-defined]
+        return copy, theirs if copy != theirs or member is None else self.contents.get((original, member.etag), theirs)
 
     def _is_directory(self, path: str) -> bool:
         return super()._is_directory(path) or self._archive.has_below(f'{path}/')
@@ -126,8 +130,6 @@ class ArchivedWorld(PairWorld):
         return super()._left(host) + (f' members behind objects: {behind}' if behind else '')
 
     def _check_end(self) -> None:
-        # what is said of an object's mode while its place is disputed may pass by who resolves that
-        self._has_stale_modes |= self.conflicts > 0
         super()._check_end()
         self._check_archives()
 

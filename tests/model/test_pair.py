@@ -96,6 +96,17 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_archive_first_commit_while_an_empty_log_is_looked_at': (
         [('append', 0, 'a'), ('clock', 0, {3: ('die', True)}), ('write', 1, 'a', 10), ('flush', 1, {10: ('flush', 0, {})})],
         {'in_flight': 4, 'world': ArchivedWorld}),
+    'regression_archive_member_that_another_host_replaces_while_it_is_open_for_writing': (
+        [('open', 1, 0, 'a'), ('flush', 1, {}), ('poll', 0, {}), ('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {})], {'world': ArchivedWorld}),
+    'regression_archive_member_that_another_host_removes_while_it_is_open_for_writing': (
+        [('write', 1, 'a', 10), ('flush', 1, {}), ('open', 1, 0, 'a'), ('poll', 0, {}), ('unlink', 0, 'a'), ('flush', 0, {}), ('poll', 1, {})],
+        {'world': ArchivedWorld}),
+    'regression_archive_object_replaced_while_who_has_its_content_finds_a_conflict': (
+        [('mkdir', 1, 'd'), ('flush', 1, {5: ('put', 'd/y', 10), 10: ('die', True)}), ('write', 1, 'd/x', 10), ('exchange', 1, 'd/x', 'd/y'),
+         ('write', 0, 'a', 0), ('rename', 1, 'd/x', 'a')], {'store': 'by version', 'world': ArchivedWorld}),
+    'regression_archive_member_replaced_while_who_has_its_content_finds_a_conflict': (
+        [('mkdir', 1, 'd'), ('write', 1, 'd/y', 10), ('flush', 1, {}), ('remount', 1, {}), ('write', 1, 'd/x', 10), ('exchange', 1, 'd/x', 'd/y'),
+         ('write', 0, 'a', 0), ('flush', 0, {}), ('rename', 1, 'd/x', 'a')], {'store': 'by version', 'world': ArchivedWorld}),
     'regression_archive_same_content_put_by_another_tool': (
         [('put', 'c', 10), ('poll', 0, {}), ('same', 1, 'c')], {'page': 2, 'world': ArchivedWorld}),
 }
