@@ -47,6 +47,8 @@ _DIFFERING = ('SELECT m.key FROM member m LEFT JOIN object o ON o.key = m.key WH
               'AND (o.key IS NULL OR o.etag <> m.etag) ORDER BY m.key LIMIT ?')
 _GONE = ('SELECT o.key FROM object o LEFT JOIN member m ON m.key = o.key WHERE o.key > ? AND o.etag >= \'zip-\' AND o.etag < \'zip.\' '
          'AND m.key IS NULL ORDER BY o.key LIMIT ?')
+_TOLD = ('SELECT h.key FROM hint h JOIN object o ON o.key = h.key WHERE h.key > ? AND h.etag = o.etag AND o.etag >= \'zip-\' '
+         'AND o.etag < \'zip.\' ORDER BY h.key LIMIT ?')
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -261,13 +263,20 @@ class ArchiveMirror:
 
     async def agree(self) -> None:
         """Apply whatever the tree does not agree with: all at the first mount, and what could not be shown before."""
-        for sql, apply in ((_GONE, self._apply_gone_now), (_DIFFERING, self.apply_members)):
-            after = ''
-            while keys := await trio.to_thread.run_sync(self._page, sql, after):
-                for start in range(0, len(keys), SLICE):
-                    apply(keys[start:start + SLICE])
-                    await trio.lowlevel.checkpoint()
-                after = keys[-1]
+        await self._apply_all(_GONE, self._apply_gone_now)
+        await self._apply_all(_DIFFERING, self.apply_members)
+
+    async def apply_hints(self) -> None:
+        """Attributes that the index tells of members which are otherwise what they were: no listing meets them."""
+        await self._apply_all(_TOLD, self.apply_members)
+
+    async def _apply_all(self, sql: str, apply: Callable[[Sequence[str]], None]) -> None:
+        after = ''
+        while keys := await trio.to_thread.run_sync(self._page, sql, after):
+            for start in range(0, len(keys), SLICE):
+                apply(keys[start:start + SLICE])
+                await trio.lowlevel.checkpoint()
+            after = keys[-1]
 
     def _apply_gone_now(self, keys: Sequence[str]) -> None:
         with self._db.transaction():

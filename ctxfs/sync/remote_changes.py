@@ -421,6 +421,7 @@ class RemoteChanges:
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
         if self._mirror is not None:
+            await self._mirror.apply_hints()
             self._mirror.unshadow()
         self._show_members(self._reconciler.obstructed.keys)
         freed = self._reconciler.remove_empty_directories()

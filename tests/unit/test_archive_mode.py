@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 
+from ctxfs.core.filesystem import Change
 from ctxfs.errors import NoSpace, NotFound, RemoteUnavailable, Unanswered, Unsupported
 from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
 from ctxfs.records import ROOT_INO
@@ -92,6 +93,34 @@ def test_a_link_to_a_file_that_was_committed_before_is_one_elsewhere(pair, tmp_p
         async with three.mounted():
             for disk in (two, three):
                 assert set(disk.files()) == {'a', 'c', 'd'} and disk.inode_at(b'a').nlink == 3
+        three.close()
+    pair(scenario)
+
+
+@pytest.mark.parametrize('how', ['look', 'download', 'mount'])
+def test_attributes_that_changed_without_the_content_are_followed(how: str, pair, tmp_path: Path) -> None:
+    """However the other host learns of them: no listing shows a member."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        inode = await one.write('f', b'content')
+        await one.flush()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        disk = three if how == 'mount' else two
+        if how == 'mount':
+            async with three.mounted():
+                pass
+        else:
+            await two.look()
+        await one.fs.setattr(inode.ino, Change(mode=0o600, mtime_ns=5 * 10**9))
+        await one.flush()
+        if how == 'mount':
+            async with three.mounted():
+                pass
+        elif how == 'look':
+            await two.look()
+        else:
+            assert (await two.engine.download()).ok
+        found = disk.inode_at(b'f')
+        assert (stat.S_IMODE(found.mode), found.mtime_ns) == (0o600, 5 * 10**9)
         three.close()
     pair(scenario)
 
