@@ -15,7 +15,7 @@ looked at, at most: numbers of old commits come free when a base has replaced th
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import trio
@@ -57,7 +57,8 @@ class ArchiveCommitter:
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | GuardedPool, *, mirror: ArchiveMirror, plan: ArchivePlan,
                  intents: Intents, uploader: Uploader, host: str, scratch: Path,
-                 told: Told = untold) -> None:
+                 told: Told = untold, committed: Callable[[int, Sequence[str]], object] = lambda number, archives: None) -> None:
+        """`committed`: told the number and the archives of each commit."""
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -68,6 +69,7 @@ class ArchiveCommitter:
         self._host = host
         self._scratch = scratch
         self._told = told
+        self._committed = committed
         mirror.settle_own = intents.settle
         scratch.mkdir(mode=0o700, exist_ok=True)
         for left in scratch.iterdir():
@@ -192,6 +194,7 @@ class ArchiveCommitter:
             await trio.lowlevel.checkpoint()
         with self._db.transaction():
             self._record_end(flush, header, members, touched)
+        self._committed(header.number, [info.name for info in header.archives])
         for known in flush.deleted:
             if (known.key, known.etag) not in flush.outdated:       # an object has its place
                 self._told(known.key, '', known.etag, 0)

@@ -149,7 +149,7 @@ class ArchiveRivals:
 
     def _item(self, member: Member, name: str) -> PackItem:
         place = msgspec.structs.replace(member.place, archive=self._mirror.archive_key(member.place.archive))
-        return pack_item(member, place, self._mirror.path_of(name))
+        return pack_item(member, place, self._mirror.path_of(name), link='')
 
     def _note(self, member: Member, name: str) -> None:
         """In the list of conflicts; where the commit shows no such file, there is nothing to be told."""

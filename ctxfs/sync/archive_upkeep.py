@@ -146,7 +146,7 @@ class ArchiveUpkeep:
 
     def _item(self, member: Member) -> PackItem:
         place = msgspec.structs.replace(member.place, archive=self._mirror.archive_key(member.place.archive))
-        return packing.pack_item(member, place, member.key)
+        return packing.pack_item(member, place, member.key, link='' if member.record is None else member.record.link)
 
     def _oldest_left(self, dropped: list[str]) -> int:
         """The number of the oldest archive that there is without these."""

@@ -83,6 +83,15 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('append', 0, 'a.txt'), ('write', 1, 'b', 10), ('link', 0, 'a.txt', 'a'), ('write', 1, 'd/x', 400), ('rename', 0, 'a', 'b'),
          ('append', 1, 'c'), ('write', 1, 'c', 10), ('flush', 0, {}), ('write', 1, 'd/x', 10), ('put', 'd', 10), ('flush', 1, {2: ('die', False)}),
          ('write', 1, 'd/x', 150), ('flush', 1, {6: ('append', 1, 'd'), 4: ('rename', 1, 'b', 'c')}), ('write', 0, 'b', 0)], {}),
+    'regression_link_to_where_another_host_moved_the_file': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('rename', 1, 'b', 'a'), ('flush', 1, {}),
+         ('flush', 0, {})], {}),
+    'regression_link_that_may_have_arrived_where_another_host_moved_the_file': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('clock', 0, {1: ('drop',)}), ('rename', 1, 'b', 'a'),
+         ('flush', 1, {}), ('poll', 0, {}), ('flush', 0, {})], {}),
+    'regression_link_that_may_have_arrived_where_another_host_moved_the_file_and_made_it_anew': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('clock', 0, {1: ('drop',)}), ('rename', 1, 'b', 'a'),
+         ('write', 1, 'b', 10), ('flush', 1, {}), ('poll', 0, {}), ('flush', 0, {})], {}),
     'regression_archive_object_that_no_listing_showed_over_a_member_that_grows': (
         [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 0, 'a', 400), ('put', 'a', 10), ('write', 1, 'a', 400)],
         {'page': 2, 'in_flight': 4, 'store': 'by content', 'world': ArchivedWorld}),

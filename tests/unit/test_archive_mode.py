@@ -6,6 +6,7 @@ import shutil
 import stat
 import sys
 import time
+import zipfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import trio
 
 from ctxfs.core.filesystem import Change
+from ctxfs.core.xattrs import XAttrs
 from ctxfs.errors import NoSpace, NotFound, RemoteUnavailable, Unanswered, Unsupported
 from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
 from ctxfs.records import ROOT_INO
@@ -417,6 +419,33 @@ def test_a_member_that_no_listing_showed_alone_is_kept(pair) -> None:
     pair(scenario)
 
 
+@pytest.mark.parametrize('was_beside', [False, True])
+def test_what_another_tool_puts_after_a_mount_replaces_the_member(was_beside: bool, tmp_path: Path) -> None:
+    """At once, also on a host that never saw the member alone: who committed it tells that it was. Where it was not, both are kept as before."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        store = one.workers.context.store
+
+        async def put() -> None:
+            store.put(PREFIX + 'f', b'first')
+        async with one.mounted():
+            await one.write('f', b'member')
+            if was_beside:
+                one.before = at_first('CommitArchive', put)
+            await one.write('g', b'g')
+            assert (await one.engine.flush(is_final=True)).ok
+        one.close()
+        store.put(PREFIX + 'f', b'later')
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            await two.flush()
+            assert sorted(what[3] for what in (await two.tree()).values()) == [b'g', b'later', *([b'member'] if was_beside else [])]
+            assert await two.read('f') == b'later'
+        two.close()
+    trio.run(main)
+
+
 def test_the_same_content_is_no_conflict(pair) -> None:
     """Between a file here and an object that another tool put, before it is committed and at the same instant."""
     async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
@@ -750,7 +779,7 @@ def test_archives_of_nobody_go_when_they_are_old(pair) -> None:
 
 
 def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
-    """Contents, modes, times, symlinks and empty directories, without what was deleted or renamed."""
+    """Contents, modes, times, symlinks, hard links, extended attributes and empty directories, without what was deleted or renamed."""
     async def main() -> None:
         (tmp_path / 'bucket').mkdir()
         one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
@@ -759,21 +788,87 @@ def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
                 await one.write(f'd/{name}', name.encode() * 50, mode=0o640)
             await one.fs.make(ROOT_INO, b'link', mode=stat.S_IFLNK | 0o777, caller=ME, target=b'd/a')
             await one.fs.make(ROOT_INO, b'empty', mode=stat.S_IFDIR | 0o700, caller=ME)
+            await one.fs.link(one.inode_at(b'd', b'a').ino, ROOT_INO, b'linked')
+            XAttrs(one.db, one.fs).set(one.inode_at(b'd', b'a'), b'user.note', b'\0\xff')
             await one.flush()
             await one.remove('d/b')
             await one.move('d/c', 'moved')
+            await one.fs.setattr(one.inode_at(b'moved').ino, Change(mtime_ns=(1 << 33) * 10**9 + 7))
             await one.flush()
-            expected = {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await one.tree()).items()}
+            await one.remove('moved')
+            await one.write('moved', b'c' * 50, mode=0o640)
+            await one.fs.setattr(one.inode_at(b'moved').ino, Change(mtime_ns=(1 << 33) * 10**9 + 7))
+            await one.flush()
+            expected = await one.tree()
         one.close()
         shutil.rmtree(next(tmp_path.glob('bucket/**/archive/log')))
         for archive in tmp_path.glob('bucket/**/*.zip'):        # younger ones may belong to a flush
             os.utime(archive, (1, 1))
         two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
         async with two.mounted():
-            assert {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await two.tree()).items()} == expected
+            assert await two.tree() == expected
+            assert two.inode_at(b'd', b'a') is two.inode_at(b'linked') and two.inode_at(b'linked').nlink == 2
+            assert XAttrs(two.db, two.fs).get(two.inode_at(b'linked'), b'user.note') == b'\0\xff'
             await two.write('new', b'n')
             await two.flush()
             assert two.mirror.number == archive_recovery.ROUND + 1
+        two.close()
+    trio.run(main)
+
+
+def test_a_lost_log_is_made_anew_without_what_cannot_be_read(tmp_path: Path) -> None:
+    """One bad member costs no other; and what no host could have written does not make the new log unreadable."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        async with one.mounted():
+            for name in 'abc':
+                await one.write(name, name.encode() * 8)
+            await one.flush()
+            number = one.mirror.number
+        one.close()
+        _lose(tmp_path)
+        archive, = tmp_path.glob('bucket/**/*.zip')
+        archive.write_bytes(archive.read_bytes().replace(b'bbbbbbbb', b'bbbbbbbX'))
+        with zipfile.ZipFile(archive.with_name(log_format.archive_name(number + 1, host='odd', created_ns=1)), 'w') as odd:
+            for name, mode in (('x' * 2000, stat.S_IFREG), ('untyped', 0), ('directory', stat.S_IFDIR), ('d', stat.S_IFREG | 0o644)):
+                info = zipfile.ZipInfo(name)
+                info.external_attr = mode << 16
+                odd.writestr(info, b'd')
+        for archive in tmp_path.glob('bucket/**/*.zip'):
+            os.utime(archive, (1, 1))
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            assert {path: what[3] for path, what in (await two.tree()).items()} == {'a': b'a' * 8, 'c': b'c' * 8, 'd': b'd'}
+        two.close()
+    trio.run(main)
+
+
+def test_a_lifetime_outlives_the_log(tmp_path: Path) -> None:
+    """Else its archive would be packed anew, and its members begin to live anew."""
+    policy = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive'),
+                        recycle_policy=RecyclePolicy(lifecycle='Lifecycle_1Day', paths=('logs',)))
+
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket', policy=policy)
+        async with one.mounted():
+            await one.write('logs/a', b'a')
+            await one.write('kept', b'k')
+            await one.flush()
+            known = sorted((use.name, use.lifecycle) for use in one.mirror.rows.uses())
+            _lose(tmp_path)
+            for archive in tmp_path.glob('bucket/**/*.zip'):
+                os.utime(archive, (1, 1))
+            await one.look()        # from the mirror
+            assert sorted((use.name, use.lifecycle) for use in one.mirror.rows.uses()) == known
+        one.close()
+        _lose(tmp_path)
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two', policy=policy)
+        async with two.mounted():
+            assert sorted((use.name, use.lifecycle) for use in two.mirror.rows.uses()) == known
+            known, = two.journal.objects_of(two.inode_at(b'logs', b'a').ino)
+            assert known.lifecycle == 'Lifecycle_1Day'
         two.close()
     trio.run(main)
 
