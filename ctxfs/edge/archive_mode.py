@@ -108,6 +108,6 @@ class ArchiveMode:
                             is_obstructed=self._reconciler.obstructed.has, cores=os.cpu_count() or 1)
         if not base.options.read_only:
             self.upkeep = ArchiveUpkeep(writers, mirror=mirror, list_pool=self._pool, host=base.options.host_id, scratch=scratch)
-        finisher.delete_members = lambda: archiver.flush(())
+        finisher.delete_members = archiver.delete
         finisher.prove_members = alone.prove
         return archiver

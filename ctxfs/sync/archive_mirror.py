@@ -79,6 +79,8 @@ class ArchiveMirror:
         #: told of each commit within its transaction, before its records are applied; whether it is one of this host
         self.settle_own: Callable[[LogHeader], bool] = lambda header: False
         self._looked_s = -1e9
+        #: counts commits of others that were applied: the tree may be another one since
+        self.applied = 0
         #: awaited with the members of a commit and their places, before it is applied
         self.before_commit: Callable[[Sequence[tuple[ObjectInfo, Place]]], Awaitable[None]] = _pass
         reconciler.may_show = self._may_show
@@ -156,6 +158,7 @@ class ArchiveMirror:
                 is_own = self.settle_own(header)
                 self.note(header, records)
                 if not is_own:
+                    self.applied += 1
                     self._apply(header, records)
                 self.set_number(header.number)
         except BaseException:
@@ -362,6 +365,7 @@ class _Reading:
         mirror, header = self._mirror, self._header
         assert header is not None
         with mirror._db.transaction():
+            mirror.applied += 1
             mirror.set_number(_TORN)
             mirror.listed(0)        # which members were behind objects is forgotten
             mirror.rows.clear()

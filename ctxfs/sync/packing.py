@@ -162,7 +162,8 @@ def completed(ref: PartRef, deleted: Collection[str]) -> Iterator[BinaryIO]:
 def _complete(file: BinaryIO, entries: Iterable[bytes], deleted: Collection[str]) -> None:
     lines = list(entries)
     if deleted:
-        body = b''.join(name_in_archive(key) + b'\0' for key in sorted(deleted))
+        # what lies in a directory before the directory, which goes when it is empty
+        body = b''.join(name_in_archive(key) + b'\0' for key in sorted(deleted, reverse=True))
         now_ns = time.time_ns()
         attrs = Attrs(mode=stat.S_IFREG | 0o644, uid=0, gid=0, mtime_ns=now_ns, atime_ns=now_ns, ctime_ns=now_ns)
         member, packed = _member(DELETED_NAME, _Content(body, '', attrs.mode), attrs, file.tell())

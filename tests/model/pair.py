@@ -586,6 +586,8 @@ class PairWorld:
         bucket, inode = self.in_bucket(), host.find(path[1:])
         if inode is None or inode.is_dir or self._is_directory(original[1:]):
             return      # a file and a directory
+        if '.conflict-' in original:
+            return      # both hosts gave the same name of that second to what they kept
         ours, theirs = self._sides(host, host.shown(inode), original[1:], bucket)
         if ours is None or theirs is None:
             return

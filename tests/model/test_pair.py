@@ -116,6 +116,11 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_archive_member_replaced_while_who_has_its_content_finds_a_conflict': (
         [('mkdir', 1, 'd'), ('write', 1, 'd/y', 10), ('flush', 1, {}), ('remount', 1, {}), ('write', 1, 'd/x', 10), ('exchange', 1, 'd/x', 'd/y'),
          ('write', 0, 'a', 0), ('flush', 0, {}), ('rename', 1, 'd/x', 'a')], {'store': 'by version', 'world': ArchivedWorld}),
+    'regression_archive_file_where_another_host_has_just_made_a_directory': (
+        [('mkdir', 0, 'e'), ('write', 1, 'e', 10)], {'preferences': ('keep-both', 'prefer-remote'), 'world': ArchivedWorld}),
+    'regression_archive_file_where_another_host_makes_a_directory_while_it_is_packed': (
+        [('mkdir', 0, 'e'), ('write', 1, 'e', 10), ('flush', 1, {6: ('flush', 0, {})})],
+        {'preferences': ('keep-both', 'prefer-remote'), 'world': ArchivedWorld}),
     'regression_archive_same_content_put_by_another_tool': (
         [('put', 'c', 10), ('poll', 0, {}), ('same', 1, 'c')], {'page': 2, 'world': ArchivedWorld}),
 }

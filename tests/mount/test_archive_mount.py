@@ -59,7 +59,7 @@ def unpack(found: list[Path], into: Path) -> None:
             elif os.path.lexists(path):
                 os.unlink(path)
         assert subprocess.run(['unzip', '-tq', archive], capture_output=True, check=False).returncode == 0
-        done = subprocess.run(['unzip', '-oq', archive, '-x', '.ctxfs/*', '-d', into], capture_output=True, check=False)
+        done = subprocess.run(['unzip', '-oqK^', archive, '-x', '.ctxfs/*', '-d', into], capture_output=True, check=False)
         assert done.returncode in (0, 11), done     # 11: nothing but what is left out
 
 

@@ -97,7 +97,7 @@ class Archived(Disk):
         self.fs = FileSystem(db, journal, Namespace(db, journal, staging, gating=self.gating, remote=self.remote), contents,
                              remote=self.remote, on_close=lambda inode: self.schedule.wake())
 
-        self.finisher.delete_members = lambda: self.archiver.flush(())
+        self.finisher.delete_members = self.archiver.delete
         self.finisher.prove_members = alone.prove
         self.upkeep = ArchiveUpkeep(pool, mirror=self.mirror, list_pool=pool, host=self.host_id, scratch=self.directory / 'packing', least_waste=100)
 
@@ -156,7 +156,7 @@ class ArchiveDisk(Archived):
         return parent, name
 
     async def read(self, path: str) -> bytes:
-        inode = self.inode_at(*path.encode().split(b'/'))
+        inode = self.inode_at(*os.fsencode(path).split(b'/'))
         fh = await self.fs.open(inode.ino, os.O_RDONLY)
         try:
             return bytes(await self.fs.read(fh, 0, inode.size + 1))

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
+import subprocess
 import sys
 import time
 import zipfile
@@ -23,7 +25,7 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR
 from ctxfs.storage.inode import Content
-from ctxfs.sync import archive_recovery, get_files, put_files
+from ctxfs.sync import archive_recovery, archive_rivals, archiver, get_files, put_files
 from ctxfs.sync.archive_log import ArchiveLog
 from ctxfs.sync.archive_upkeep import GRACE_SECONDS
 from ctxfs.sync.context_files import ContextFiles
@@ -1073,4 +1075,111 @@ def test_files_without_a_mount(pair, tmp_path: Path) -> None:
         assert ContextMembers(files.store, PREFIX, host='cli').clear() is True
         await one.look()
         assert not [path for path in one.files() if path == 'again']
+    pair(scenario)
+
+
+# --- archives alone ----------------------------------------------------------------------------------------------------------------
+
+_RESTORE = re.compile(r'```sh\n(for archive in .*?)```', re.DOTALL)
+
+
+def _restored(tmp_path: Path) -> dict[str, Any]:
+    """What the documentation's lines make of the archives: paths, types, modes, and contents."""
+    script = _RESTORE.search((Path(__file__).parents[2] / 'docs/FORMAT.md').read_text())
+    assert script is not None
+    work = tmp_path / 'restored'
+    work.mkdir()
+    for archive in tmp_path.glob('bucket/**/*.zip'):
+        shutil.copy(archive, work)
+        subprocess.run(['unzip', '-tq', archive], check=True, capture_output=True)
+    done = subprocess.run(['bash', '-c', script[1]], cwd=work, capture_output=True, check=False, env={**os.environ, 'LC_ALL': 'C.UTF-8'})
+    assert b'cannot' not in done.stderr and b'error' not in done.stderr, done.stderr
+    return {os.fsdecode(os.path.relpath(os.fsencode(path), os.fsencode(work / 'tree'))) + '/' * (path.is_dir() and not path.is_symlink()): (
+        stat.S_IFMT((found := path.lstat()).st_mode), stat.S_IMODE(found.st_mode),
+        os.fsencode(os.readlink(path)) if path.is_symlink() else b'' if path.is_dir() else path.read_bytes())
+        for path in (work / 'tree').rglob('*')}
+
+
+@pytest.mark.skipif(shutil.which('unzip') is None, reason='unzip is not installed')
+def test_unzip_restores_whatever_became_what(tmp_path: Path) -> None:
+    """Files, links and directories that took each other's places, empty directories that filled and went, and names that are hard to say."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+
+        async def remove(*names: str) -> None:
+            for name in names:
+                *above, last = name.rstrip('/').encode().split(b'/')
+                parent = one.db.resolve(above)
+                await (one.fs.rmdir if name.endswith('/') else one.fs.unlink)(parent, last)
+
+        async def make(kind: int, name: str, **more: Any) -> None:
+            await one.fs.make(ROOT_INO, name.encode(), mode=kind | (0o777 if kind == stat.S_IFLNK else 0o755), caller=ME, **more)
+        async with one.mounted():
+            for path in ('d/x', 'deep/er/x', 'file', 'f2', 'both/x', 'target', 'keep/x'):
+                await one.write(path, path.encode())
+            await make(stat.S_IFLNK, 'link', target=b'target')
+            await make(stat.S_IFLNK, 'l2', target=b'target')
+            await make(stat.S_IFDIR, 'empty')
+            await make(stat.S_IFDIR, 'filled')
+            await one.flush()
+            await one.write('filled/x', b'x')
+            await one.flush()
+            await remove('d/x', 'd/', 'deep/er/x', 'deep/er/', 'deep/', 'file', 'f2', 'both/x', 'link', 'l2', 'empty/', 'filled/x', 'filled/',
+                         'keep/x')
+            for path, data in (('d', b'was a directory'), ('deep', b'was two'), ('file/x', b'was a file'), ('link', b'was a link'),
+                               ('l2/x', b'in what was a link'), ('empty', b'was empty'), ('filled', b'was filled'), ('both/y', b'y')):
+                await one.write(path, data)
+            await make(stat.S_IFLNK, 'f2', target=b'target')
+            parent = one.db.resolve([b'both'])
+            for name in (b'back\\slash', b'new\nline', b'newline', b'\x01control', b'-x', b'* [a]?',
+                         b'not utf-8 \xff', 'ünï ☃ \u201b'.encode(), b' ', b'a' * 255):
+                fh, _ = await one.fs.create(parent, name, mode=0o600, flags=os.O_WRONLY, caller=ME)
+                await one.fs.write(fh, 0, name)
+                await one.fs.release(fh)
+            await one.flush()
+            expected = {path: (what[0], what[1], what[3]) for path, what in (await one.tree()).items()}
+        one.close()
+        assert _restored(tmp_path) == expected
+    trio.run(main)
+
+
+def test_very_many_deletions_are_several_commits(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of them goes to a worker in one message, which has a bound."""
+    monkeypatch.setattr(archiver, 'DELETIONS', 3)
+
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(10):
+            await one.write(f'd/{number}', b'x')
+        await one.write('kept', b'k')
+        await one.flush()
+        for number in range(10):
+            await one.remove(f'd/{number}')
+        await one.flush()
+        await two.look()
+        assert set(two.files()) == {'d/', 'kept'} and set(one.unpacked()) == {'kept'} and not one.journal.doomed(1)
+        assert len(one.commits()) == 5
+    pair(scenario)
+
+
+def test_very_many_members_behind_objects_are_several_archives(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as one archive has, and as many as one flush looks at."""
+    monkeypatch.setattr(archive_rivals, 'MOST', 3)
+    monkeypatch.setattr(archive_rivals, 'ARCHIVE_BYTES', 4)
+
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(5):
+            await one.write(f'{number}', b'ab')
+
+        async def put() -> None:
+            for number in range(5):
+                one.workers.context.store.put(f'{PREFIX}{number}', b'object')
+        one.before = at_first('CommitArchive', put)
+        await one.flush()
+        await one.look()
+        for _ in range(2):
+            await one.flush()
+        await two.look()
+        assert sorted(what[3] for what in (await two.tree()).values()) == [b'ab'] * 5 + [b'object'] * 5
+        assert await one.tree() == await two.tree()
     pair(scenario)
