@@ -79,6 +79,8 @@ class ArchiveMirror:
         #: told of each commit within its transaction, before its records are applied; whether it is one of this host
         self.settle_own: Callable[[LogHeader], bool] = lambda header: False
         self._looked_s = -1e9
+        #: False: the tree was made with other eyes (white lists), and no listing shows members
+        self.agrees = True
         #: counts commits of others that were applied: the tree may be another one since
         self.applied = 0
         #: awaited with the members of a commit and their places, before it is applied
@@ -268,10 +270,15 @@ class ArchiveMirror:
         """Apply whatever the tree does not agree with: all at the first mount, and what could not be shown before."""
         await self._apply_all(_GONE, self._apply_gone_now)
         await self._apply_all(_DIFFERING, self.apply_members)
+        self.agrees = True
 
-    async def apply_hints(self) -> None:
-        """Attributes that the index tells of members which are otherwise what they were: no listing meets them."""
+    async def settle(self) -> None:
+        """What a listing that was applied did not show: members that count again, and attributes that the index tells of members which are otherwise
+        what they were."""
+        if not self.agrees:
+            await self.agree()
         await self._apply_all(_TOLD, self.apply_members)
+        self.unshadow()
 
     async def _apply_all(self, sql: str, apply: Callable[[Sequence[str]], None]) -> None:
         after = ''

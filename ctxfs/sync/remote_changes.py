@@ -275,6 +275,8 @@ class RemoteChanges:
     def forget(self) -> None:
         """What was seen was seen with other eyes (white lists): the next look begins with a whole listing."""
         self._digest, self.is_forgotten, self._listing_since = b'', True, None
+        if self._mirror is not None:
+            self._mirror.agrees = False
         self._db.set_meta(LISTED_AT, 0)
 
     async def reload(self, prefix: str = '') -> None:
@@ -421,8 +423,7 @@ class RemoteChanges:
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
         if self._mirror is not None:
-            await self._mirror.apply_hints()
-            self._mirror.unshadow()
+            await self._mirror.settle()
         self._show_members(self._reconciler.obstructed.keys)
         freed = self._reconciler.remove_empty_directories()
         crash_point('listing-before-finish')

@@ -91,6 +91,7 @@ class ArchivedWorld(PairWorld):
         """Of a member and an object that came at one instant both are published, and the object keeps the name. A host that has not seen the object
         speaks of the member."""
         ours, theirs = super()._sides(host, copy, original, bucket)
+        ours = copy if copy != theirs else ours
         if ours != theirs:
             return ours, theirs
         member = host.mirror.rows.get(original)  # type: ignore[attr-defined]

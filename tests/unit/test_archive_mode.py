@@ -20,7 +20,7 @@ import trio
 from ctxfs.core.filesystem import Change
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.errors import NoSpace, NotFound, RemoteUnavailable, Unanswered, Unsupported
-from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
+from ctxfs.policy import BWList, RecyclePolicy, SyncPolicy, UploadPolicy, WhiteList
 from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR
@@ -31,8 +31,9 @@ from ctxfs.sync.archive_upkeep import GRACE_SECONDS
 from ctxfs.sync.context_files import ContextFiles
 from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.protocol import Fetch, Head, ListPages, PutFile
+from ctxfs.sync.regate import Regater
 from tests.fakes.memory_store import MemoryStore
-from tests.unit.archive_rig import ArchiveDisk
+from tests.unit.archive_rig import ARCHIVED, ArchiveDisk
 from tests.unit.rig import ME, PREFIX
 
 if sys.version_info < (3, 11):
@@ -127,6 +128,54 @@ def test_attributes_that_changed_without_the_content_are_followed(how: str, pair
         assert (stat.S_IMODE(found.mode), found.mtime_ns) == (0o600, 5 * 10**9)
         three.close()
     pair(scenario)
+
+
+@pytest.mark.parametrize('is_mounted', [True, False])
+def test_white_lists_that_change_hide_and_show_members(is_mounted: bool, tmp_path: Path) -> None:
+    """Also those that another host changed meanwhile; and nothing is removed from the bucket for it."""
+    narrow = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive'), bw_list=BWList(white_lists=(WhiteList(path='src'),)))
+
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket', policy=narrow)
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        one.gating.rules = one.rules
+        expected = {'src/': b'', 'src/f': b'one', 'other/': b'', 'other/f': b'two'}
+
+        async def apply(policy: SyncPolicy) -> None:
+            one.rules.replace(policy)
+            await one.engine.alone(Regater(one.db, one.journal, one.gating, one.reconciler, stage=one.fs.contents.stage).run)
+            if is_mounted:
+                one.remote.changes.forget()
+                await one.look()
+        async with two.mounted():
+            for path in ('src/f', 'other/f', 'other/g'):
+                await two.write(path, b'1')
+            await two.flush()
+            async with one.mounted():
+                assert set(one.files()) == {'src/', 'src/f'}
+                if is_mounted:
+                    await apply(ARCHIVED)
+                    assert set(one.files()) == {'src/', 'src/f', 'other/', 'other/f', 'other/g'}
+                    await apply(narrow)
+                    assert set(one.files()) == {'src/', 'src/f'}
+                await two.write('other/f', b'two')
+                await two.remove('other/g')
+                await two.flush()
+                await one.write('src/f', b'one')
+                await one.flush()
+                if is_mounted:
+                    await apply(ARCHIVED)
+                    assert {path: what[3] for path, what in (await one.tree()).items()} == expected
+            if not is_mounted:
+                await apply(ARCHIVED)
+                async with one.mounted():
+                    assert {path: what[3] for path, what in (await one.tree()).items()} == expected
+            await two.look()
+            assert {path: what[3] for path, what in (await two.tree()).items()} == expected
+        one.close()
+        two.close()
+    trio.run(main)
 
 
 def test_whoever_reads_file_after_file_gets_the_neighbours_too(pair) -> None:
@@ -1142,6 +1191,21 @@ def test_unzip_restores_whatever_became_what(tmp_path: Path) -> None:
         one.close()
         assert _restored(tmp_path) == expected
     trio.run(main)
+
+
+@pytest.mark.skipif(shutil.which('unzip') is None, reason='unzip is not installed')
+def test_unzip_restores_a_file_where_a_directory_was_removed_without_a_mount(pair, tmp_path: Path) -> None:
+    """`ctxfs files rm` tells of directories that went, too."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for path in ('d/e/x', 'd/e/y', 'kept/x', 'kept/y'):
+            await one.write(path, b'x')
+        await one.flush()
+        assert len(ContextMembers(one.workers.context.store, PREFIX, host='cli').delete(['d/e/x', 'd/e/y', 'kept/x'])) == 3
+        await one.look()
+        await one.write('d', b'now a file')
+        await one.flush()
+        assert {path: what[2] for path, what in _restored(tmp_path).items()} == {'d': b'now a file', 'kept/': b'', 'kept/y': b'x'}
+    pair(scenario)
 
 
 def test_very_many_deletions_are_several_commits(pair, monkeypatch: pytest.MonkeyPatch) -> None:
