@@ -33,7 +33,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, runtime_dir
+from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, read_ahead, runtime_dir
 from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
@@ -214,6 +214,7 @@ class Mount:
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(kept_running, self._hardener.run)
             nursery.start_soon(supervised, self._answers.run, ready.notifier)
+            nursery.start_soon(supervised, read_ahead.widen, options.mountpoint, lambda: self._adapter.requests)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
