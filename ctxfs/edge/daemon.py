@@ -33,7 +33,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, launch, runtime_dir
+from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, read_ahead, runtime_dir
 from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
@@ -149,6 +149,7 @@ def _set_up_process(options: MountOptions) -> None:
     dump_on_signal()
     # What the imports made stays: looked at by each full collection, it held the loop for 20 ms, and every program on the mount with it.
     gc.freeze()
+    gc.enable()     # daemon_start.py had it wait
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     log.debug('open files: %d, raised to %d', soft, hard)
@@ -213,6 +214,7 @@ class Mount:
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(kept_running, self._hardener.run)
             nursery.start_soon(supervised, self._answers.run, ready.notifier)
+            nursery.start_soon(supervised, read_ahead.widen, options.mountpoint, lambda: self._adapter.requests)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
@@ -445,6 +447,3 @@ class Mount:
         log.warning('cannot unmount %s: %s', self._options.mountpoint, done.stderr.decode('utf-8', 'replace').strip())
         fuse_adapter.terminate()
 
-
-if __name__ == '__main__':
-    sys.exit(launch.daemon_main(run))

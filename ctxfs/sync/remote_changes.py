@@ -190,9 +190,9 @@ class RemoteChanges:
                 return page
         return ListPage(objects=[], prefixes=[], next_token=None)
 
-    async def read_index(self) -> None:
-        """What new index objects say is applied with what is listed next; what the archive log says at once."""
-        await self._index.read()
+    async def read_index(self, on_count: Callable[[int], object] = lambda count: None) -> None:
+        """What new index objects say is applied with what is listed next; what the archive log says at once. `on_count`: as RemoteIndex.read."""
+        await self._index.read(on_count)
         await self.follow_log()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,

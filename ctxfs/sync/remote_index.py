@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import trio
@@ -52,15 +52,16 @@ class RemoteIndex:
         #: (changed_ns, etag) of what this host wrote last, by path: a segment of another host may be older, and read later
         self._written: OrderedDict[str, tuple[int, str]] = OrderedDict()
 
-    async def read(self) -> int:
-        """Keep the records of the index objects that are new as hints; returns how many. A damaged object is skipped (slower, never
-        wrong). One request when nothing is new."""
+    async def read(self, on_count: Callable[[int], object] = lambda count: None) -> int:
+        """Keep the records of the index objects that are new as hints; returns how many, and tells `on_count` so far as it reads. A damaged object
+        is skipped (slower, never wrong). One request when nothing is new."""
         count = 0
         async with self._pool.stream(ReadIndex(prefix=self._prefix, seen=sorted(self._names)), priority=Priority.INTERACTIVE) as parts:
             async for part in parts:
                 records = self._from_index(part.records)
                 count += len(records)
                 await self._keep(records)
+                on_count(count)
         done = parts.result
         for name, reason in done.skipped:
             log.warning('index object %s is ignored: %s', name, reason)

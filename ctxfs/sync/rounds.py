@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 #: inodes that are planned ahead of the uploads; those that are uploaded at a time, each by itself; and batches of small ones
 PLAN_AHEAD = 500
 #: inodes planned, or marked, without a pause: about 3 ms of the loop
-PLAN_SLICE = 40
+PLAN_SLICE = 16
 IN_FLIGHT = 32
 BATCHES = 2
 #: small files in a batch; while programs use the mount fewer, because a batch takes its CPU at one go

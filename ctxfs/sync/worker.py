@@ -4,13 +4,14 @@ Owns the process side of the pipe: its life (it dies with the daemon), its threa
 errors. It must not know what an operation does (worker_ops*.py), nor schedules or retries (the daemon does).
 
 Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID BOARD_FD NUMBER` by worker_process.py. The first frame carries the options.
+Or as `… spare CHANNEL_FD PARENT_PID` by spare_worker.py: it imports everything first, and is given the rest then.
 """
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from ctxfs.sync import protocol
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.error_travel import translate
 from ctxfs.sync.frames import FrameReader
+from ctxfs.sync.lifo_threads import LifoThreads
 from ctxfs.sync.process_guard import hide_process
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, LogLevel, Part, Progress, Ready, Reply, Request, Start
 
@@ -106,35 +108,29 @@ class Channel:
 
 
 class Worker:
-    """The request loop: the main thread reads frames, `threads` others run operations."""
+    """The request loop: the main thread reads frames, at most `threads` others run operations."""
 
     def __init__(self, pipe: Pipe, context: Any, handlers: dict[type[Any], Any], threads: int) -> None:
         self._pipe = pipe
         self._context = context
         self._handlers = handlers
         self._channels: dict[int, Channel] = {}
-        self._queue: queue.SimpleQueue[Channel | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f'transfer-{number}', daemon=True) for number in range(threads)]
+        self._threads = LifoThreads(threads, 'transfer')
 
     def run(self) -> None:
         """Serve until the daemon closes its side, then finish what was begun."""
-        for thread in self._threads:
-            thread.start()
         self._pipe.send(Ready(pid=os.getpid()))
         while (messages := self._pipe.receive()) is not None:
             for message in messages:
                 self._take(message)
         for channel in list(self._channels.values()):
             channel.cancel()
-        for _ in self._threads:
-            self._queue.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._threads.shutdown()
 
     def _take(self, message: Any) -> None:
         if isinstance(message, Request):
             channel = self._channels[message.id] = Channel(self._pipe, message)
-            self._queue.put(channel)
+            self._threads.start(self._work, channel)
         elif isinstance(message, LogLevel):
             logging.getLogger('ctxfs').setLevel(message.level)
         elif isinstance(message, Limit):
@@ -150,11 +146,10 @@ class Worker:
             else:
                 known.cancel()
 
-    def _work(self) -> None:
-        while (channel := self._queue.get()) is not None:
-            answer = self._answer(channel)
-            del self._channels[channel.request.id]
-            self._pipe.send(answer)
+    def _work(self, channel: Channel) -> None:
+        answer = self._answer(channel)
+        del self._channels[channel.request.id]
+        self._pipe.send(answer)
 
     def _answer(self, channel: Channel) -> Reply | Failed:
         request = channel.request
@@ -182,7 +177,23 @@ def die_with(parent_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _spare(channel_fd: int, parent_pid: int) -> list[str] | None:
+    die_with(parent_pid)
+    hide_process()
+    gc.disable()
+    import ctxfs.storage.s3_store
+    import ctxfs.sync.worker_context
+    import ctxfs.sync.worker_ops  # noqa: F401 - what `main` would import, most likely
+    from ctxfs.sync import spare_worker
+    gc.freeze()     # what imports made stays
+    gc.enable()
+    return spare_worker.wait(channel_fd)
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[0] == 'spare':
+        given = _spare(*map(int, arguments[1:]))
+        return 0 if given is None else main(given)
     socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments)
     die_with(parent_pid)
     hide_process()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from ctxfs.storage.stores import open_store
 from ctxfs.storage.traffic import Traffic
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.flights import Flights
+from ctxfs.sync.lifo_threads import LifoThreads
 from ctxfs.sync.protocol import Operation, Warm, WorkerOptions
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class WorkerContext:
         self.attended = Attended()
         self.flights = Flights()
         self.recent_sums = RecentSums()
-        self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix='range')
+        self.helpers = LifoThreads(_HELPERS, 'range')
         self.cache = BlockCache(options.cache_dir, options.cache_limit)
         self.store = open_store(options.store_url, capabilities=options.capabilities, turn_left=flags.turn_left, traffic=self.traffic,
                                 **options.store_options)
