@@ -243,6 +243,10 @@ class ArchiveMirror:
             raise RemoteChanged(f'{source.key} is another version in the archive log')
         return msgspec.structs.replace(member.place, archive=self.archive_key(member.place.archive))
 
+    def has(self, known: Known) -> bool:
+        """Whether this is a member, and the log has it."""
+        return is_member(known.etag) and self.rows.etags([known.key]).get(known.key) == known.etag
+
     def archive_key(self, name: str) -> str:
         """The full key of an archive."""
         return f'{self.context_prefix}{ARCHIVE_DIR}{name}'
@@ -300,15 +304,23 @@ class ArchiveMirror:
             reader.close()
 
     def apply_again(self, keys: Collection[str]) -> None:
-        """What could not be shown before, because somebody had the file open for writing: no listing tells of it."""
+        """What could not be shown before, because somebody had the file open for writing: no listing tells of it. (Of what is behind an object, it
+        does.)"""
         members = self.rows.get_all(list(keys))
         self._apply_gone_now([key for key in keys if key not in members])
-        self.apply_members(list(members))
+        self.apply_members([key for key, member in members.items() if not member.is_shadowed])
+
+    def objects_gone(self, keys: Sequence[str]) -> None:
+        """There are no objects of these keys: what members were behind them counts again."""
+        self.apply_members([key for key, member in self.rows.get_all(keys).items() if member.is_shadowed])
 
     def unshadow(self) -> None:
-        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree has no row, and is there.)"""
+        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree, or that waits until nobody has the
+        file open for writing, has no row, and is there.)"""
+        waiting = self._reconciler.obstructed
         freed = [member.key for member in self.rows.shadowed()
-                 if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)]
+                 if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)
+                 and not waiting.has(member.key)]
         if freed:
             self.apply_members(freed)
 

@@ -368,11 +368,14 @@ class RemoteChanges:
             self._drop_gone([key for key, info in found.items() if info is None])
             self._describe(found.keys(), items)
 
-    def _drop_gone(self, keys: Iterable[str]) -> None:
+    def _drop_gone(self, keys: Sequence[str]) -> None:
         with self._db.transaction():
             for key in keys:
-                if (known := self._journal.known(key)) is not None:
+                known = self._journal.known(key)
+                if known is not None and (self._mirror is None or not self._mirror.has(known)):
                     self._reconciler.object_gone(known)
+        if self._mirror is not None:
+            self._mirror.objects_gone(keys)
 
     def _describe(self, keys: Iterable[str], items: Iterable[HeadItem]) -> None:
         """The HEAD told attributes too: nobody need ask for them once more."""

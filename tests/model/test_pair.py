@@ -121,6 +121,10 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_archive_file_where_another_host_makes_a_directory_while_it_is_packed': (
         [('mkdir', 0, 'e'), ('write', 1, 'e', 10), ('flush', 1, {6: ('flush', 0, {})})],
         {'preferences': ('keep-both', 'prefer-remote'), 'world': ArchivedWorld}),
+    'regression_archive_object_over_a_member_that_is_open_for_writing': (
+        [('mkdir', 0, 'e'), ('flush', 0, {}), ('write', 0, 'e/x', 10), ('poll', 1, {3: ('put', 'a', 10)}), ('write', 1, 'e/x', 0), ('put', 'e/x', 0),
+         ('flush', 0, {}), ('open', 0, 1, 'e/x'), ('poll', 0, {})],
+        {'preferences': ('prefer-local', 'keep-both'), 'store': 'by content', 'world': ArchivedWorld}),
     'regression_archive_same_content_put_by_another_tool': (
         [('put', 'c', 10), ('poll', 0, {}), ('same', 1, 'c')], {'page': 2, 'world': ArchivedWorld}),
 }
