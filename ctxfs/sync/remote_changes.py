@@ -428,6 +428,7 @@ class RemoteChanges:
         if self._mirror is not None:
             await self._mirror.settle()
         self._show_members(self._reconciler.obstructed.keys)
+        await self._index.retell(self._reconciler.obstructed.keys)
         freed = self._reconciler.remove_empty_directories()
         crash_point('listing-before-finish')
         with self._db.transaction():

@@ -31,7 +31,7 @@ import trio
 from ctxfs.config import Preference
 from ctxfs.core.filesystem import Change
 from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
-from ctxfs.records import ROOT_INO, IndexRecord, PutResult
+from ctxfs.records import ROOT_INO, PutResult
 from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import key_to_path
@@ -39,7 +39,6 @@ from ctxfs.sync import remote_changes, rivals, rounds, worker_ops_put, worker_op
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.protocol import Operation as WorkerOperation
-from ctxfs.sync.protocol import WriteSegment
 from ctxfs.sync.selection import QuietRule, Ready
 from ctxfs.sync.worker_ops import HANDLERS
 from tests.fakes.memory_store import MemoryStore
@@ -126,8 +125,6 @@ class Member(Disk):
     async def _in_thread(self, operation: WorkerOperation[Any], channel: Any) -> Any:
         if self.is_dead:
             raise Killed
-        if isinstance(operation, WriteSegment):
-            self._world.note_records(operation.records)
         return await trio.to_thread.run_sync(HANDLERS[type(operation)], self.workers.context, operation, channel)
 
     def _meet(self, request: Callable[[], Any]) -> Any:
@@ -261,8 +258,6 @@ class PairWorld:
         self._count = 0
         #: contents that arrived without an answer
         self._lost: set[bytes] = set()
-        #: some attributes are told of a version that was not there any more: a host that comes later cannot know them
-        self._has_stale_modes = False
         self.false_conflicts: list[str] = []
         self.conflicts = 0
 
@@ -300,11 +295,6 @@ class PairWorld:
             if (key, etag) not in self.contents:
                 with suppress(RemoteChanged, NotFound):     # another request was quicker
                     self.contents[key, etag] = self._store.get(PREFIX + key, if_match=etag)
-
-    def note_records(self, records: Sequence[IndexRecord]) -> None:
-        """The index has one record of each name. One that is of an older version hides what was said of the present one."""
-        etags = self.versions()
-        self._has_stale_modes |= any(record.etag and etags.get(record.path, record.etag) != record.etag for record in records)
 
     def note_lost(self) -> None:
         self._lost.update(self.contents.values())
@@ -669,7 +659,7 @@ class PairWorld:
         self._compare(newcomer, self.in_bucket())
         for host in self.hosts:
             mine, theirs = [await self._modes(member, host.tree()) for member in (host, newcomer)]
-            if mine != theirs and not self._has_stale_modes:
+            if mine != theirs:
                 raise Violation(f'host{host.number} and a new host have other modes: {mine} and {theirs}')
 
     async def _modes(self, host: Member, paths: Iterable[str]) -> dict[str, int]:

@@ -83,6 +83,12 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('append', 0, 'a.txt'), ('write', 1, 'b', 10), ('link', 0, 'a.txt', 'a'), ('write', 1, 'd/x', 400), ('rename', 0, 'a', 'b'),
          ('append', 1, 'c'), ('write', 1, 'c', 10), ('flush', 0, {}), ('write', 1, 'd/x', 10), ('put', 'd', 10), ('flush', 1, {2: ('die', False)}),
          ('write', 1, 'd/x', 150), ('flush', 1, {6: ('append', 1, 'd'), 4: ('rename', 1, 'b', 'c')}), ('write', 0, 'b', 0)], {}),
+    'regression_attributes_told_of_a_version_that_was_replaced': (
+        [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 1, 'a', 10), ('flush', 1, {}), ('chmod', 1, 'a', 0o600),
+         ('flush', 1, {}), ('chmod', 0, 'a', 0o755), ('flush', 0, {})], {}),
+    'regression_archive_attributes_told_of_a_version_that_was_replaced': (
+        [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 1, 'a', 10), ('flush', 1, {}), ('chmod', 1, 'a', 0o600),
+         ('flush', 1, {}), ('chmod', 0, 'a', 0o755), ('flush', 0, {})], {'world': ArchivedWorld}),
     'regression_link_to_where_another_host_moved_the_file': (
         [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('rename', 1, 'b', 'a'), ('flush', 1, {}),
          ('flush', 0, {})], {}),
