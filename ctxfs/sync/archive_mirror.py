@@ -315,8 +315,8 @@ class ArchiveMirror:
         self.apply_members([key for key, member in self.rows.get_all(keys).items() if member.is_shadowed])
 
     def unshadow(self) -> None:
-        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree, or that waits until nobody has the
-        file open for writing, has no row, and is there.)"""
+        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree, or that waits until nobody has
+        the file open for writing, has no row, and is there.)"""
         waiting = self._reconciler.obstructed
         freed = [member.key for member in self.rows.shadowed()
                  if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)

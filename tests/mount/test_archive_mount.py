@@ -86,6 +86,8 @@ def test_unzip_alone_gives_the_tree_back(site: Site, tmp_path: Path) -> None:
     expected = tree(at)
     host.unmount(at)
     assert len(archives(tmp_path)) == 2
+    alone, = tmp_path.glob('store/contexts/*/.ctxfs/archive/alone/*.json')
+    assert alone.read_text() == '{"version":1,"commits":[1,2]}'
     unpack(archives(tmp_path), tmp_path / 'out')
     assert tree(tmp_path / 'out') == expected
     assert not (tmp_path / 'out/d0').exists() or not list((tmp_path / 'out/d0').iterdir())
