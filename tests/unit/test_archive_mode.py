@@ -367,6 +367,48 @@ def test_large_files_and_excluded_paths_are_objects_of_their_own(pair) -> None:
     pair(scenario)
 
 
+def test_excluded_paths_may_change_between_mounts(tmp_path: Path) -> None:
+    """What is a member stays one until it changes or moves; each version is there once, also for a host with the other policy."""
+    excluding = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive', archive_exclude_paths=('/own',)))
+
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two', policy=excluding)
+        store = one.workers.context.store
+
+        def objects() -> set[str]:
+            return {key for info in store.list(PREFIX).objects if not (key := info.key[len(PREFIX):]).startswith('.ctxfs/')}
+
+        async def check(expected: dict[str, bytes], own: set[str]) -> None:
+            for disk in (one, two):
+                await disk.look()
+                assert {path: what[3] for path, what in (await disk.tree()).items() if not path.endswith('/')} == expected
+            assert objects() == own and set(one.mirror.rows.etags(list(expected))) == set(expected) - own
+        async with one.mounted(), two.mounted():
+            for path in ('own/changed', 'own/kept', 'own/removed', 'moved'):
+                await one.write(path, b'1')
+            await one.flush()
+            await two.look()
+            await two.write('own/changed', b'2')
+            await two.move('moved', 'own/moved')
+            await two.remove('own/removed')
+            await two.flush()
+            await check({'own/changed': b'2', 'own/kept': b'1', 'own/moved': b'1'}, {'own/changed', 'own/moved'})
+            one.rules.replace(excluding)
+            two.rules.replace(ARCHIVED)
+            await one.write('own/changed', b'3')
+            await one.move('own/moved', 'back')
+            await one.flush()
+            await check({'own/changed': b'3', 'own/kept': b'1', 'back': b'1'}, {'own/changed'})
+            await two.write('own/changed', b'4')
+            await two.flush()
+            await check({'own/changed': b'4', 'own/kept': b'1', 'back': b'1'}, set())
+        one.close()
+        two.close()
+    trio.run(main)
+
+
 def at_first(kind: str, action: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaitable[None]]:
     """What happens just before the first operation of that kind."""
     todo = [action]
