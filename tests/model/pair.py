@@ -12,6 +12,7 @@ A program is a list of tuples; one that does not apply (no such file) does nothi
     ('mkdir', host, path)  ('rmdir', host, path)  ('chmod', host, path, mode)  ('read', host, path)
     ('put', path, size)  ('edit', path)  ('delete', path)           the outside writer; 'edit' keeps the object's metadata, as s3fs does
     ('flush', host, {n: action, …})  ('clock', host, {…})  ('poll', host, {…})  ('reload', host)  ('remount', host, {…})  ('kill', host)
+    ('tidy', host, {…})                                             upkeep of archives, where there are any
 Actions happen at the n-th request to the store: ('lose',) its answer, ('drop',) the request, ('die', is_done) the host, or an operation of
 the other host, the outside writer, or a program of this host.
 """
@@ -35,7 +36,7 @@ from ctxfs.records import ROOT_INO, PutResult
 from ctxfs.storage.gating import HELD
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import key_to_path
-from ctxfs.sync import remote_changes, rivals, rounds, worker_ops_put, worker_ops_read
+from ctxfs.sync import archive_upkeep, remote_changes, rivals, rounds, worker_ops_put, worker_ops_read
 from ctxfs.sync.content import ContextCache
 from ctxfs.sync.growth import Growth
 from ctxfs.sync.protocol import Operation as WorkerOperation
@@ -514,7 +515,7 @@ class PairWorld:
     # hosts
 
     async def _flush(self, host: Member, script: Script) -> None:
-        with _scripted(host, script):
+        with scripted(host, script):
             contents = [content for content in map(host.shown, self._staged(host)) if content]
             result = await host.engine.flush(retry_seconds=0)
         if host.is_dead:
@@ -525,7 +526,7 @@ class PairWorld:
 
     async def _clock(self, host: Member, script: Script) -> None:
         """The flush that a clock asks for: one pass over what is not in the middle of being written."""
-        with _scripted(host, script):
+        with scripted(host, script):
             await host.engine.flush_ready(Ready(QuietRule(0.0), period=0.0, now_ns=time.time_ns(), is_cautious=False, may_go_on=lambda: True))
         if host.is_dead:
             await self._restart(host)
@@ -534,7 +535,7 @@ class PairWorld:
         return [inode for inode in map(host.db.inode, host.db.staged_inos()) if inode.nlink]
 
     async def _poll(self, host: Member, script: Script) -> None:
-        with _scripted(host, script):
+        with scripted(host, script):
             try:
                 await host.engine.alone(host.remote.changes.look)
             except CtxfsError as error:
@@ -550,6 +551,9 @@ class PairWorld:
         result = await host.engine.download()
         if not result.ok:
             raise Violation(f'host{host.number} cannot list: {result.message}')
+
+    async def _tidy(self, host: Member, script: Script) -> None:
+        """Of objects there is none."""
 
     async def _kill(self, host: Member) -> None:
         host.kill()
@@ -672,7 +676,7 @@ def _name(content: bytes | None) -> str:
 
 
 @contextmanager
-def _scripted(host: Member, script: Script) -> Any:
+def scripted(host: Member, script: Script) -> Any:
     host.script, host.requests = dict(script), 0
     try:
         yield
@@ -702,7 +706,8 @@ def play(work: Path, program: Sequence[Operation], *, preferences: Sequence[Pref
             nursery.cancel_scope.cancel()
 
     with _settings((rounds, 'IN_FLIGHT', in_flight), (remote_changes, 'PAGE', page), (worker_ops_put, 'WHOLE_BYTES', 100),
-                   (worker_ops_put, 'VERIFY_BYTES', 300), (worker_ops_read, 'VERIFY_BYTES', 300), (rivals, 'NEAR_NS', 0)):
+                   (worker_ops_put, 'VERIFY_BYTES', 300), (worker_ops_read, 'VERIFY_BYTES', 300), (rivals, 'NEAR_NS', 0),
+                   (archive_upkeep, 'LOG_COMMITS', 4), (archive_upkeep, 'GRACE_SECONDS', 0.0)):
         try:
             trio.run(main)
         except BaseExceptionGroup as group:
