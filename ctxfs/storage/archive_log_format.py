@@ -161,10 +161,10 @@ def encode(header: LogHeader, records: Iterable[MemberRecord]) -> bytes:
 
 
 def write(file: BinaryIO, header: LogHeader, records: Iterable[MemberRecord]) -> int:
-    """A log object, streaming; how many records it has."""
+    """A log object, streaming; how many records it has. Raises Corrupted where a path comes twice or out of order: nobody could read it."""
     numbers = {info.name: number for number, info in enumerate(header.archives)}
     whole = msgspec.structs.replace(header, format=FORMAT, version=VERSION)
-    return write_lines(file, whole, (_to_log_line(record, numbers) for record in records))
+    return write_lines(file, whole, (_to_log_line(record, numbers) for record in _in_order(iter(records))))
 
 
 def check(item: MemberRecord) -> None:

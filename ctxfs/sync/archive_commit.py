@@ -171,8 +171,8 @@ class ArchiveCommitter:
         for key in gone:
             while (key := key.rstrip('/').rpartition('/')[0]) and key + '/' not in above:
                 above.add(key + '/')
-        members = self._mirror.rows.get_all(list(above))
-        return gone.union(key for key in above if key not in members and not self._is_directory(key))
+        there = {*self._mirror.rows.get_all(list(above)), *(item.choice.key for item in flush.written())}
+        return gone.union(key for key in above if key not in there and not self._is_directory(key))
 
     def _is_directory(self, key: str) -> bool:
         path = key_to_path(key)

@@ -131,6 +131,9 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('mkdir', 0, 'e'), ('flush', 0, {}), ('write', 0, 'e/x', 10), ('poll', 1, {3: ('put', 'a', 10)}), ('write', 1, 'e/x', 0), ('put', 'e/x', 0),
          ('flush', 0, {}), ('open', 0, 1, 'e/x'), ('poll', 0, {})],
         {'preferences': ('prefer-local', 'keep-both'), 'store': 'by content', 'world': ArchivedWorld}),
+    'regression_archive_directory_that_goes_while_its_marker_is_sent': (
+        [('mkdir', 0, 'e'), ('write', 0, 'e/x', 10), ('flush', 0, {}), ('unlink', 0, 'e/x'), ('flush', 0, {2: ('rmdir', 0, 'e')})],
+        {'world': ArchivedWorld}),
     'regression_archive_same_content_put_by_another_tool': (
         [('put', 'c', 10), ('poll', 0, {}), ('same', 1, 'c')], {'page': 2, 'world': ArchivedWorld}),
 }
