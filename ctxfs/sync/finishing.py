@@ -58,6 +58,8 @@ class Finisher:
         self._prefix = prefix
         #: commits the deletion of the members whose rows are tombstones (Archive mode; the daemon sets it)
         self.delete_members: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        #: awaited when a mount has nothing left to upload
+        self.prove_members: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
 
     # --- index --------------------------------------------------------------------------------------------------------------------
 

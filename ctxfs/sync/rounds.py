@@ -132,6 +132,8 @@ class Rounds:
                 if self._archiver is not None and self._archiver.has_rivals:
                     await self._archiver.flush(())
             self._claimed.clear()
+            if self._archiver is not None:
+                self._archiver.begin_round()
             waiting: list[Work] = []
             packing: list[Work] = []
             done = await self._plan_and_run(task, waiting, packing)
@@ -188,6 +190,7 @@ class Rounds:
         await left.put([work for work, error in outcomes if isinstance(error, NotTaken)])
         left.end()
         done = [await self._conclude(work, task, error) for work, error in outcomes if not isinstance(error, NotTaken)]
+        await self._archiver.delete_rest()
         return sum(done) + await self._run_all(left, task)
 
     async def _conclude(self, work: Work, task: SyncTask, error: Exception | None) -> bool:
