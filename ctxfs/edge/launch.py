@@ -31,6 +31,7 @@ import msgspec
 import ctxfs
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.edge import runtime_dir
+from ctxfs.edge.log_file import open_log
 from ctxfs.edge.mount_table import mount_at, probe
 from ctxfs.edge.service_notify import Notifier, notifier_of
 from ctxfs.errors import CtxfsError, UsageError
@@ -42,8 +43,6 @@ DAEMON_MODULE = 'ctxfs.edge.daemon'
 READY_TIMEOUT = 30.0
 #: how long a daemon that failed to mount gets to end by itself
 END_TIMEOUT = 5.0
-#: the log of earlier mounts is moved aside once it is longer
-MAX_LOG_BYTES = 16 << 20
 
 
 class MountFailed(CtxfsError):
@@ -85,23 +84,13 @@ def start(options: MountOptions, *, timeout: float = READY_TIMEOUT) -> Started:
 
 def _spawn(options: MountOptions, writer: int) -> subprocess.Popen[bytes]:
     try:
-        with _open_log(Path(options.log_file)) as log_file:
+        with open_log(Path(options.log_file)) as log_file:
             return subprocess.Popen([sys.executable, '-m', DAEMON_MODULE], stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, cwd='/',
                                     env=child_environment(), start_new_session=True, pass_fds=(writer,), umask=0o077)
     except OSError as e:
         raise MountFailed(f'cannot start the mount process: {e}') from e
     finally:
         os.set_inheritable(writer, False)
-
-
-def _open_log(path: Path) -> Any:
-    """For appending, 0600 also where it was not; a long one is moved aside first."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_name(path.name + '.1'))
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.fchmod(fd, 0o600)
-    return os.fdopen(fd, 'ab')
 
 
 def child_environment() -> dict[str, str]:

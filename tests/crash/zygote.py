@@ -169,7 +169,7 @@ def _daemon(options: Any, writer: int) -> _Child:
         os.setsid()
         os.umask(0o077)
         os.chdir('/')
-        with launch._open_log(Path(options.log_file)) as log:
+        with launch.open_log(Path(options.log_file)) as log:
             for target, source in ((0, reader), (1, log.fileno()), (2, log.fileno())):
                 os.dup2(source, target)
         _close_all_but({0, 1, 2, writer})
