@@ -85,6 +85,25 @@ def check_allow_other(options: FuseOptions, conf: str = FUSE_CONF) -> None:
 
 # --- the mount point ---------------------------------------------------------------------------------------------------------------
 
+@contextlib.contextmanager
+def made_directories(path: str) -> Iterator[None]:
+    """Make what is missing of the path; when the block fails, what was made goes again. Raises Denied."""
+    # a mount point whose daemon is dead looks as if it were not there
+    missing = [] if mount_at(path) is not None else [place for place in (Path(path), *Path(path).parents) if not os.path.lexists(place)]
+    try:
+        for directory in reversed(missing):
+            try:
+                directory.mkdir()
+            except OSError as e:
+                raise Denied(f'cannot make {directory}: {e.strerror}') from e
+        yield
+    except BaseException:
+        for directory in missing:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
+
 def check_mountpoint(path: str, options: FuseOptions, runtime_root: Path) -> None:
     """`path` as mount_table.real_mountpoint made it. The table of mounts is read before the directory is touched: it may hang.
     Raises UsageError, Exists, NotFound, NotADirectory, NotPermitted or NotEmpty. A dead ctxfs mount there is freed first."""

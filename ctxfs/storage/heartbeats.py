@@ -1,7 +1,7 @@
 """Heartbeats: the objects by which a mount says to everybody who can read the bucket that its context is in use.
 
-Owns their keys, their form, when one that was not renewed counts as dead, and when it goes. It must not know who renews them (sync/heartbeat.py), nor what is
-refused because of them.
+Owns their keys, their form, when one that was not renewed counts as dead, and when it goes. It must not know who renews them (sync/heartbeat.py),
+nor what is refused because of them.
 
     contexts/ID/.ctxfs/mounts/HOST-HASH   {"hostId", "host", "mountpoint", "pid", "since"}: one for each state directory that writes
 

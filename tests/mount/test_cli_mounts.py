@@ -105,6 +105,20 @@ def test_a_failed_mount_says_why_and_leaves_nothing(ctxfs, behaviour, said, stat
     ctxfs.run('umount', ctxfs.at)
 
 
+def test_a_new_context_needs_no_directory(ctxfs, tmp):
+    """--create makes it, with those above; they go again where the mount fails, before the daemon or in it. Without --create nothing is made."""
+    deep = tmp / 'home/a/b'
+    for behaviour, options, status in (({'raise': 'no'}, (), 1), ({'die': True}, (), 1), ({}, ('-o', 'nonsense'), 2)):
+        ctxfs.behave(**behaviour)
+        ctxfs.run('mount', '--create', 'proj', deep, *options, status=status)
+        assert os.listdir(tmp / 'home') in ([], ['.local'], ['.cache', '.local'], ['.local', '.cache'])
+    ctxfs.behave()
+    ctxfs.run('mount', '--create', 'proj', deep)
+    assert is_mounted(deep)
+    ctxfs.run('umount', deep)
+    ctxfs.fails('mount', 'proj', tmp / 'other', said='no such directory; make it with mkdir -p')
+
+
 def test_a_mount_that_never_becomes_ready_ends_in_time(ctxfs, monkeypatch):
     """Its process with it."""
     monkeypatch.setattr(launch.start, '__kwdefaults__', {'timeout': 1.5})

@@ -50,7 +50,7 @@ def test_a_device_of_roots_alone(tmp, monkeypatch):
         return opened(path, *more, **words)
 
     monkeypatch.setattr(os, 'open', refuse)
-    with pytest.raises(Denied, match='chmod a\\+rw .*fuse gives it to all users'):
+    with pytest.raises(Denied, match=r'chmod a\+rw .*fuse gives it to all users'):
         preflight.check_fuse(str(tmp / 'fuse'))
 
 
@@ -60,7 +60,7 @@ def test_a_helper_that_is_not_setuid(tmp, monkeypatch):
     (tmp / 'fusermount3').chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp))
     monkeypatch.setattr(os, 'geteuid', lambda: 1000)
-    with pytest.raises(Denied, match=f'only root can mount: chmod u\\+s {tmp}/fusermount3'):
+    with pytest.raises(Denied, match=rf'only root can mount: chmod u\+s {tmp}/fusermount3'):
         preflight.check_fuse('/dev/null')
     monkeypatch.setattr(os, 'geteuid', lambda: 0)
     preflight.check_fuse('/dev/null')
