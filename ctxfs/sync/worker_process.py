@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from ctxfs.sync import same_code
 from ctxfs.sync.frames import FrameReader
 
 _RECEIVE_BYTES = 256 << 10
@@ -120,12 +121,12 @@ class WorkerProcess:
             return None
 
 
-def _spawn(arguments: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(numbers: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
     """The first three `fds` are named in the arguments. All stay open in the child for as long as it lives, also those that it does not use: the
     state directory's lock is one."""
     environment = {name: value for name, value in os.environ.items() if name not in without}
     paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get('PYTHONPATH')])]
     return subprocess.Popen(
-        [sys.executable, '-m', 'ctxfs.sync.worker', *map(str, arguments)],
+        [sys.executable, '-m', 'ctxfs.sync.worker', *map(str, numbers), same_code.MINE],
         stdin=subprocess.DEVNULL, cwd='/', pass_fds=fds,
         env={**environment, 'PYTHONPATH': os.pathsep.join(paths)})
