@@ -33,7 +33,7 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, runtime_dir
+from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, housekeeping, runtime_dir
 from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.attachment import Attachment
 from ctxfs.edge.failsafe import Home
@@ -207,7 +207,7 @@ class Mount:
             self._attach()
             nursery.start_soon(supervised, self._remote.run)
             nursery.start_soon(supervised, self._invalidator.run)
-            for task in self._following.tasks():
+            for task in (*self._following.tasks(), lambda: housekeeping.run(options)):
                 nursery.start_soon(supervised, task)
             if not options.read_only:
                 nursery.start_soon(kept_running, self._schedule.run)

@@ -30,6 +30,7 @@ from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import fuse_loop
 from ctxfs.edge.kernel_invalidator import KernelInvalidator
+from ctxfs.edge.overheard import overheard
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.disk_space import FULL
@@ -380,10 +381,11 @@ def new_invalidator() -> KernelInvalidator:
 
 def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
     """Mount. Raises CtxfsError with what libfuse said."""
-    try:
-        pyfuse3.init(adapter, mountpoint, options)
-    except RuntimeError as error:
-        raise CtxfsError(f'cannot mount on {mountpoint}: {error} (the reason is in the log)') from error
+    with overheard() as last_line:      # the exception says only that it failed
+        try:
+            pyfuse3.init(adapter, mountpoint, options)
+        except RuntimeError as error:
+            raise CtxfsError(f'cannot mount on {mountpoint}: {last_line() or error}') from error
 
 
 async def serve_requests(adapter: FuseAdapter) -> None:
