@@ -81,7 +81,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         if name in self.mounts:
             return self.mounts[name]
         places = ' or '.join(str(file) for file, _ in self.files)
-        raise UsageError(f'no [mounts.{name}] in {places}{nearest(name, self.mounts)}')
+        raise UsageError(f'no [mounts.{name}] in {places}{nearest(name, self.mounts)}; a table of that name with a mountpoint makes one')
 
 
 def load_configuration(user_file: Path, system_file: Path | None = None) -> Configuration:

@@ -28,6 +28,11 @@ MAX_SHELL_SECONDS = 0.030
 def checkout(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Without a virtual environment, in a directory whose name needs quoting. What pip installs there is used once: it is not compiled ahead."""
     monkeypatch.setenv('PIP_NO_COMPILE', '1')
+    return copied(tmp)
+
+
+def copied(tmp: Path) -> Path:
+    """A checkout that everybody may read."""
     top = tmp / "it's a checkout"
     top.mkdir()
     tmp.chmod(0o755)

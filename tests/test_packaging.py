@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import ctxfs
+from tests.test_bootstrap import as_user, copied, path_without
 from tests.test_docs import ROOT, command_of, usages
 
 INSTALL = ROOT / 'scripts/install'
@@ -96,6 +97,19 @@ def test_wrong_words_install_nothing(words: tuple[str, ...], said: str) -> None:
     """One line, status 2."""
     answer = run(INSTALL, *words, status=2)
     assert said in answer and answer.count('\n') == 1
+
+
+def test_missing_packages_are_named_before_anything_is_written(tmp: Path) -> None:
+    """Who is not root is told what root must install, in one line; as root, it would be done."""
+    environment, identity = as_user(tmp, path_without(tmp, 'fusermount3', 'cc', 'pkg-config'))
+    (tmp / 'root').mkdir()
+    if identity:
+        os.chown(tmp / 'root', 65534, 65534)
+    done = subprocess.run([copied(tmp) / 'scripts/install', '--root', tmp / 'root'], env=environment, capture_output=True, text=True, check=False,
+                          stdin=subprocess.DEVNULL, timeout=60, **identity)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr == 'scripts/install: needs Debian packages, run: sudo apt-get install fuse3 pkg-config libfuse3-dev gcc libc6-dev\n'
+    assert files_below(tmp / 'root') == set()
 
 
 @pytest.mark.skipif(os.environ.get('CTXFS_TEST_PROGRAMS') != 'all', reason='installs a whole environment; scripts/programs runs it')

@@ -116,7 +116,8 @@ def warm(invocation: Invocation, words: tuple[str, ...], no_wait: bool) -> int:
 
 
 def _in_cache(result: dict[str, Any]) -> str:
-    return f'{human_files(result["files"])} ({human_bytes(result["bytes"])}) are in the cache'
+    verb = 'is' if result['files'] == 1 else 'are'
+    return f'{human_files(result["files"])} ({human_bytes(result["bytes"])}) {verb} in the cache'
 
 
 def _dropped(invocation: Invocation, mount: Mount, below: str | None) -> dict[str, int]:

@@ -72,7 +72,7 @@ def _lifecycle(lifecycle: str) -> str | None:
 def _pending(pending: dict[str, Any] | None) -> str | None:
     if pending is None:
         return None
-    parts = [' and '.join(pending['reasons']), f'for {human_seconds(max(0.0, time.time() - pending["since"]))}']
+    parts = [', '.join(pending['reasons']), f'for {human_seconds(max(0.0, time.time() - pending["since"]))}']
     if pending['error']:
         parts.append(f'attempt {pending["attempt"]} failed: {pending["error"]}')
     if pending['nextRetry']:

@@ -64,7 +64,7 @@ _T = TypeVar('_T')
 @click.command()
 @click.argument('reference', metavar='CTX')
 @click.argument('mountpoint', metavar='[MOUNTPOINT]', required=False)
-@click.option('--create', is_flag=True, help='Make the context if there is none of that name.')
+@click.option('--create', is_flag=True, help='Make the context if there is none of that name, and the directory.')
 @click.option('--read-only', is_flag=True, help='Refuse every change.')
 @click.option('--foreground', is_flag=True, help='Stay in this process until it is unmounted and written back.')
 @click.option('--cache-size', metavar='SIZE', help='Bound of the local cache, like 10G (default: 10G or half of what is free).')
@@ -114,8 +114,10 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
     chooser = policy_choice.Chooser(policy_file, invocation.config, invocation.configuration.origin('policy'), browser=browser,
                                     check=wishes.checker({path, os.path.abspath(mountpoint)}))
     audit = audit_path(invocation, settings['audit_log'], mountpoint=path)
-    preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
     with contextlib.ExitStack() as stack:
+        if create:
+            stack.enter_context(preflight.made_directories(path))
+        preflight.check_mountpoint(path, fuse_options, invocation.paths.runtime)
         stack.enter_context(preflight.exclusive(path))
         tell = stack.enter_context(contextlib.closing(AuditLog(audit, about(url)))).write
         with _told_when_it_fails(tell, reference, path):

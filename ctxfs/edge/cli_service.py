@@ -18,6 +18,7 @@ from ctxfs.errors import CtxfsError, UsageError
 
 #: there while systemd is this host's init
 RUNNING = '/run/systemd/system'
+JOURNAL_SECONDS = 10.0
 _UNIT_DIR = click.option('--unit-dir', metavar='DIR', help='Where units are (default: /etc/systemd/system, or the user\'s directory).')
 _USER = click.option('--user', 'is_user', is_flag=True, help='A service of this user\'s manager, not of the host.')
 
@@ -43,7 +44,7 @@ def install(invocation: Invocation, name: str, is_user: bool, no_start: bool, un
     is_started = not no_start and _has_manager()
     if is_started:
         _systemctl(is_user, 'daemon-reload')
-        _systemctl(is_user, 'enable', '--now', f'ctxfs@{name}.service')
+        _start(is_user, f'ctxfs@{name}.service')
     if invocation.as_json:
         print_json({'unit': f'ctxfs@{name}.service', 'files': [str(file) for file in files], 'started': is_started})
     elif not is_started and not no_start:
@@ -91,6 +92,26 @@ def _directory(given: str | None, is_user: bool) -> Path:
 
 def _has_manager() -> bool:
     return os.path.isdir(RUNNING) and shutil.which('systemctl') is not None
+
+
+def _start(is_user: bool, unit: str) -> None:
+    """Raises CtxfsError with what the mount said, where the journal lets this user know; systemctl says only that it failed."""
+    try:
+        _systemctl(is_user, 'enable', '--now', '--quiet', unit)
+    except CtxfsError:
+        said = _last_word(['journalctl', *(['--user'] if is_user else []), '--no-pager', '-q', '-o', 'cat', '-n', '1',
+                           f'--{"user-" if is_user else ""}unit={unit}', '_TRANSPORT=stdout'])
+        if not said:
+            raise
+        user = '--user ' if is_user else ''
+        raise CtxfsError(f'{unit} does not start, and tries again: {said.removeprefix("ctxfs: ")} (systemctl {user}status {unit})') from None
+
+
+def _last_word(command: list[str]) -> str:
+    try:
+        return ' '.join(subprocess.run(command, capture_output=True, text=True, check=False, timeout=JOURNAL_SECONDS).stdout.split())
+    except (OSError, subprocess.TimeoutExpired):
+        return ''
 
 
 def _systemctl(is_user: bool, *words: str) -> None:

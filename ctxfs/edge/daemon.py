@@ -33,8 +33,9 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, read_ahead, runtime_dir
+from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, housekeeping, runtime_dir
 from ctxfs.edge.archive_mode import ArchiveMode, Base
+from ctxfs.edge.attachment import Attachment
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
@@ -206,7 +207,7 @@ class Mount:
             self._attach()
             nursery.start_soon(supervised, self._remote.run)
             nursery.start_soon(supervised, self._invalidator.run)
-            for task in self._following.tasks():
+            for task in (*self._following.tasks(), lambda: housekeeping.run(options)):
                 nursery.start_soon(supervised, task)
             if not options.read_only:
                 nursery.start_soon(kept_running, self._schedule.run)
@@ -214,7 +215,7 @@ class Mount:
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(kept_running, self._hardener.run)
             nursery.start_soon(supervised, self._answers.run, ready.notifier)
-            nursery.start_soon(supervised, read_ahead.widen, options.mountpoint, lambda: self._adapter.requests)
+            nursery.start_soon(supervised, self._attachment.watch, self._adapter, self._collect_dirty_pages)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
@@ -244,7 +245,7 @@ class Mount:
             fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
                 name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
                 kernel_options=options.kernel_options))
-        self.was_attached = True
+        self.was_attached, self._attachment = True, Attachment(options.mountpoint)
         self._audit.write('mount', mountpoint=options.mountpoint, readOnly=options.read_only, allowOther=options.allow_other)
         self._on_attached()
 
@@ -302,7 +303,7 @@ class Mount:
     def close(self) -> None:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
         if self.was_attached:
-            fuse_adapter.detach(unmount=True)
+            fuse_adapter.detach(unmount=self._attachment.is_there)
         with contextlib.suppress(CtxfsError, OSError):      # the log stays and is read by the next mount
             self._hardener.finish()
             self._db.set_meta('ended_cleanly', 1)

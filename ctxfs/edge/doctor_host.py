@@ -20,6 +20,7 @@ from ctxfs.sync.process_guard import helper_environment
 
 #: less free space than this is told: a cache needs some, and so does whoever writes
 FEW_BYTES = 1 << 30
+MTAB = '/etc/mtab'
 
 
 def check_versions() -> Iterator[Finding]:
@@ -69,6 +70,9 @@ def _existing(path: Path) -> Path:
 def check_fuse() -> Iterator[Finding]:
     """Raises what preflight.check_fuse raises."""
     preflight.check_fuse()
+    if os.geteuid() != 0 and not os.path.exists(MTAB):
+        yield Finding(Level.WARN, 'fuse', f'there is no {MTAB}, so fusermount3 -u refuses to unmount what a user mounted',
+                      f'ln -s ../proc/self/mounts {MTAB}, as a Debian has it that was booted once')
     yield Finding(Level.OK, 'fuse', f'{preflight.FUSE_DEVICE} and fusermount3 are there')
 
 

@@ -90,7 +90,7 @@ def check_abilities(url: str, *, state_root: Path, context: str | None, is_asked
         if is_asked_anew:
             store.learn(None)
         yield from described(preflight.patiently(store.capabilities))
-    age = 'just now' if answer is None else f'{max(0.0, time.time() - answer.asked_at) / 3600:.0f} h ago (ctxfs doctor --probe asks anew)'
+    age = 'just now' if answer is None else f'{human_seconds(max(0.0, time.time() - answer.asked_at))} ago (ctxfs doctor --probe asks anew)'
     yield Finding(Level.OK, 'probe', f'what the store can do was asked {age}')
 
 

@@ -30,6 +30,7 @@ from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import fuse_loop
 from ctxfs.edge.kernel_invalidator import KernelInvalidator
+from ctxfs.edge.overheard import overheard
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.disk_space import FULL
@@ -125,6 +126,11 @@ class FuseAdapter(pyfuse3.Operations):
     def requests(self) -> int:
         """How many the kernel has made so far."""
         return self._requests + fuse_ops.answered()
+
+    @property
+    def open_handles(self) -> int:
+        """Open files and directories; of files that the library knows as many as there are inodes."""
+        return len(self._fs.files) + len(self._fs.dirs) + fuse_ops.open_inodes()
 
     def note_changes(self) -> None:
         """Before each request: something else may have changed the tree since the last one."""
@@ -375,10 +381,11 @@ def new_invalidator() -> KernelInvalidator:
 
 def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
     """Mount. Raises CtxfsError with what libfuse said."""
-    try:
-        pyfuse3.init(adapter, mountpoint, options)
-    except RuntimeError as error:
-        raise CtxfsError(f'cannot mount on {mountpoint}: {error} (the reason is in the log)') from error
+    with overheard() as last_line:      # the exception says only that it failed
+        try:
+            pyfuse3.init(adapter, mountpoint, options)
+        except RuntimeError as error:
+            raise CtxfsError(f'cannot mount on {mountpoint}: {last_line() or error}') from error
 
 
 async def serve_requests(adapter: FuseAdapter) -> None:

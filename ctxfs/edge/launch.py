@@ -30,6 +30,7 @@ import msgspec
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.edge import daemon_process, runtime_dir
 from ctxfs.edge.daemon_process import DaemonProcess
+from ctxfs.edge.log_file import open_log
 from ctxfs.edge.mount_table import mount_at, probe
 from ctxfs.edge.service_notify import Notifier, notifier_of
 from ctxfs.errors import CtxfsError, UsageError
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT = 30.0
 #: how long a daemon that failed to mount gets to end by itself
 END_TIMEOUT = 5.0
-#: the log of earlier mounts is moved aside once it is longer
-MAX_LOG_BYTES = 16 << 20
 
 
 class MountFailed(CtxfsError):
@@ -82,14 +81,6 @@ def start(options: MountOptions, *, meanwhile: Callable[[], object] = lambda: No
     return Started(child.pid, note)
 
 
-def _open_log(path: Path) -> Any:
-    """For appending, 0600 also where it was not; a long one is moved aside first."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_name(path.name + '.1'))
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.fchmod(fd, 0o600)
-    return os.fdopen(fd, 'ab')
 
 
 def _read_line(reader: int, deadline: float) -> bytes | None:
@@ -130,7 +121,7 @@ def _ending(status: int | None) -> str:
 def _keep_words(words: bytes, options: MountOptions) -> None:
     """What it said before it had a log goes there."""
     if words:
-        with contextlib.suppress(OSError), _open_log(Path(options.log_file)) as log_file:
+        with contextlib.suppress(OSError), open_log(Path(options.log_file)) as log_file:
             log_file.write(words)
 
 
@@ -239,7 +230,7 @@ def daemon_main(run: Callable[[MountOptions, Readiness], int]) -> int:
 
 def _use_log(path: Path) -> None:
     """What this process and its workers say goes there from now on."""
-    with _open_log(path) as log_file:
+    with open_log(path) as log_file:
         for stream in (1, 2):
             os.dup2(log_file.fileno(), stream)
 

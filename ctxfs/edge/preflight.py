@@ -47,19 +47,28 @@ def check_fuse(device: str = FUSE_DEVICE) -> None:
     if not os.path.exists(device):
         raise NotFound(f'no {device}: load the module (modprobe fuse), or give the container the device (docker run --device {device} '
                        '--cap-add SYS_ADMIN)')
-    if shutil.which('fusermount3') is None:
+    helper = shutil.which('fusermount3')
+    if helper is None:
         raise NotFound('fusermount3 is missing: apt-get install fuse3')
-    if not os.access(device, os.R_OK | os.W_OK):
-        # the device may be root's alone: fusermount3 opens it for the user, if it is setuid root (mount.fuse3(8))
-        helper = os.stat(shutil.which('fusermount3') or '/')
-        if not (helper.st_mode & stat.S_ISUID and helper.st_uid == 0):
-            raise Denied(f'no right to open {device}, and fusermount3 is not setuid root: chmod u+s it, or allow access to the device')
-        return
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
+        if e.errno == errno.EACCES:     # fusermount3 could open it, but libfuse does not ask that to where it may not itself (mount.c there)
+            raise Denied(f'no right to open {device}: chmod a+rw {device} gives it to all users, as udev does') from e
         # exists, but no driver behind it (ENODEV, ENXIO) or a container that forbids it (EPERM)
         raise Denied(f'cannot open {device} ({e.strerror}): load the module (modprobe fuse), or let the container use the device') from e
+    if os.geteuid() != 0 and not _may_mount_for_users(helper):
+        raise Denied(f'{helper} is not setuid root, so only root can mount: chmod u+s {helper}')
+
+
+def _may_mount_for_users(helper: str) -> bool:
+    found = os.stat(helper)
+    if found.st_mode & stat.S_ISUID and found.st_uid == 0:
+        return True
+    try:
+        return bool(os.getxattr(helper, 'security.capability'))
+    except OSError:
+        return False
 
 
 def check_allow_other(options: FuseOptions, conf: str = FUSE_CONF) -> None:
@@ -75,6 +84,25 @@ def check_allow_other(options: FuseOptions, conf: str = FUSE_CONF) -> None:
 
 
 # --- the mount point ---------------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def made_directories(path: str) -> Iterator[None]:
+    """Make what is missing of the path; when the block fails, what was made goes again. Raises Denied."""
+    # a mount point whose daemon is dead looks as if it were not there
+    missing = [] if mount_at(path) is not None else [place for place in (Path(path), *Path(path).parents) if not os.path.lexists(place)]
+    try:
+        for directory in reversed(missing):
+            try:
+                directory.mkdir()
+            except OSError as e:
+                raise Denied(f'cannot make {directory}: {e.strerror}') from e
+        yield
+    except BaseException:
+        for directory in missing:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
 
 def check_mountpoint(path: str, options: FuseOptions, runtime_root: Path) -> None:
     """`path` as mount_table.real_mountpoint made it. The table of mounts is read before the directory is touched: it may hang.

@@ -7,31 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 
-import trio
-
-from ctxfs.edge.mount_table import mount_at
+from ctxfs.edge.mount_table import MountEntry
 
 log = logging.getLogger(__name__)
 
 #: not the most that a request can have (1 MiB): a program that maps a file and jumps about in it gets as much for each page that it touches
 WIDTH_KIB = 512
-LOOK_SECONDS = 0.1
 
 
-async def widen(mountpoint: str, requests: Callable[[], int]) -> None:
-    """The mount's own, once the kernel has sent the first of `requests`: with its own first one (INIT) it sets the width itself. Touches nothing on
-    the mount."""
-    while True:
-        await trio.sleep(LOOK_SECONDS)
-        if requests():
-            _set_width(mountpoint)
-            return
-
-
-def _set_width(mountpoint: str) -> None:
-    mount = mount_at(mountpoint)
+def widen(mount: MountEntry | None) -> None:
+    """To be called when the kernel has sent a request: with its own first one (INIT) it sets the width itself. Touches nothing on the mount."""
     if mount is None:
         return
     try:

@@ -35,10 +35,14 @@ import msgspec
 from ctxfs import __version__
 from ctxfs.config import MountOptions, private_dir, read_state_file
 from ctxfs.edge.mount_table import mount_at
+from ctxfs.edge.state_lock import locked
+from ctxfs.errors import CtxfsError
 from ctxfs.records import UNREADABLE
 
 #: a superseded record is kept so long for somebody who still waits for its result
 KEEP_RESULT_SECONDS = 3600
+#: records of mounts that ended, of all state directories together
+MOST_ENDED = 100
 #: the copy of mount.json and result.json inside a state directory
 LAST_MOUNT = 'last-mount'
 
@@ -155,12 +159,28 @@ def discard(path: Path) -> None:
 
 
 def _prune(root: Path, state_dir: str) -> None:
-    """Drop what newer mounts of this state directory have superseded long ago."""
-    for mount in find_mounts(root):
+    """Of mounts that ended long ago, drop what newer ones of this state directory have superseded, and of the others the oldest, beyond MOST_ENDED:
+    what they say stands in their state directories, too."""
+    ended = [mount for mount in find_mounts(root) if not mount.is_alive()]
+    for number, mount in enumerate(ended):
         result = mount.result()
-        is_old = result is not None and time.time() - result.finished_at > KEEP_RESULT_SECONDS
-        if is_old and mount.record.state_dir == state_dir and not mount.is_alive():
+        if time.time() - (mount.record.started_at if result is None else result.finished_at) <= KEEP_RESULT_SECONDS:
+            continue
+        if result is not None and mount.record.state_dir == state_dir:
             discard(mount.path)
+        elif number < len(ended) - MOST_ENDED:
+            _discard_other(mount)
+
+
+def _discard_other(mount: Mount) -> None:
+    """Unless somebody has its state directory: he may be about to claim this one, or its workers still end."""
+    try:
+        with contextlib.ExitStack() as stack:
+            if os.path.isdir(mount.record.state_dir):
+                stack.enter_context(locked(Path(mount.record.state_dir), seconds=0))
+            discard(mount.path)
+    except (CtxfsError, OSError):
+        return
 
 
 def _store(file: Path, value: msgspec.Struct, *, durable: bool = False) -> None:

@@ -24,6 +24,9 @@ from ctxfs.storage.block_sums import RecentSums, read_exactly, stamp_of, sums_of
 
 T = TypeVar('T')
 
+#: in the name of a cache directory that is being removed
+BROKEN = '.broken-'
+
 #: a name that could lead anywhere else is none
 _NAME = re.compile(r'([0-9a-f]{2})/(\1[0-9a-f]{30})-(0|[1-9][0-9]{0,18})-(-?[0-9]{1,20})-[0-9a-f]{12}')
 
@@ -203,7 +206,12 @@ def remove_any(path: str) -> bool:
 
 def throw_away(directory: str) -> None:
     """Move the directory aside first: who has it open keeps reading what it opened, and nobody mixes old files with a new database."""
-    aside = f'{directory}.broken-{secrets.token_hex(4)}'
     with suppress(FileNotFoundError):
-        os.rename(directory, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(move_aside(directory), ignore_errors=True)
+
+
+def move_aside(directory: str) -> str:
+    """Where it is now, to be removed. Raises OSError."""
+    aside = f'{directory}{BROKEN}{secrets.token_hex(4)}'
+    os.rename(directory, aside)
+    return aside

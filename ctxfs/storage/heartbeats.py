@@ -1,7 +1,7 @@
 """Heartbeats: the objects by which a mount says to everybody who can read the bucket that its context is in use.
 
-Owns their keys, their form, and when one that was not renewed counts as dead. It must not know who renews them (sync/heartbeat.py), nor what is
-refused because of them.
+Owns their keys, their form, when one that was not renewed counts as dead, and when it goes. It must not know who renews them (sync/heartbeat.py),
+nor what is refused because of them.
 
     contexts/ID/.ctxfs/mounts/HOST-HASH   {"hostId", "host", "mountpoint", "pid", "since"}: one for each state directory that writes
 
@@ -25,6 +25,8 @@ from ctxfs.storage.registry import context_prefix
 
 MOUNTS_DIR = RESERVED_DIR + 'mounts/'
 RENEW_SECONDS = 60.0
+#: a host that was suspended for so long renews its own as well
+DEAD_SECONDS = 86_400.0
 #: two renewals may fail, and the third may take its time
 EXPIRE_SECONDS = 210.0
 _MAX_BEAT = 4096
@@ -59,6 +61,15 @@ def live_mounts(store: ObjectStore, context_id: str, *, is_dead: Callable[[Beat]
     What anybody may have written there and is no heartbeat counts as a mount that cannot say who it is."""
     found = [_read(store, key) for key in _fresh_keys(store, context_id)]
     return [beat for beat in found if beat is not None and not is_dead(beat)]
+
+
+def remove_dead(store: ObjectStore, prefix: str) -> int:
+    """Take away what mounts have left that ended without a word (a host that was thrown away) a day ago; how many. Raises what the store raises."""
+    dead: list[tuple[str, str | None]] = []
+    for page in pages(store, prefix + MOUNTS_DIR):
+        now_ns = page.now_ns or time.time_ns()
+        dead += [(info.key, None) for info in page.objects if now_ns - info.mtime_ns > DEAD_SECONDS * 1e9]
+    return len(dead) - len(store.delete_many(dead)) if dead else 0
 
 
 def _fresh_keys(store: ObjectStore, context_id: str) -> Iterator[str]:

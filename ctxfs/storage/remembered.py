@@ -71,7 +71,8 @@ class Remembered:
         answer = Answer(version=PROBE_VERSION, store=self._store, prefix=self._prefix, asked_at=self._clock(), capabilities=capabilities)
         try:
             private_dir(self._root), private_dir(self._directory)
-            _publish(self._file, msgspec.json.encode(answer))
+            self._tidy()
+            _publish(self._file, msgspec.json.encode(answer), answer.asked_at)
         except (CtxfsError, OSError) as exc:
             log.info('what the store can do is not remembered: %s', exc)
 
@@ -80,6 +81,13 @@ class Remembered:
         for file in self._files():
             with contextlib.suppress(OSError):
                 file.unlink()
+
+    def _tidy(self) -> None:
+        """Of contexts and stores that nobody asks about any more nothing is kept, nor what a kill has left of a file."""
+        for file in self._root.glob('*/*'):
+            with contextlib.suppress(OSError):
+                if self._clock() - file.stat().st_mtime > EXPIRY_SECONDS:
+                    file.unlink()
 
     def _all(self) -> Iterator[Answer]:
         for file in self._files():
@@ -115,11 +123,12 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
 
 
-def _publish(file: Path, data: bytes) -> None:
+def _publish(file: Path, data: bytes, at_s: float) -> None:
     temporary = file.with_name(f'.{file.name}.{os.getpid()}.{secrets.token_hex(4)}')
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), 'wb') as opened:
             opened.write(data)
+        os.utime(temporary, (at_s, at_s))       # by which it is too old one day, without being read
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

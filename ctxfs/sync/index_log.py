@@ -116,6 +116,8 @@ class IndexLog:
         self._host = host
         self._executor = executor
         self._scratch_dir = scratch_dir
+        #: after `compact`: the names of what is there then
+        self.left: list[str] = []
         self._clock_ns = clock_ns
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
@@ -219,13 +221,15 @@ class IndexLog:
     def _delete_covered(self, live: list[_Source], sources: list[_Source], grace_ns: int) -> int:
         if not sources:
             return 0
-        now_ns = max(source.info.mtime_ns for source in self._list())
+        listed = self._list()
+        now_ns = max(source.info.mtime_ns for source in listed)
         covered: set[str] = set()
         for source in live:
             if source.is_base and source.problem is None and now_ns - source.info.mtime_ns > grace_ns:
                 covered |= source.covers
         items: list[tuple[str, str | None]] = [(source.info.key, None) for source in sources if source.name in covered]
         failures = self._store.delete_many(items) if items else []
+        self.left = sorted({source.name for source in listed} - covered)
         return len(items) - len(failures)
 
 

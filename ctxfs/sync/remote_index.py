@@ -92,8 +92,13 @@ class RemoteIndex:
 
     async def compact(self) -> None:
         """Merge all segments into a base."""
-        await self._pool.call(CompactIndex(prefix=self._prefix))
+        known = frozenset(self._names)
+        done = await self._pool.call(CompactIndex(prefix=self._prefix))
         self.segments, self.is_compaction_due = 0, False
+        # where nothing is read any more (downloadPolicy.autoDownload false) nobody else finds out what is gone
+        if gone := known.difference(done.left):
+            self._names -= gone
+            self._store_names()
 
     async def _keep(self, records: list[IndexRecord]) -> None:
         encode = msgspec.msgpack.encode

@@ -125,10 +125,12 @@ class SegmentDone(Message, frozen=True, kw_only=True, array_like=True):
 
 
 class CompactDone(Message, frozen=True, kw_only=True, array_like=True):
-    """`name` is '' when there was nothing to merge. `removed`: covered objects past their grace time that were deleted."""
+    """`name` is '' when there was nothing to merge. `removed`: covered objects past their grace time that were deleted; `left`: the names of the
+    index objects that there are now."""
     name: str
     records: int
     removed: int
+    left: list[str]
 
 
 class DeleteDone(Message, frozen=True, kw_only=True, array_like=True):

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctxfs.sync import same_code
+
 #: descriptors that it can be given; the kernel takes 253
 MOST_FDS = 64
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -42,7 +44,7 @@ def hand_over(fds: Sequence[int], *, parent_pid: int, number: int) -> subprocess
     while _waiting:
         process, channel = _waiting.pop()
         with channel, contextlib.suppress(OSError):     # it died
-            socket.send_fds(channel, [f'{parent_pid} {number}'.encode()], [2, *fds])
+            socket.send_fds(channel, [f'{parent_pid} {number} {same_code.MINE}'.encode()], [2, *fds])
             return process
         process.kill()
         process.wait()
@@ -56,9 +58,9 @@ def wait(channel_fd: int) -> list[str] | None:
         data, fds, _, _ = socket.recv_fds(channel, 256, MOST_FDS)
     if not data:
         return None
-    parent_pid, number = data.decode().split()
+    parent_pid, number, code = data.decode().split()
     words, serving, slots, board, *_ = fds
     for stream in (1, 2):
         os.dup2(words, stream)
     os.close(words)
-    return [str(serving), str(slots), parent_pid, str(board), number]
+    return [str(serving), str(slots), parent_pid, str(board), number, code]

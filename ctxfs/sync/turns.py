@@ -129,13 +129,17 @@ class Turns:
                 self._idle.set()
 
     def note_strays(self, keys: Iterable[str]) -> None:
-        """What was sent to these keys may yet be done."""
-        self._strays.update(dict.fromkeys(keys, self._clock()))
+        """What was sent to these keys may yet be done. What was sent long before is: of it nothing is kept."""
+        now = self._clock()
+        self._strays = {**self._fresh_strays(now), **dict.fromkeys(keys, now)}
+
+    def _fresh_strays(self, now: float) -> dict[str, float]:
+        return {key: at for key, at in self._strays.items() if now - at < STRAY_SECONDS}
 
     async def _wait_for_strays(self, keys: Iterable[str]) -> None:
         while any(key in self._strays for key in ('', *keys)):
             now = self._clock()
-            self._strays = {key: at for key, at in self._strays.items() if now - at < STRAY_SECONDS}
+            self._strays = self._fresh_strays(now)
             waits = [self._strays[key] for key in ('', *keys) if key in self._strays]
             if waits:
                 await trio.sleep(max(waits) + STRAY_SECONDS - now)

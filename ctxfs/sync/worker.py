@@ -3,7 +3,7 @@
 Owns the process side of the pipe: its life (it dies with the daemon), its threads, one `Channel` for each request, and the translation of
 errors. It must not know what an operation does (worker_ops*.py), nor schedules or retries (the daemon does).
 
-Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID BOARD_FD NUMBER` by worker_process.py. The first frame carries the options.
+Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID BOARD_FD NUMBER CODE` by worker_process.py. The first frame carries the options.
 Or as `… spare CHANNEL_FD PARENT_PID` by spare_worker.py: it imports everything first, and is given the rest then.
 """
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from ctxfs import logs
-from ctxfs.sync import protocol
+from ctxfs.sync import protocol, same_code
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.error_travel import translate
 from ctxfs.sync.frames import FrameReader
@@ -194,13 +194,16 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == 'spare':
         given = _spare(*map(int, arguments[1:]))
         return 0 if given is None else main(given)
-    socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments)
+    socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments[:5])
     die_with(parent_pid)
     hide_process()
     # Ctrl-C and a service manager's SIGTERM go to the whole group: the daemon handles them, and needs its workers to write back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     pipe = Pipe(socket.socket(fileno=socket_fd))
+    if arguments[5:] != [same_code.MINE]:
+        pipe.send(Failed(id=0, name='RemoteUnavailable', message=same_code.REFUSAL))
+        return 1
     flags = AbortFlags(slots_fd)
     messages: list[Any] | None = []
     while not messages:

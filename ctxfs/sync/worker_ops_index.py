@@ -1,10 +1,15 @@
-"""Operations on the index of a context: streamed reading, appending, compacting.
+"""Operations on the index of a context: streamed reading, appending, compacting. What comes as seldom as that, and is tidied up with it: the
+heartbeats of mounts that ended without a word.
 
 Owns only the cutting of the stream into parts. It must not know the format or the merging (index_log.py).
 """
 from __future__ import annotations
 
+import contextlib
+
+from ctxfs.errors import CtxfsError
 from ctxfs.records import IndexRecord
+from ctxfs.storage import heartbeats
 from ctxfs.sync import protocol
 from ctxfs.sync.index_log import IndexLog
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext
@@ -37,5 +42,8 @@ def write_segment(context: WorkerContext, op: protocol.WriteSegment, channel: Op
 
 
 def compact_index(context: WorkerContext, op: protocol.CompactIndex, channel: OperationChannel) -> protocol.CompactDone:
-    name, records, removed = _log(context, op.prefix).compact(grace_ns=int(op.grace_seconds * 1e9))
-    return protocol.CompactDone(name=name, records=records, removed=removed)
+    index = _log(context, op.prefix)
+    name, records, removed = index.compact(grace_ns=int(op.grace_seconds * 1e9))
+    with contextlib.suppress(CtxfsError):       # they are there until the next time
+        heartbeats.remove_dead(context.store, op.prefix)
+    return protocol.CompactDone(name=name, records=records, removed=removed, left=index.left)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import trio
 
-from ctxfs.sync import spare_worker
+from ctxfs.sync import same_code, spare_worker
 from ctxfs.sync.frames import FrameReader
 
 _RECEIVE_BYTES = 256 << 10
@@ -118,9 +118,9 @@ class WorkerProcess:
             return None
 
 
-def _spawn(arguments: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(numbers: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
     """The first three `fds` are named in the arguments. All stay open in the child for as long as it lives, also those that it does not use: the
     state directory's lock is one."""
-    _, _, parent_pid, _, number = arguments
+    _, _, parent_pid, _, number = numbers
     spare = spare_worker.hand_over(fds, parent_pid=parent_pid, number=number) if not without else None
-    return spare or spare_worker.execute([*map(str, arguments)], fds, without)
+    return spare or spare_worker.execute([*map(str, numbers), same_code.MINE], fds, without)

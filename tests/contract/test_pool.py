@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ctxfs import errors
 from ctxfs.records import Attrs, IndexRecord
 from ctxfs.storage.block_cache import MIN_LIMIT, BlockCache
 from ctxfs.storage.stores import open_store
+from ctxfs.sync import same_code
 from ctxfs.sync.abort_slots import AbortSlot
 from ctxfs.sync.pool import STREAM_WINDOW, Priority, TransferPool, open_pool
 from ctxfs.sync.protocol import (
@@ -427,3 +428,18 @@ def test_workers_die_with_a_killed_daemon_and_hold_its_lock_until_then(world: Wo
             fcntl.flock(lock, fcntl.LOCK_EX)
             # A process that is on its way out has closed its files before it is gone: it can do nothing any more.
             assert not any(is_alive(pid) and os.listdir(f'/proc/{pid}/fd') for pid in pids)
+
+
+def test_a_worker_of_another_version_refuses_to_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an upgrade, when one that has ended is started anew: whoever asks is told what to do, at once. What still runs goes on."""
+    async def main() -> None:
+        async with world.pool() as pool:
+            await pool.call(Check())
+            monkeypatch.setattr(same_code, 'MINE', 'of an old version')
+            os.kill(pool.statistics().pids[0], signal.SIGKILL)
+            with pytest.raises(errors.RemoteUnavailable, match=r'upgraded while this mount runs.*unmount, and mount again'):
+                while True:
+                    with suppress(errors.Unanswered):
+                        await pool.call(Check())
+                    await trio.sleep(0.05)
+    trio.run(main)

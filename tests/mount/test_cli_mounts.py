@@ -143,6 +143,20 @@ def test_a_command_that_is_killed_leaves_no_process(ctxfs, tmp):
     eventually('both are gone', lambda: not {pid for pid in (daemon, worker) if process_start(pid) is not None})
 
 
+def test_a_new_context_needs_no_directory(ctxfs, tmp):
+    """--create makes it, with those above; they go again where the mount fails, before the daemon or in it. Without --create nothing is made."""
+    deep = tmp / 'home/a/b'
+    for behaviour, options, status in (({'raise': 'no'}, (), 1), ({'die': True}, (), 1), ({}, ('-o', 'nonsense'), 2)):
+        ctxfs.behave(**behaviour)
+        ctxfs.run('mount', '--create', 'proj', deep, *options, status=status)
+        assert os.listdir(tmp / 'home') in ([], ['.local'], ['.cache', '.local'], ['.local', '.cache'])
+    ctxfs.behave()
+    ctxfs.run('mount', '--create', 'proj', deep)
+    assert is_mounted(deep)
+    ctxfs.run('umount', deep)
+    ctxfs.fails('mount', 'proj', tmp / 'other', said='no such directory; make it with mkdir -p')
+
+
 def test_a_mount_that_never_becomes_ready_ends_in_time(ctxfs, monkeypatch):
     """Its process with it."""
     monkeypatch.setattr(launch.start, '__kwdefaults__', {'timeout': 1.5})
@@ -171,7 +185,7 @@ def test_a_named_mount(ctxfs, tmp, monkeypatch):
     assert not is_mounted(ctxfs.at)
     ctxfs.fails('umount', 'work', said=f'{ctxfs.at}: nothing is mounted there')
     ctxfs.fails('mount', 'wrok', said='no [mounts.wrok] in ', status=2)
-    assert '(did you mean work?); to mount the context wrok, say where: ctxfs mount wrok MOUNTPOINT' in ctxfs.error
+    assert '(did you mean work?)' in ctxfs.error and '; to mount the context wrok, say where: ctxfs mount wrok MOUNTPOINT' in ctxfs.error
 
 
 def test_unknown_contexts_are_not_created(ctxfs):

@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from ctxfs.edge import read_ahead
+from ctxfs.edge.log_file import MAX_LOG_BYTES
 from tests.crash.watch import eventually
 from tests.fakes.counting_proxy import CountingProxy
 from tests.model.hosts import IS_DOUBLE
@@ -108,7 +109,7 @@ def test_the_cache_is_shown_warmed_and_dropped(desk: Desk) -> None:
     for key in files.keys() - {'other'}:
         assert (desk.at / key).read_bytes() == files[key]
     assert desk.proxy.total(method='GET', kind='object') == 0
-    assert '/d/0: 1 file (4.9 KiB) are in the cache' in desk.host.cli('cache', 'warm', desk.at / 'd/0').stdout
+    assert '/d/0: 1 file (4.9 KiB) is in the cache' in desk.host.cli('cache', 'warm', desk.at / 'd/0').stdout
     (desk.at / 'new').write_bytes(b'n' * 100)
     (desk.at / 'd/1').write_bytes(b'changed')
     shown, = desk.cache('show')['mounts']
@@ -170,3 +171,17 @@ def test_limits_that_would_do_nothing_are_refused(tmp_path: Path, request: pytes
     assert host.status(at)['limits'] == {'uploadBytes': MIB, 'downloadBytes': None, 'transfers': 2}
     host._names[at] = 'c'
     host.unmount(at)
+
+
+def test_the_log_of_a_mount_is_bounded(desk: Desk) -> None:
+    """The daemon looks after it, from the beginning: a log that grows too long while it is mounted is moved aside, and goes on."""
+    desk.host.mount('c', desk.at)
+    log = Path(desk.host.status(desk.at)['stateDir']) / 'ctxfs.log'
+    desk.host.unmount(desk.at)
+    os.truncate(log, MAX_LOG_BYTES - 10)
+    desk.host.mount('c', desk.at)
+    aside = log.with_name('ctxfs.log.1')
+    eventually('the log is cut', lambda: aside.exists() and log.stat().st_size < 1 << 20)
+    assert aside.stat().st_size > MAX_LOG_BYTES
+    desk.host.unmount(desk.at)
+    assert 'write-back: ' in log.read_text()

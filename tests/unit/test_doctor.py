@@ -48,6 +48,20 @@ def test_the_exit_status_says_whether_anything_failed(tmp_path: Path, monkeypatc
     assert str(tmp_path) in findings['store']['text']
 
 
+def test_a_user_without_mtab_is_warned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a root that was never booted: he could mount, and not unmount. Root needs none."""
+    monkeypatch.setattr(preflight, 'check_fuse', lambda: None)
+    monkeypatch.setattr(doctor_host, 'MTAB', str(tmp_path / 'mtab'))
+    monkeypatch.setattr(os, 'geteuid', lambda: 1000)
+    found, _ = doctor_host.check_fuse()
+    assert (found.level, found.check) == (Level.WARN, 'fuse') and 'ln -s ../proc/self/mounts' in found.fix
+    monkeypatch.setattr(os, 'geteuid', lambda: 0)
+    assert [found.level for found in doctor_host.check_fuse()] == [Level.OK]
+    (tmp_path / 'mtab').touch()
+    monkeypatch.setattr(os, 'geteuid', lambda: 1000)
+    assert [found.level for found in doctor_host.check_fuse()] == [Level.OK]
+
+
 # --- the host and the store ------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture

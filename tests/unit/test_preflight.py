@@ -10,6 +10,7 @@ import pytest
 
 from ctxfs.config import FuseOptions
 from ctxfs.edge import busy, mount_table, preflight
+from ctxfs.edge.overheard import overheard
 from ctxfs.errors import Denied, Exists, NotADirectory, NotEmpty, NotFound, NotPermitted, UsageError
 from ctxfs.storage.registry import Registry
 
@@ -36,6 +37,33 @@ def test_a_device_without_a_driver(tmp, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp))
     with pytest.raises(Denied, match='cannot open'):
         preflight.check_fuse(str(tmp / 'fuse'))
+
+
+def test_a_device_of_roots_alone(tmp, monkeypatch):
+    """As where no udev runs: libfuse opens it as the user, whatever fusermount3 may do."""
+    (tmp / 'fuse').write_text('')
+    opened = os.open
+
+    def refuse(path, *more, **words):
+        if path == str(tmp / 'fuse'):
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        return opened(path, *more, **words)
+
+    monkeypatch.setattr(os, 'open', refuse)
+    with pytest.raises(Denied, match=r'chmod a\+rw .*fuse gives it to all users'):
+        preflight.check_fuse(str(tmp / 'fuse'))
+
+
+def test_a_helper_that_is_not_setuid(tmp, monkeypatch):
+    """Only root can do without; a user is told what to do, before anything is tried."""
+    (tmp / 'fusermount3').write_text('#!/bin/sh\n')
+    (tmp / 'fusermount3').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp))
+    monkeypatch.setattr(os, 'geteuid', lambda: 1000)
+    with pytest.raises(Denied, match=rf'only root can mount: chmod u\+s {tmp}/fusermount3'):
+        preflight.check_fuse('/dev/null')
+    monkeypatch.setattr(os, 'geteuid', lambda: 0)
+    preflight.check_fuse('/dev/null')
 
 
 def test_allow_other_needs_permission_in_fuse_conf(tmp, monkeypatch):
@@ -176,3 +204,14 @@ def test_who_keeps_a_directory_busy(tmp, how, what):
         holder, = busy.holders_of(str(tmp))
         assert holder.pid == process.pid and what in holder.what
         assert f'pid {process.pid}' in busy.describe(str(tmp))
+
+
+def test_what_a_library_says_is_overheard(capfd):
+    """The last line, also of a program that it runs; all of it comes to stderr as well, and so does what comes later."""
+    with overheard() as last_line:
+        assert last_line() == ''
+        os.write(2, b'first\n')
+        subprocess.run(['sh', '-c', 'echo "fuse: no such device" >&2'], check=True)
+        assert last_line() == 'fuse: no such device'
+    os.write(2, b'later\n')
+    assert capfd.readouterr().err == 'first\nfuse: no such device\nlater\n'

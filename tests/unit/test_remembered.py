@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_it_is_asked_again_after_some_days(tmp_path: Path, clock: Clock) -> None
     assert memory(tmp_path, clock).recall() == KNOWN
     clock.now -= 86_400
     assert memory(tmp_path, clock).recall() is None
+
+
+def test_what_nobody_asks_about_any_more_goes(tmp_path: Path) -> None:
+    """Of contexts and of stores: a host that mounts one after the other keeps those of a week. A file that a kill left half-written, too."""
+    clock = Clock()
+    for number in range(50):
+        clock.now += EXPIRY_SECONDS / 5
+        url = URL if number % 2 else f's3://bucket-{number}'
+        memory(tmp_path, clock, url=url, prefix=f'contexts/{number}/').keep(KNOWN)
+        newest = max((path for path in (tmp_path / 'stores').glob('*/*')), key=lambda path: path.stat().st_ctime_ns)
+        left = newest.parent / f'.{newest.name}.1.ab'
+        left.touch()
+        os.utime(left, (clock.now, clock.now))
+        assert len(list((tmp_path / 'stores').glob('*/*'))) <= 2 * 7
 
 
 DAMAGE = {

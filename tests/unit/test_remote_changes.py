@@ -5,12 +5,14 @@ process. What programs see of it is tests/mount's.
 """
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -29,7 +31,7 @@ from ctxfs.sync.asides import Asides
 from ctxfs.sync.descriptions import Defaults
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.index_log import IndexLog
-from ctxfs.sync.protocol import Head, ListPages, Operation, WorkerOptions
+from ctxfs.sync.protocol import CompactIndex, Head, ListPages, Operation, WorkerOptions
 from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.remote_changes import RemoteChanges
@@ -114,6 +116,7 @@ class Bench:
     """A tree that has seen a bucket, and the bucket."""
 
     def __init__(self, directory: Path) -> None:
+        self.bucket = directory / 'bucket'
         self.workers = Workers(directory)
         self.store = self.workers.context.store
         self.db = TreeDB(directory / 'tree.db')
@@ -378,6 +381,27 @@ def test_what_another_host_compacted_costs_one_look_more(large: Bench) -> None:
 
 
 # --- a listing in parts ----------------------------------------------------------------------------------------------------------
+
+def test_a_mount_that_only_writes_knows_no_more_names_than_there_are(bench: Bench) -> None:
+    """Without downloads nobody reads the index again: what a compaction removed is forgotten all the same, and so are heartbeats of hosts that are
+    gone."""
+    bench.load()
+    dead, alive = (f'{PREFIX}.ctxfs/mounts/{name}' for name in ('dead', 'alive'))
+    for key in (dead, alive):
+        bench.store.put(key, b'{}')
+    os.utime(bench.bucket / dead, (1, 1))
+
+    async def job() -> None:
+        for number in range(6):
+            for part in range(5):
+                await bench.index.write([bench.record(f'{number}-{part}', 'e')])
+            await bench.workers.call(CompactIndex(prefix=PREFIX, grace_seconds=-1))
+            await bench.index.compact()
+            assert len(bench.index._names) <= 6
+    trio.run(job)
+    assert len(msgspec.json.decode(bench.db.meta('index_names'))) <= 6
+    assert not (bench.bucket / dead).exists() and (bench.bucket / alive).exists()
+
 
 def test_a_large_context_is_listed_in_parts_side_by_side(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the index says what there is. Each object once, also those that it does not know, and what is gone from any part is gone."""

@@ -17,6 +17,7 @@ import pytest
 from ctxfs.config import MountOptions
 from ctxfs.edge import flush_wait, runtime_dir
 from ctxfs.edge.runtime_dir import Mount, MountRecord, Pending, current_mounts, find_mounts, process_start
+from ctxfs.edge.state_lock import locked
 
 
 @pytest.fixture
@@ -54,6 +55,28 @@ def test_a_record_is_found_with_its_documented_keys(tmp):
     value = json.loads((mount.path / 'mount.json').read_text())
     assert value['contextId'] == 'id' and value['mountpoint'] == '/m/one' and value['pid'] == os.getpid()
     assert len(mount.path.name) == 12 and mount.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_records_of_other_contexts_are_bounded(tmp, monkeypatch):
+    """A host that mounts one context after the other keeps the newest that ended; who runs, and whose workers still do, stays."""
+    monkeypatch.setattr(runtime_dir, 'KEEP_RESULT_SECONDS', -1)
+    monkeypatch.setattr(runtime_dir, 'MOST_ENDED', 3)
+
+    def ended(number):
+        o = options(tmp, f'm{number}', state=f's{number}')
+        mount = runtime_dir.claim(o)
+        record = msgspec.structs.replace(mount.record, pid_start=1, started_at=float(number))
+        (mount.path / 'mount.json').write_bytes(msgspec.json.encode(record))
+        runtime_dir.finish(o, ok=True, pending=Pending(), message='')
+        return mount.path
+    paths = []
+    with locked(Path(options(tmp, 'm0', state='s0').state_dir)):
+        for number in range(12):
+            paths.append(ended(number))
+            assert len(find_mounts(tmp / 'run')) <= 1 + 3 + 1
+        runtime_dir.claim(options(tmp, 'live', state='live'))
+    assert [path for path in paths if path.exists()] == [paths[0], *paths[-3:]]
+    assert all((tmp / f's{number}/last-mount/result.json').exists() for number in range(12))
 
 
 def test_a_used_again_pid_is_not_the_daemon(tmp):

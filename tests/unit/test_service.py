@@ -163,7 +163,7 @@ def test_install_and_remove(config: Path, capsys: pytest.CaptureFixture[str]) ->
     """Written, started and enabled; removed after it has stopped, the template with the last one."""
     units = config / 'units'
     assert cli.run(['service', 'install', 'home', '--unit-dir', str(units)]) == 0
-    assert told(config) == ['daemon-reload', 'enable --now ctxfs@home.service']
+    assert told(config) == ['daemon-reload', 'enable --now --quiet ctxfs@home.service']
     assert sorted(str(path.relative_to(units)) for path in units.rglob('*.*') if path.is_file()) == [
         'ctxfs@.service', 'ctxfs@home.service.d/ctxfs-mountpoint.conf']
     assert 'RequiresMountsFor=/home/me\n' in (units / 'ctxfs@home.service.d/ctxfs-mountpoint.conf').read_text()
@@ -179,11 +179,22 @@ def test_install_and_remove(config: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_user_service(config: Path) -> None:
     """In the user's directory, for his manager."""
     assert cli.run(['service', 'install', 'home', '--user']) == 0
-    assert told(config) == ['--user daemon-reload', '--user enable --now ctxfs@home.service']
+    assert told(config) == ['--user daemon-reload', '--user enable --now --quiet ctxfs@home.service']
     assert [path.name for path in (config / 'config/systemd/user').iterdir()] == ['ctxfs@.service']
     assert cli.run(['service', 'remove', 'home', '--user']) == 0
     assert told(config) == ['--user disable --now ctxfs@home.service', '--user daemon-reload']
     assert list((config / 'config/systemd/user').iterdir()) == []
+
+
+@pytest.mark.parametrize('said, told', [
+    ('ctxfs: no such store', 'ctxfs@w-2.service does not start, and tries again: no such store (systemctl --user status ctxfs@w-2.service)'),
+    ('', 'systemctl --user enable --now --quiet ctxfs@w-2.service: no such unit')])
+def test_a_service_that_does_not_start_says_why(config: Path, capsys: pytest.CaptureFixture[str], said: str, told: str) -> None:
+    """By the journal; else what systemctl said."""
+    (config / 'bin/journalctl').write_text(f'#!/bin/sh\ncase "$*" in *"--user-unit=ctxfs@w-2.service _TRANSPORT=stdout") echo "{said}";; esac\n')
+    (config / 'bin/journalctl').chmod(0o755)
+    assert cli.run(['service', 'install', 'w-2', '--user']) == 1
+    assert capsys.readouterr().err == f'ctxfs: {told}\n'
 
 
 def test_what_cannot_be_installed(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,6 +424,17 @@ def test_a_key_with_an_answer_outstanding_is_not_written_again_at_once() -> None
     run(scenario)
 
 
+def test_of_lost_answers_nothing_is_kept_for_long() -> None:
+    """A network that loses some for months, of keys that are written once each: what is remembered is bounded by what is recent."""
+    async def scenario(nursery: trio.Nursery) -> None:
+        one = Host('one', Bucket(Weather()), nursery)
+        for number in range(500):
+            one.turns.note_strays([f'{number}-{part}' for part in range(10)])
+            await trio.sleep(1)
+            assert len(one.turns._strays) <= 10 * (STRAY_SECONDS + 1)
+    run(scenario)
+
+
 def test_a_turn_that_cannot_be_renewed_ends_before_others_may_take_it() -> None:
     """The store does not answer any more: what is not sent by the end of the turn is refused."""
     async def scenario(nursery: trio.Nursery) -> None:
