@@ -120,7 +120,8 @@ class ContextMembers:
         with self._lock:
             for _ in range(_ATTEMPTS):
                 self._look()
-                gone = [key for key in dict.fromkeys(keys) if (item := self._members.get(key)) is not None and (known is None or known.get(key) == item.record.etag)]
+                gone = [key for key in dict.fromkeys(keys) if (item := self._members.get(key)) is not None
+                        and (known is None or known.get(key) == item.record.etag)]
                 if not gone or self._commit([*gone, *self._emptied(gone)]):
                     return gone
         raise RemoteUnavailable('hosts commit to the context without a pause; try again')
