@@ -437,7 +437,7 @@ def test_a_worker_of_another_version_refuses_to_work(world: World, monkeypatch: 
             await pool.call(Check())
             monkeypatch.setattr(same_code, 'MINE', 'of an old version')
             os.kill(pool.statistics().pids[0], signal.SIGKILL)
-            with pytest.raises(errors.RemoteUnavailable, match='upgraded while this mount runs.*unmount, and mount again'):
+            with pytest.raises(errors.RemoteUnavailable, match=r'upgraded while this mount runs.*unmount, and mount again'):
                 while True:
                     with suppress(errors.Unanswered):
                         await pool.call(Check())
