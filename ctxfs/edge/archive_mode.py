@@ -14,6 +14,7 @@ from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.members import Place
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.archive_alone import Alone
 from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
@@ -97,8 +98,9 @@ class ArchiveMode:
         scratch = Path(base.options.state_dir) / 'packing'
         plan = ArchivePlan(base.db, base.journal, base.staging, mirror=mirror, rules=base.rules, prefix=base.prefix)
         intents = Intents(base.db, base.journal, number=mirror.number, on_arrived=auditor.arrived)
+        alone = Alone(base.db, writers, list_pool=self._pool, mirror=mirror, host=base.options.host_id, prefix=base.prefix)
         committer = ArchiveCommitter(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, uploader=uploader,
-                                     host=base.options.host_id, scratch=scratch, told=auditor.member)
+                                     host=base.options.host_id, scratch=scratch, told=auditor.member, committed=alone.committed)
         rivals = ArchiveRivals(base.db, writers, mirror=mirror, asides=asides, host=base.options.host_id, scratch=scratch, prefix=base.prefix,
                                told=auditor.member)
         archiver = Archiver(base.db, base.journal, writers, mirror=mirror, plan=plan, intents=intents, committer=committer, rivals=rivals,
@@ -106,5 +108,6 @@ class ArchiveMode:
                             is_obstructed=self._reconciler.obstructed.has, cores=os.cpu_count() or 1)
         if not base.options.read_only:
             self.upkeep = ArchiveUpkeep(writers, mirror=mirror, list_pool=self._pool, host=base.options.host_id, scratch=scratch)
-        finisher.delete_members = lambda: archiver.flush(())
+        finisher.delete_members = archiver.delete
+        finisher.prove_members = alone.prove
         return archiver

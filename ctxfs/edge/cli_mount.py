@@ -49,7 +49,7 @@ from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
 from ctxfs.storage.stores import directory_of
-from ctxfs.sync import clearing, context_mode
+from ctxfs.sync import clearing, context_mode, spare_worker
 from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
 
@@ -128,7 +128,7 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
             _take_over(invocation, context, _below(chosen.policy))
             options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit,
                                is_mode_recorded=bool(mode))
-        started = launch.Started(os.getpid(), '') if foreground else launch.start(options)
+        started = launch.Started(os.getpid(), '') if foreground else launch.start(options, meanwhile=lambda: chooser.look(store, context))
         _note_use(store, context)
         _say(started.note)
         if wishes.metrics_addr is not None and not wishes.metrics_addr.is_loopback:
@@ -137,6 +137,7 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
         if chooser.is_kept:
             tell('policy-set', contextId=context.id, context=context.name)
     if foreground:
+        spare_worker.begin()
         from ctxfs.edge import daemon  # pyfuse3 and the rest of the daemon: no other command needs them
         return launch.run_foreground(options, daemon.run)
     if wait_download:

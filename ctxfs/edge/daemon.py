@@ -33,8 +33,9 @@ from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, housekeeping, launch, runtime_dir
+from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, housekeeping, runtime_dir
 from ctxfs.edge.archive_mode import ArchiveMode, Base
+from ctxfs.edge.attachment import Attachment
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.launch import Readiness
@@ -149,6 +150,7 @@ def _set_up_process(options: MountOptions) -> None:
     dump_on_signal()
     # What the imports made stays: looked at by each full collection, it held the loop for 20 ms, and every program on the mount with it.
     gc.freeze()
+    gc.enable()     # daemon_start.py had it wait
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     log.debug('open files: %d, raised to %d', soft, hard)
@@ -213,6 +215,7 @@ class Mount:
             nursery.start_soon(kept_running, self._housekeep)
             nursery.start_soon(kept_running, self._hardener.run)
             nursery.start_soon(supervised, self._answers.run, ready.notifier)
+            nursery.start_soon(supervised, self._attachment.watch, self._adapter, self._collect_dirty_pages)
             nursery.start_soon(supervised, failsafe.look_through, self._db)
             nursery.start_soon(supervised, self._tidy_cache, pool)
             if not self._options.read_only:
@@ -242,7 +245,7 @@ class Mount:
             fuse_adapter.attach(self._adapter, options.mountpoint, fuse_adapter.fuse_options(
                 name=options.context_name, read_only=options.read_only, allow_other=options.allow_other,
                 kernel_options=options.kernel_options))
-        self.was_attached = True
+        self.was_attached, self._attachment = True, Attachment(options.mountpoint)
         self._audit.write('mount', mountpoint=options.mountpoint, readOnly=options.read_only, allowOther=options.allow_other)
         self._on_attached()
 
@@ -300,7 +303,7 @@ class Mount:
     def close(self) -> None:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""
         if self.was_attached:
-            fuse_adapter.detach(unmount=True)
+            fuse_adapter.detach(unmount=self._attachment.is_there)
         with contextlib.suppress(CtxfsError, OSError):      # the log stays and is read by the next mount
             self._hardener.finish()
             self._db.set_meta('ended_cleanly', 1)
@@ -445,6 +448,3 @@ class Mount:
         log.warning('cannot unmount %s: %s', self._options.mountpoint, done.stderr.decode('utf-8', 'replace').strip())
         fuse_adapter.terminate()
 
-
-if __name__ == '__main__':
-    sys.exit(launch.daemon_main(run))

@@ -69,7 +69,10 @@ def _wait_for(mount: Mount, timeout: float | None, report: Report, asker: _Asker
                 if failure:
                     return outcome(mount, ok=False, pending=pending, message=failure)
         if deadline is not None and time.monotonic() >= deadline:
-            return outcome(mount, ok=False, pending=pending, message=f'still {describe(pending)} pending after {round(timeout or 0, 1):g} s')
+            message = f'still {describe(pending)} pending after {round(timeout or 0, 1):g} s'
+            if status is not None and status.get('state') != 'flushing' and not mount.is_attached():
+                message += '; unmounted here, but another mount namespace (a container?) has it, too, or files in it are open'
+            return outcome(mount, ok=False, pending=pending, message=message)
 
 
 def wait_detached(mount: Mount, seconds: float) -> bool:

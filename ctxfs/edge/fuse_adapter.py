@@ -127,6 +127,11 @@ class FuseAdapter(pyfuse3.Operations):
         """How many the kernel has made so far."""
         return self._requests + fuse_ops.answered()
 
+    @property
+    def open_handles(self) -> int:
+        """Open files and directories; of files that the library knows as many as there are inodes."""
+        return len(self._fs.files) + len(self._fs.dirs) + fuse_ops.open_inodes()
+
     def note_changes(self) -> None:
         """Before each request: something else may have changed the tree since the last one."""
         fuse_ops.note_changes(self._fs.changes)

@@ -132,6 +132,12 @@ uint64_t ctxfs_opens(uint64_t ino)
     return count_of(&opens, ino);
 }
 
+/* inodes with such handles */
+uint64_t ctxfs_open_inodes(void)
+{
+    return opens.used;
+}
+
 /* --- handles --- */
 
 static int is_ours(const struct fuse_file_info *fi)

@@ -28,6 +28,7 @@ def _load() -> ctypes.CDLL | None:
         return None
     library.ctxfs_set_plain.argtypes, library.ctxfs_set_plain.restype = (ctypes.c_uint64, ctypes.c_int), None
     library.ctxfs_opens.argtypes, library.ctxfs_opens.restype = (ctypes.c_uint64,), ctypes.c_uint64
+    library.ctxfs_open_inodes.argtypes, library.ctxfs_open_inodes.restype = (), ctypes.c_uint64
     return library
 
 
@@ -62,6 +63,11 @@ def set_plain(ino: int, is_plain: bool) -> None:
     be taken back before the kernel forgets the inode, and when its open handles become stale."""
     if _library is not None:
         _library.ctxfs_set_plain(ino, is_plain)
+
+
+def open_inodes() -> int:
+    """Of how many files there are such handles as `opens` counts."""
+    return 0 if _library is None else _library.ctxfs_open_inodes()
 
 
 def opens(ino: int) -> int:

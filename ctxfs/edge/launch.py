@@ -1,10 +1,10 @@
 """Starting the daemon: in the background from `ctxfs mount`, or in this process with --foreground.
 
 Owns the pipes between the two: options go in through stdin (never argv, which every user can read), one line comes back when the mount
-answers or when it cannot. It must not know what a mount is made of: `ctxfs.edge.daemon` is started as a module and handed the options.
+answers or when it cannot. It must not know what a mount is made of, nor how its process comes about (daemon_process.py): it is handed the options.
 
-    daemon.py:   def run(options: MountOptions, ready: Readiness) -> int: …
-                 if __name__ == '__main__': sys.exit(launch.daemon_main(run))
+    daemon.py:          def run(options: MountOptions, ready: Readiness) -> int: …
+    daemon_start.py:    sys.exit(launch.daemon_main(daemon.run))
 
     stdin of the daemon     {"readyFd": N, "options": {…}} and EOF
     ready pipe              {"ok": true, "note": TEXT}  |  {"ok": false, "error": TEXT, "kind": CLASS, "exit": 1|2}  |  EOF: it died
@@ -18,7 +18,6 @@ import logging
 import os
 import select
 import signal
-import site
 import subprocess
 import sys
 import time
@@ -28,9 +27,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-import ctxfs
 from ctxfs.config import MountOptions, private_dir
-from ctxfs.edge import runtime_dir
+from ctxfs.edge import daemon_process, runtime_dir
+from ctxfs.edge.daemon_process import DaemonProcess
 from ctxfs.edge.log_file import open_log
 from ctxfs.edge.mount_table import mount_at, probe
 from ctxfs.edge.service_notify import Notifier, notifier_of
@@ -39,7 +38,6 @@ from ctxfs.sync.process_guard import helper_environment
 
 log = logging.getLogger(__name__)
 
-DAEMON_MODULE = 'ctxfs.edge.daemon'
 READY_TIMEOUT = 30.0
 #: how long a daemon that failed to mount gets to end by itself
 END_TIMEOUT = 5.0
@@ -62,53 +60,27 @@ class Started(NamedTuple):
     note: str
 
 
-def start(options: MountOptions, *, timeout: float = READY_TIMEOUT) -> Started:
-    """Start the daemon in a session of its own and return once the mount answers. Raises MountFailed, and then (also when interrupted) no
-    process, mount or runtime directory is left."""
+def start(options: MountOptions, *, meanwhile: Callable[[], object] = lambda: None, timeout: float = READY_TIMEOUT) -> Started:
+    """Start the daemon in a session of its own and return once the mount answers; `meanwhile` is called while it begins. Raises MountFailed, and
+    then (also when interrupted) no process, mount or runtime directory is left."""
     private_dir(Path(options.state_dir))
-    reader, writer = os.pipe()
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, reader)
-        child = _spawn(options, writer)
+    try:
+        child = daemon_process.take()
+    except OSError as e:
+        raise MountFailed(f'cannot start the mount process: {e}') from e
+    with contextlib.closing(child):
         try:
             deadline = time.monotonic() + timeout
-            _hand_over(child, options, writer)
-            note = _check_answer(_read_line(reader, deadline), child, options, timeout)
+            child.hand_over(json.dumps({'readyFd': child.ready_fd, 'options': msgspec.to_builtins(options)}).encode())
+            meanwhile()
+            note = _check_answer(_read_line(child.answers, deadline), child, options, timeout)
             _check_mount(options)
         except BaseException:
             _stop(child, options)
             raise
-    child.returncode = 0    # it is init's now: keeps Popen from warning about a process that still runs
     return Started(child.pid, note)
 
 
-def _spawn(options: MountOptions, writer: int) -> subprocess.Popen[bytes]:
-    try:
-        with open_log(Path(options.log_file)) as log_file:
-            return subprocess.Popen([sys.executable, '-m', DAEMON_MODULE], stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, cwd='/',
-                                    env=child_environment(), start_new_session=True, pass_fds=(writer,), umask=0o077)
-    except OSError as e:
-        raise MountFailed(f'cannot start the mount process: {e}') from e
-    finally:
-        os.set_inheritable(writer, False)
-
-
-def child_environment() -> dict[str, str]:
-    """Ours, so that credentials arrive; and the package is found from / also where it runs from a checkout."""
-    env = dict(os.environ, PYTHONSAFEPATH='1')
-    root = os.path.dirname(os.path.dirname(os.path.abspath(ctxfs.__file__)))
-    if root not in [*site.getsitepackages(), site.getusersitepackages()]:
-        env['PYTHONPATH'] = os.pathsep.join(filter(None, (root, env.get('PYTHONPATH'))))
-    return env
-
-
-def _hand_over(child: subprocess.Popen[bytes], options: MountOptions, writer: int) -> None:
-    envelope = {'readyFd': writer, 'options': msgspec.to_builtins(options)}
-    os.close(writer)
-    assert child.stdin is not None
-    # a daemon that died at once is told by the ready pipe's EOF, with a better message than EPIPE
-    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-        pipe.write(json.dumps(envelope).encode())
 
 
 def _read_line(reader: int, deadline: float) -> bytes | None:
@@ -124,16 +96,16 @@ def _read_line(reader: int, deadline: float) -> bytes | None:
     return data
 
 
-def _check_answer(line: bytes | None, child: subprocess.Popen[bytes], options: MountOptions, timeout: float) -> str:
+def _check_answer(line: bytes | None, child: DaemonProcess, options: MountOptions, timeout: float) -> str:
     """The mount's note. Raises MountFailed for what is no mount."""
     if line is None:
         raise MountFailed(f'the mount did not answer within {timeout:g} s; see {options.log_file}')
     try:
         answer = json.loads(line)
     except ValueError:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(END_TIMEOUT)
-        how = _ending(child.returncode)
+        child.wait(END_TIMEOUT)
+        _keep_words(child.words(), options)
+        how = _ending(child.status)
         raise MountFailed(f'the mount process ended ({how}) before the mount was there{_last_words(options)}') from None
     if not answer.get('ok'):
         raise MountFailed(str(answer.get('error') or f'cannot mount; see {options.log_file}'), int(answer.get('exit', 1)))
@@ -144,6 +116,13 @@ def _ending(status: int | None) -> str:
     if status is None:
         return 'without a status'
     return f'killed by {signal.Signals(-status).name}' if status < 0 else f'status {status}'
+
+
+def _keep_words(words: bytes, options: MountOptions) -> None:
+    """What it said before it had a log goes there."""
+    if words:
+        with contextlib.suppress(OSError), open_log(Path(options.log_file)) as log_file:
+            log_file.write(words)
 
 
 def _last_words(options: MountOptions) -> str:
@@ -166,16 +145,12 @@ def _check_mount(options: MountOptions) -> None:
         raise MountFailed(f'{options.mountpoint} does not answer: {os.strerror(failure)}; see {options.log_file}')
 
 
-def _stop(child: subprocess.Popen[bytes], options: MountOptions) -> None:
+def _stop(child: DaemonProcess, options: MountOptions) -> None:
     """End the daemon and its workers (they share its process group), and take away what it left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(END_TIMEOUT)
-            break
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+    child.signal(signal.SIGTERM)
+    child.wait(END_TIMEOUT)
+    child.signal(signal.SIGKILL)
+    child.wait(END_TIMEOUT)
     entry = mount_at(options.mountpoint)
     if entry is not None and entry.is_ctxfs:
         subprocess.run(['fusermount3', '-uz', '--', options.mountpoint], capture_output=True, check=False, env=helper_environment())
@@ -245,7 +220,19 @@ def daemon_main(run: Callable[[MountOptions, Readiness], int]) -> int:
     except UsageError as e:
         print(f'ctxfs: {e}', file=sys.stderr)
         return 2
+    try:
+        _use_log(Path(options.log_file))
+    except OSError as e:
+        ready.failed(MountFailed(f'cannot start the mount process: {e}'))
+        return 1
     return _run(run, options, ready)
+
+
+def _use_log(path: Path) -> None:
+    """What this process and its workers say goes there from now on."""
+    with open_log(path) as log_file:
+        for stream in (1, 2):
+            os.dup2(log_file.fileno(), stream)
 
 
 def _run(run: Callable[[MountOptions, Readiness], int], options: MountOptions, ready: Readiness) -> int:

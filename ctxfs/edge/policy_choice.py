@@ -6,6 +6,7 @@ what the user should know is returned.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal, Protocol
@@ -78,6 +79,7 @@ class Chooser:
             self._given = self._dressed(Choice(policy=read_policy_file(file), source=path, origin=file, file=path))
             check(self._given.policy, origin=file)
         self._chosen = self._given
+        self._seen: list[SyncPolicy | Literal['unreadable'] | None] = []
         self._fallback = fallback(config, config_file)
         if file is not None:
             return
@@ -110,14 +112,23 @@ class Chooser:
         policy = with_browser(choice.policy, self._browser, origin=choice.origin)
         return msgspec.structs.replace(choice, policy=policy, browser=self._browser)
 
+    def look(self, store: ObjectStore, context: ContextRecord) -> None:
+        """Do now what `keep` would have to ask the store for; it asks itself where that fails."""
+        if self._may_keep():
+            with contextlib.suppress(CtxfsError):
+                self._seen = [self._stored(store, context)]
+
+    def _may_keep(self) -> bool:
+        return self._given is not None or (self._browser is not None and self._chosen is not None)
+
     def keep(self, store: ObjectStore, context: ContextRecord, *, read_only: bool) -> str:
         """Keep the policy of --policy or --browser with a context that has none. Returns one line for the user, '' where there is nothing to
         say: whatever the store does, the mount has its policy."""
-        if self._chosen is None or (self._given is None and self._browser is None):
+        if self._chosen is None or not self._may_keep():
             return ''
         name, chosen = f'--browser {self._browser}' if self._given is None else self._given.origin, self._chosen.policy
         try:
-            found = self._stored(store, context)        # first: most mounts bring the policy that is there
+            found = self._seen[0] if self._seen else self._stored(store, context)        # first: most mounts bring the policy that is there
             if found is None and not read_only:
                 self.is_kept = save_policy(store, context.id, policy_to_bytes(chosen), only_if_none=True)
                 found = chosen if self.is_kept else self._stored(store, context)

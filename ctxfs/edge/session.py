@@ -28,7 +28,7 @@ from ctxfs.edge import flush_wait
 from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.client import ControlClient
 from ctxfs.edge.context_manager import ContextManager
-from ctxfs.edge.launch import child_environment
+from ctxfs.edge.daemon_process import child_environment
 from ctxfs.edge.mount_table import real_mountpoint
 from ctxfs.edge.runtime_dir import Mount
 from ctxfs.edge.sdk_policy import ContextSync

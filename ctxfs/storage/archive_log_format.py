@@ -167,6 +167,14 @@ def write(file: BinaryIO, header: LogHeader, records: Iterable[MemberRecord]) ->
     return write_lines(file, whole, (_to_log_line(record, numbers) for record in records))
 
 
+def check(item: MemberRecord) -> None:
+    """Raises Corrupted for what nobody could read from the log."""
+    try:
+        to_record(_decode_line(msgspec.json.encode(_to_log_line(item, {} if item.place is None else {item.place.archive: 0}))))
+    except UNREADABLE as error:
+        raise Corrupted(f'no log can tell of it: {error}') from error
+
+
 def _to_log_line(item: MemberRecord, numbers: dict[str, int]) -> _LogLine:
     place = item.place
     if place is None:

@@ -4,8 +4,9 @@ Owns the bytes of headers and of the directory (PKWARE's APPNOTE.TXT, Info-ZIP's
 members' content comes from.
 
 A member has its Unix mode, symlinks and directories included (external attributes of a Unix host), its mtime (extra field "UT", in seconds) and
-owner ("ux"). Sizes and checksums stand in the local header, so that a member can be read without the directory. Archives stay below the bounds of
-the format without zip64: MAX_MEMBERS, MAX_BYTES.
+owner ("ux"). Sizes and checksums stand in the local header, so that a member can be read without the directory. What zip has no field for may
+stand in a field of our own ("cx") in the directory, which other programs pass over. Archives stay below the bounds of the format without zip64:
+MAX_MEMBERS, MAX_BYTES.
 """
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from ctxfs.errors import Corrupted
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 65_000
 MAX_BYTES = 3 << 30
+NOTES_MAX = 60_000
 _LOCAL = struct.Struct('<4sHHHHHLLLHH')
 _CENTRAL = struct.Struct('<4sHHHHHHLLLHHHHHLL')
 _END = struct.Struct('<4sHHHHLLH')
@@ -32,7 +34,8 @@ _LEVEL = 6
 
 
 class Member(NamedTuple):
-    """One member: `offset` is where its local header begins. The name is the path's bytes."""
+    """One member: `offset` is where its local header begins. The name is the path's bytes; `notes`: what the directory says besides, up to NOTES_MAX
+    bytes."""
     name: bytes
     mode: int
     mtime_ns: int
@@ -43,6 +46,7 @@ class Member(NamedTuple):
     packed: int
     size: int
     offset: int
+    notes: bytes = b''
 
 
 class Packed(NamedTuple):
@@ -90,6 +94,8 @@ def local_header(member: Member) -> bytes:
 def directory_entry(member: Member) -> bytes:
     """The member's line in the directory at the end."""
     extra = _extra(member)
+    if member.notes:
+        extra += struct.pack('<2sH', b'cx', len(member.notes)) + member.notes
     attributes = (member.mode & 0xFFFF) << 16 | (0x10 if stat.S_ISDIR(member.mode) else 0)
     return _CENTRAL.pack(b'PK\x01\x02', _UNIX << 8 | _VERSION, _VERSION, _flags(member), member.method, *_dos_time(member.mtime_ns), member.crc,
                          member.packed, member.size, len(member.name), len(extra), 0, 0, 0, attributes, member.offset) + member.name + extra
@@ -127,8 +133,8 @@ def read_directory(data: bytes, count: int) -> Iterator[Member]:
         if magic != b'PK\x01\x02' or end > len(data):
             raise Corrupted('the directory of a zip file is torn')
         raw = data[at + _CENTRAL.size:at + _CENTRAL.size + name]
-        mtime_ns, uid, gid = _read_extra(data[at + _CENTRAL.size + name:at + _CENTRAL.size + name + extra])
-        yield Member(raw, attributes >> 16, mtime_ns, uid, gid, crc, method, packed, size, offset)
+        mtime_ns, uid, gid, notes = _read_extra(data[at + _CENTRAL.size + name:at + _CENTRAL.size + name + extra])
+        yield Member(raw, attributes >> 16, mtime_ns, uid, gid, crc, method, packed, size, offset, notes)
         at = end
 
 
@@ -166,8 +172,9 @@ def _extra(member: Member) -> bytes:
     return b''.join(parts)
 
 
-def _read_extra(extra: bytes) -> tuple[int, int, int]:
+def _read_extra(extra: bytes) -> tuple[int, int, int, bytes]:
     mtime_ns = uid = gid = at = 0
+    notes = b''
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from('<2sH', extra, at)
         body = extra[at + 4:at + 4 + length]
@@ -175,8 +182,10 @@ def _read_extra(extra: bytes) -> tuple[int, int, int]:
             mtime_ns = struct.unpack_from('<l', body, 1)[0] * 10**9
         elif kind == b'ux' and len(body) == 11:
             _, _, uid, _, gid = struct.unpack('<BBLBL', body)
+        elif kind == b'cx':
+            notes = body
         at += 4 + length
-    return mtime_ns, uid, gid
+    return mtime_ns, uid, gid, notes
 
 
 def _dos_time(mtime_ns: int) -> tuple[int, int]:

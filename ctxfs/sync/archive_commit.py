@@ -15,7 +15,7 @@ looked at, at most: numbers of old commits come free when a base has replaced th
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import trio
@@ -27,6 +27,7 @@ from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ArchiveInfo, LogHeader, MemberRecord
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.keys import Unmountable, key_to_path
 from ctxfs.storage.members import Member, Place, hash_in
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync import packing
@@ -57,7 +58,8 @@ class ArchiveCommitter:
 
     def __init__(self, db: TreeDB, journal: Journal, pool: TransferPool | GuardedPool, *, mirror: ArchiveMirror, plan: ArchivePlan,
                  intents: Intents, uploader: Uploader, host: str, scratch: Path,
-                 told: Told = untold) -> None:
+                 told: Told = untold, committed: Callable[[int, Sequence[str]], object] = lambda number, archives: None) -> None:
+        """`committed`: told the number and the archives of each commit."""
         self._db = db
         self._journal = journal
         self._pool = pool
@@ -68,6 +70,7 @@ class ArchiveCommitter:
         self._host = host
         self._scratch = scratch
         self._told = told
+        self._committed = committed
         mirror.settle_own = intents.settle
         scratch.mkdir(mode=0o700, exist_ok=True)
         for left in scratch.iterdir():
@@ -114,7 +117,7 @@ class ArchiveCommitter:
 
     async def _send(self, flush: Flush, refs: list[PartRef]) -> None:
         """The first archive tells what is deleted."""
-        deleted = [self._mirror.path_of(known.key) for known in flush.deleted]
+        deleted = [self._mirror.path_of(key) for key in self._gone(flush)]
 
         async def run(number: int) -> None:
             info = flush.archives[number]
@@ -146,6 +149,8 @@ class ArchiveCommitter:
         raise RemoteUnavailable('other hosts commit to the context without a pause; it is tried again')
 
     def _check_current(self, flush: Flush) -> None:
+        if self._mirror.applied != flush.applied and not all(map(self._plan.is_in_place, flush.included())):
+            raise Again
         if not all(self._plan.is_current(item.choice.key, item.choice.base) and self._is_settled(flush, item.choice.key)
                    for item in flush.members()) or not all(self._is_there(known) for known in flush.deleted):
             raise Again
@@ -159,10 +164,25 @@ class ArchiveCommitter:
         member = self._mirror.rows.get(known.key)
         return member is not None and member.etag == known.etag
 
+    def _gone(self, flush: Flush) -> set[str]:
+        """What the commit deletes, and directories that went with it although they were no members: whoever unpacks archives has made them."""
+        gone = {known.key for known in flush.deleted}
+        above: set[str] = set()
+        for key in gone:
+            while (key := key.rstrip('/').rpartition('/')[0]) and key + '/' not in above:
+                above.add(key + '/')
+        members = self._mirror.rows.get_all(list(above))
+        return gone.union(key for key in above if key not in members and not self._is_directory(key))
+
+    def _is_directory(self, key: str) -> bool:
+        path = key_to_path(key)
+        ino = None if isinstance(path, Unmountable) else self._db.resolve(path)
+        return ino is not None and self._db.inode(ino).is_dir
+
     def _more(self, flush: Flush) -> tuple[list[MemberRecord], list[int]]:
         """What the commit says beside its archives' members: deletions, and times of directories; and the directories."""
         now_ns = time.time_ns()
-        records = {known.key: MemberRecord(IndexRecord(path=self._mirror.path_of(known.key), changed_ns=now_ns)) for known in flush.deleted}
+        records = {key: MemberRecord(IndexRecord(path=self._mirror.path_of(key), changed_ns=now_ns)) for key in self._gone(flush)}
         taken = {item.choice.key for item in flush.written()}
         inos = self._journal.touched(TOUCHED)
         for inode in self._db.inodes_of(inos).values():
@@ -192,13 +212,14 @@ class ArchiveCommitter:
             await trio.lowlevel.checkpoint()
         with self._db.transaction():
             self._record_end(flush, header, members, touched)
+        self._committed(header.number, [info.name for info in header.archives])
         for known in flush.deleted:
             if (known.key, known.etag) not in flush.outdated:       # an object has its place
                 self._told(known.key, '', known.etag, 0)
 
     def _record_end(self, flush: Flush, header: LogHeader, members: list[PackedChoice], touched: list[int]) -> None:
         mirror = self._mirror
-        mirror.rows.remove((known.key for known in flush.deleted), header.number)
+        mirror.rows.remove(self._gone(flush), header.number)
         mirror.rows.revive(item.choice.key for item in members)
         forget_deleted(self._db, ((known.key, known.etag) for known in flush.deleted))
         directories = self._db.inodes_of(touched)

@@ -54,7 +54,9 @@ class PackedChoice(NamedTuple):
 class Flush:
     """See the module docstring."""
 
-    def __init__(self, works: Sequence[Work]) -> None:
+    def __init__(self, works: Sequence[Work], *, applied: int) -> None:
+        """`applied`: how many commits of others were in the tree when the works were planned."""
+        self.applied = applied
         self.nonce = secrets.token_hex(8)
         self.works = list(works)
         self.outcomes: dict[int, Exception | None] = {}

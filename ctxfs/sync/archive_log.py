@@ -39,6 +39,13 @@ class Entry(NamedTuple):
     records: Iterator[MemberRecord]
 
 
+class Committed(NamedTuple):
+    """What named an archive first: its number, and when it was made, by the store's clock."""
+    number: int
+    at_ns: int
+    is_base: bool
+
+
 class _Found(NamedTuple):
     number: int
     kind: str
@@ -85,10 +92,10 @@ class Log:
             raise LogLost(LOST)
         return [self._bases[self.base], *(self._commits[number] for number in numbers)]
 
-    def in_order(self) -> list[tuple[int, ObjectInfo]]:
-        """All that there is: of one number the commit before the base that replaces it."""
-        found = [(number, 0, info) for number, info in self._commits.items()] + [(number, 1, info) for number, info in self._bases.items()]
-        return [(number, info) for number, _, info in sorted(found, key=operator.itemgetter(0, 1))]
+    def in_order(self) -> list[tuple[int, bool, ObjectInfo]]:
+        """All that there is, and whether it is a base: of one number the commit before the base that replaces it."""
+        found = [(number, False, info) for number, info in self._commits.items()] + [(number, True, info) for number, info in self._bases.items()]
+        return sorted(found, key=operator.itemgetter(0, 1))
 
     def replaced(self, *, grace_ns: int) -> list[str]:
         """Keys of what a base replaces that is old enough."""
@@ -144,18 +151,18 @@ class ArchiveLog:
         except (NotFound, RemoteChanged) as error:
             raise RemoteUnavailable(f'the archive log was compacted while it was read: {error}') from error
 
-    def committed(self, archives: Collection[str]) -> dict[str, tuple[int, int]]:
-        """(number, when by the store's clock) of the commits that first named these archives; where only a base tells, of that: it came later. Those
-        of which the log says nothing are left out."""
+    def committed(self, archives: Collection[str]) -> dict[str, Committed]:
+        """The commits that first named these archives; where only a base tells, that: it came later. Those of which the log says nothing are left
+        out."""
         left = {name: number for name in archives if (number := log_format.number_in(name)) is not None}
         found = self.look(min(left.values())) if left else None
-        commits: dict[str, tuple[int, int]] = {}
-        for number, info in [] if found is None else found.in_order():
+        commits: dict[str, Committed] = {}
+        for number, is_base, info in [] if found is None else found.in_order():
             if not left:
                 break
             for name in self._named_by(info, left) if number >= min(left.values()) else ():
                 del left[name]
-                commits[name] = number, info.mtime_ns
+                commits[name] = Committed(number, info.mtime_ns, is_base)
         return commits
 
     def _named_by(self, info: ObjectInfo, archives: Collection[str]) -> list[str]:

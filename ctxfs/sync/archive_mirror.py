@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -47,6 +47,8 @@ _DIFFERING = ('SELECT m.key FROM member m LEFT JOIN object o ON o.key = m.key WH
               'AND (o.key IS NULL OR o.etag <> m.etag) ORDER BY m.key LIMIT ?')
 _GONE = ('SELECT o.key FROM object o LEFT JOIN member m ON m.key = o.key WHERE o.key > ? AND o.etag >= \'zip-\' AND o.etag < \'zip.\' '
          'AND m.key IS NULL ORDER BY o.key LIMIT ?')
+_TOLD = ('SELECT h.key FROM hint h JOIN object o ON o.key = h.key WHERE h.key > ? AND h.etag = o.etag AND o.etag >= \'zip-\' '
+         'AND o.etag < \'zip.\' ORDER BY h.key LIMIT ?')
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -77,6 +79,10 @@ class ArchiveMirror:
         #: told of each commit within its transaction, before its records are applied; whether it is one of this host
         self.settle_own: Callable[[LogHeader], bool] = lambda header: False
         self._looked_s = -1e9
+        #: False: the tree was made with other eyes (white lists), and no listing shows members
+        self.agrees = True
+        #: counts commits of others that were applied: the tree may be another one since
+        self.applied = 0
         #: awaited with the members of a commit and their places, before it is applied
         self.before_commit: Callable[[Sequence[tuple[ObjectInfo, Place]]], Awaitable[None]] = _pass
         reconciler.may_show = self._may_show
@@ -154,6 +160,7 @@ class ArchiveMirror:
                 is_own = self.settle_own(header)
                 self.note(header, records)
                 if not is_own:
+                    self.applied += 1
                     self._apply(header, records)
                 self.set_number(header.number)
         except BaseException:
@@ -236,6 +243,10 @@ class ArchiveMirror:
             raise RemoteChanged(f'{source.key} is another version in the archive log')
         return msgspec.structs.replace(member.place, archive=self.archive_key(member.place.archive))
 
+    def has(self, known: Known) -> bool:
+        """Whether this is a member, and the log has it."""
+        return is_member(known.etag) and self.rows.etags([known.key]).get(known.key) == known.etag
+
     def archive_key(self, name: str) -> str:
         """The full key of an archive."""
         return f'{self.context_prefix}{ARCHIVE_DIR}{name}'
@@ -261,13 +272,25 @@ class ArchiveMirror:
 
     async def agree(self) -> None:
         """Apply whatever the tree does not agree with: all at the first mount, and what could not be shown before."""
-        for sql, apply in ((_GONE, self._apply_gone_now), (_DIFFERING, self.apply_members)):
-            after = ''
-            while keys := await trio.to_thread.run_sync(self._page, sql, after):
-                for start in range(0, len(keys), SLICE):
-                    apply(keys[start:start + SLICE])
-                    await trio.lowlevel.checkpoint()
-                after = keys[-1]
+        await self._apply_all(_GONE, self._apply_gone_now)
+        await self._apply_all(_DIFFERING, self.apply_members)
+        self.agrees = True
+
+    async def settle(self) -> None:
+        """What a listing that was applied did not show: members that count again, and attributes that the index tells of members which are otherwise
+        what they were."""
+        if not self.agrees:
+            await self.agree()
+        await self._apply_all(_TOLD, self.apply_members)
+        self.unshadow()
+
+    async def _apply_all(self, sql: str, apply: Callable[[Sequence[str]], None]) -> None:
+        after = ''
+        while keys := await trio.to_thread.run_sync(self._page, sql, after):
+            for start in range(0, len(keys), SLICE):
+                apply(keys[start:start + SLICE])
+                await trio.lowlevel.checkpoint()
+            after = keys[-1]
 
     def _apply_gone_now(self, keys: Sequence[str]) -> None:
         with self._db.transaction():
@@ -280,10 +303,24 @@ class ArchiveMirror:
         finally:
             reader.close()
 
+    def apply_again(self, keys: Collection[str]) -> None:
+        """What could not be shown before, because somebody had the file open for writing: no listing tells of it. (Of what is behind an object, it
+        does.)"""
+        members = self.rows.get_all(list(keys))
+        self._apply_gone_now([key for key in keys if key not in members])
+        self.apply_members([key for key, member in members.items() if not member.is_shadowed])
+
+    def objects_gone(self, keys: Sequence[str]) -> None:
+        """There are no objects of these keys: what members were behind them counts again."""
+        self.apply_members([key for key, member in self.rows.get_all(keys).items() if member.is_shadowed])
+
     def unshadow(self) -> None:
-        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree has no row, and is there.)"""
+        """The objects that some members stood behind are gone: these count again. (One that has no place in the tree, or that waits until nobody has
+        the file open for writing, has no row, and is there.)"""
+        waiting = self._reconciler.obstructed
         freed = [member.key for member in self.rows.shadowed()
-                 if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)]
+                 if ((known := self._journal.known(member.key)) is None or is_member(known.etag)) and not self._journal.is_unmountable(member.key)
+                 and not waiting.has(member.key)]
         if freed:
             self.apply_members(freed)
 
@@ -347,6 +384,7 @@ class _Reading:
         mirror, header = self._mirror, self._header
         assert header is not None
         with mirror._db.transaction():
+            mirror.applied += 1
             mirror.set_number(_TORN)
             mirror.listed(0)        # which members were behind objects is forgotten
             mirror.rows.clear()

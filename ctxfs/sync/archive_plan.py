@@ -72,6 +72,12 @@ class ArchivePlan:
         paths = self._rules.policy.upload_policy.archive_exclude_paths
         return any(key == path or key.startswith(path + '/') for path in (path.strip('/') for path in paths) if path)
 
+    def is_in_place(self, work: Work) -> bool:
+        """Whether the inode still has the names that the work is of. What others commit may move it aside, or keep it on this host."""
+        if work.inode.is_dir:
+            return not work.missing or self._db.dir_key(work.inode.ino) in work.missing
+        return not work.inode.local and set(self._db.keys_of(work.inode)).issuperset(work.missing)
+
     def needs_bytes(self, work: Work) -> bool:
         """Whether an object of its own is to be made of what is only a member: nobody can copy that in the bucket."""
         if not work.missing or work.inode.content != Content.CLEAN or self.takes(work):

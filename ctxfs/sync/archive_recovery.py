@@ -8,9 +8,10 @@ counts. It must not know who asks. Synchronous.
     written  a base with everything in it, where there is none of its number: the next round one, beyond all that anybody can know. So of two hosts
              that repair at once, one does it
 
-What only the log had of the archives that are added is lost: owners beyond 32 bits, fractions of seconds, extended attributes, hard links, and
-attributes that changed without the content. An archive that was sent and never committed is not told from one whose commit is lost: what it has
-shows. Only where the first flush of a context may be under way (nothing but young archives for commit 1, and no log), nothing is done.
+What only the log had of the archives that are added is lost: attributes that changed without the content, when a file was read or its attributes
+changed, that a file which was there before got one more name, and very long extended attributes. An archive that was sent and never committed is not
+told from one whose commit is lost: what it has shows. Only where the first flush of a context may be under way (nothing but young archives for commit
+1, and no log), nothing is done.
 """
 from __future__ import annotations
 
@@ -22,13 +23,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from ctxfs.errors import Corrupted, NotFound, RemoteChanged
 from ctxfs.records import Attrs, IndexRecord
 from ctxfs.storage import archive_log_format as log_format
-from ctxfs.storage import zip_format
+from ctxfs.storage import member_notes, zip_format
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, DELETED_NAME, FLUSH_SECONDS, ArchiveInfo, LogHeader, MemberRecord
-from ctxfs.storage.keys import name_to_component
+from ctxfs.storage.keys import name_to_component, printable
 from ctxfs.storage.listing import pages
+from ctxfs.storage.member_notes import Notes
 from ctxfs.storage.members import DIRECTORY_ETAG, Place, file_etag, read_mirror, symlink_etag
 from ctxfs.storage.object_store import ALWAYS, Condition, ObjectStore
 from ctxfs.storage.zip_format import Member
@@ -60,12 +64,18 @@ class _State:
         self.deleted: dict[str, int] = {}
         self.known: set[str] = set()
         self.dropped: list[str] = []
+        #: of archives that have one
+        self.lifecycles: dict[str, str] = {}
 
     def delete(self, path: str, number: int) -> None:
         self.members.pop(path, None)
         self.deleted[path] = number
 
     def put(self, item: MemberRecord) -> None:
+        """What only gives a directory's attributes leaves its marker alone."""
+        before = self.members.get(item.record.path)
+        if item.place is None and before is not None:
+            item = MemberRecord(msgspec.structs.replace(item.record, etag=before.record.etag), before.place)
         self.members[item.record.path] = item
         self.deleted.pop(item.record.path, None)
 
@@ -120,6 +130,7 @@ def _known(tree_db: str) -> _State:
     if mirror.number <= 0:      # none, or one that is being built
         return state
     state.number, state.deleted, state.known = mirror.number, dict(mirror.deleted), set(mirror.archives)
+    state.lifecycles = {use.name: use.lifecycle for use in mirror.archives.values() if use.lifecycle}
     state.dropped = [use.name for use in mirror.archives.values() if use.dead_ns]
     state.members = {member.key: MemberRecord(member.record, member.place, member.shadows) for member in mirror.members if member.record is not None}
     return state
@@ -134,7 +145,8 @@ def _write(store: ObjectStore, prefix: str, number: int, state: _State, archives
     used = {item.place.archive for item in state.members.values() if item.place is not None}
     records, dropped = state.records(), [name for name in state.dropped if name in present - used]
     header = LogHeader(kind='base', number=number, host=host, created_ns=time.time_ns(), dropped=dropped,
-                       archives=[info for info in archives if info.name not in dropped])
+                       archives=[ArchiveInfo(info.name, info.size, state.lifecycles.get(info.name, '')) for info in archives
+                                 if info.name not in dropped])
     condition = Condition(absent=True) if store.capabilities().conditional_create else ALWAYS
     try:
         store.put(prefix + log_format.base_key(number), log_format.encode(header, records), condition=condition)
@@ -146,19 +158,31 @@ def _write(store: ObjectStore, prefix: str, number: int, state: _State, archives
 # --- what an archive says ----------------------------------------------------------------------------------------------------------
 
 def _add(store: ObjectStore, prefix: str, found: _Archive, state: _State) -> None:
-    """What cannot be read is left out."""
+    """What cannot be read is left out: the archive, or one member."""
     try:
         data = store.get(f'{prefix}{ARCHIVE_DIR}{found.info.name}')
         members = list(_members(data))
-        for member in members:
-            if member.name == DELETED_NAME:
-                for name in filter(None, _content(data, member)[0].split(b'\0')):
-                    state.delete(_key(name), found.number)
-        for member in members:
-            if member.name != DELETED_NAME:
-                state.put(_record(_key(member.name), found.info.name, data, member))
     except (Corrupted, NotFound) as error:
         log.error('the archive %s is left out: %s', found.info.name, error)
+        return
+    # deletions come first
+    for member in sorted(members, key=lambda member: member.name != DELETED_NAME):
+        try:
+            _add_member(data, member, found, state)
+        except Corrupted as error:
+            log.error('%s of the archive %s is left out: %s', printable(_key(member.name)), found.info.name, error)
+
+
+def _add_member(data: bytes, member: Member, found: _Archive, state: _State) -> None:
+    if member.name == DELETED_NAME:
+        for name in filter(None, _content(data, member)[0].split(b'\0')):
+            state.delete(_key(name), found.number)
+        return
+    item = _record(_key(member.name), found.info.name, data, member)
+    log_format.check(item)
+    state.put(item)
+    if item.record.lifecycle:
+        state.lifecycles[found.info.name] = item.record.lifecycle
 
 
 def _members(data: bytes) -> Iterator[Member]:
@@ -178,9 +202,13 @@ def _record(key: str, archive: str, data: bytes, member: Member) -> MemberRecord
     digest = hashlib.sha256(content).hexdigest()
     kind = stat.S_IFMT(member.mode)
     etag = DIRECTORY_ETAG if kind == stat.S_IFDIR else symlink_etag(digest) if kind == stat.S_IFLNK else file_etag(digest)
-    attrs = Attrs(mode=member.mode, uid=member.uid, gid=member.gid, mtime_ns=member.mtime_ns, atime_ns=member.mtime_ns, ctime_ns=member.mtime_ns,
-                  target=content if kind == stat.S_IFLNK else None)
-    record = IndexRecord(path=key, changed_ns=member.mtime_ns, etag=etag, size=member.size, attrs=attrs)
+    notes = member_notes.decode(member.notes) or Notes(mtime_ns=member.mtime_ns)
+    mtime_ns = notes.mtime_ns
+    attrs = Attrs(mode=member.mode, uid=member.uid, gid=member.gid, mtime_ns=mtime_ns, atime_ns=mtime_ns, ctime_ns=mtime_ns,
+                  target=content if kind == stat.S_IFLNK else None, xattrs=notes.xattrs)
+    if notes.is_along:
+        return MemberRecord(IndexRecord(path=key, changed_ns=mtime_ns, attrs=attrs))
+    record = IndexRecord(path=key, changed_ns=mtime_ns, etag=etag, size=member.size, attrs=attrs, link=notes.link, lifecycle=notes.lifecycle)
     return MemberRecord(record, Place(archive, at, member.packed, member.method, member.crc))
 
 

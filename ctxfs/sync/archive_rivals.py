@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync import packing
 from ctxfs.sync.archive_flush import Told, untold
 from ctxfs.sync.archive_mirror import ArchiveMirror
+from ctxfs.sync.archive_plan import ARCHIVE_BYTES
 from ctxfs.sync.archive_protocol import Pack, PackDone, PackItem, PartRef, Rival, SendArchive, Verdict, Weigh
 from ctxfs.sync.archive_step import commit_next
 from ctxfs.sync.asides import UNKNOWN_HOST, Asides
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 #: others commit in between so often, before it is left to the next flush
 ATTEMPTS = 5
+#: looked at in one flush; the next one goes on
+MOST = 2000
 #: an object behind a member is deleted by the host that committed it so soon; later, and by others, only when that is old and proven
 FRESH_SECONDS, OLD_SECONDS = 60.0, 600.0
 
@@ -73,7 +76,7 @@ class ArchiveRivals:
         """The members that are to be deleted, because objects have their place. Those whose objects do not know them are under other names now."""
         outdated: list[Member] = []
         for _ in range(ATTEMPTS):
-            shadowed = self._mirror.rows.shadowed()
+            shadowed = self._mirror.rows.shadowed()[:MOST]
             if not shadowed:
                 return []
             verdicts = await self._weigh(files := [member for member in shadowed if not member.key.endswith('/')])
@@ -96,8 +99,11 @@ class ArchiveRivals:
     async def _keep(self, members: Sequence[Member]) -> bool:
         """Give them other names. False where others committed meanwhile."""
         named = [(member, name) for member in members if (name := self._free_key(member.key, member)) is not None]
-        lifecycles = sorted({_lifecycle(member) for member, _ in named})
-        return all([await self._keep_alike([item for item in named if _lifecycle(item[0]) == lifecycle], lifecycle) for lifecycle in lifecycles])
+        for lifecycle in sorted({_lifecycle(member) for member, _ in named}):
+            for alike in _cut([item for item in named if _lifecycle(item[0]) == lifecycle]):
+                if not await self._keep_alike(alike, lifecycle):
+                    return False
+        return True
 
     def _free_key(self, key: str, member: Member) -> str | None:
         """None as long as the directory is not known here, or nothing is known of the member."""
@@ -149,7 +155,7 @@ class ArchiveRivals:
 
     def _item(self, member: Member, name: str) -> PackItem:
         place = msgspec.structs.replace(member.place, archive=self._mirror.archive_key(member.place.archive))
-        return pack_item(member, place, self._mirror.path_of(name))
+        return pack_item(member, place, self._mirror.path_of(name), link='')
 
     def _note(self, member: Member, name: str) -> None:
         """In the list of conflicts; where the commit shows no such file, there is nothing to be told."""
@@ -201,3 +207,15 @@ class ArchiveRivals:
 
 def _lifecycle(member: Member) -> str:
     return '' if member.record is None else member.record.lifecycle
+
+
+def _cut(named: list[tuple[Member, str]]) -> Iterator[list[tuple[Member, str]]]:
+    """As many together as one archive has."""
+    part: list[tuple[Member, str]] = []
+    for item in named:
+        if part and sum(member.size for member, _ in part) + item[0].size > ARCHIVE_BYTES:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part

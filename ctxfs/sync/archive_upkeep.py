@@ -45,6 +45,8 @@ LEAST_WASTE = 1 << 20
 #: packed bytes in one go, and how often: what it takes of the network is bounded by the two
 PACK_BYTES = 64 << 20
 PACK_MEMBERS = 20_000
+#: deletions that are told once more, at most: they go to a worker in one message
+RETOLD = 100_000
 EVERY_SECONDS = 600.0
 GRACE_SECONDS = 3600.0
 #: commits that are not in a base
@@ -129,6 +131,8 @@ class ArchiveUpkeep:
             if any(item.failure is not None for item in items):
                 return      # somebody else was quicker
         retold = mirror.rows.deletions(self._oldest_left(dropped) - 1)
+        if len(retold) > RETOLD:
+            return      # when the archives that need them are gone, there are less
         archives = []
         if live or retold:
             name = log_format.archive_name(number + 1, host=self._host, created_ns=int(self._now() * 1e9))
@@ -146,7 +150,7 @@ class ArchiveUpkeep:
 
     def _item(self, member: Member) -> PackItem:
         place = msgspec.structs.replace(member.place, archive=self._mirror.archive_key(member.place.archive))
-        return packing.pack_item(member, place, member.key)
+        return packing.pack_item(member, place, member.key, link='' if member.record is None else member.record.link)
 
     def _oldest_left(self, dropped: list[str]) -> int:
         """The number of the oldest archive that there is without these."""

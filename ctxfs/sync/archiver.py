@@ -29,7 +29,7 @@ from ctxfs.storage.members import Member, is_member
 from ctxfs.storage.snapshot import copy_of
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_commit import ArchiveCommitter
-from ctxfs.sync.archive_flush import Flush, NotTaken, Outcome, PackedChoice, in_parallel
+from ctxfs.sync.archive_flush import Again, Flush, NotTaken, Outcome, PackedChoice, in_parallel
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_plan import ArchivePlan, Choice
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: works looked at without a pause: a few ms of the loop
 SLICE = 50
+#: members that one commit deletes: what is said of more does not fit into one message to a worker
+DELETIONS = 100_000
 #: an object is not written later than this after a look at the archive log
 CHECK_SECONDS = 2.0
 
@@ -71,13 +73,26 @@ class Archiver:
         self._is_wanted = is_wanted
         self._is_obstructed = is_obstructed
         self._cores = cores
+        #: commits of others that were in the tree when the round was planned
+        self._applied = 0
+        #: the last flush left deletions that are due
+        self._is_cut = False
+
+    def begin_round(self) -> None:
+        """Works are planned from now on."""
+        self._applied = self._mirror.applied
 
     async def flush(self, works: Sequence[Work], *, as_it_is: Callable[[Inode], bool] = lambda inode: False) -> list[Outcome]:
         """Commit these works, and the deletions that are due; how each work ended. Raises what the store says to all of them: then they are as they
         were."""
         await self._mirror.catch_up()
-        flush = Flush(works)
+        flush = Flush(works, applied=self._applied)
         flush.outdated = {(member.key, member.etag) for member in await self._rivals.settle()}
+        if self._mirror.applied != self._applied:
+            for work in works:
+                if not self.plan.is_in_place(work):
+                    flush.fail(work, Moved())
+        flush.applied = self._mirror.applied
         try:
             with contextlib.ExitStack() as stack:
                 await self._choose(flush, stack, as_it_is)
@@ -94,6 +109,16 @@ class Archiver:
         await self._rivals.remove_covered()
         await self._remove_orphans()
         return [(work, flush.outcomes.get(work.inode.ino)) for work in flush.works]
+
+    async def delete(self) -> None:
+        """Commit the deletions that are due. Raises what the store says."""
+        await self.flush(())
+        await self.delete_rest()
+
+    async def delete_rest(self) -> None:
+        """Commit those that did not fit into the last flush."""
+        while self._is_cut:
+            await self.flush(())
 
     def has_deletes(self) -> bool:
         """Whether anything is to be deleted although no work is due."""
@@ -120,7 +145,7 @@ class Archiver:
 
     async def _choose(self, flush: Flush, stack: contextlib.ExitStack, as_it_is: Callable[[Inode], bool]) -> None:
         choices: list[Choice] = []
-        for number, work in enumerate(flush.works):
+        for number, work in enumerate(flush.included()):
             if number % SLICE == 0:
                 await trio.lowlevel.checkpoint()
             try:
@@ -205,6 +230,7 @@ class Archiver:
 
     def _gather(self, flush: Flush) -> None:
         """What is written and deleted. Nothing is committed for what only goes along."""
+        _hold_back(flush)
         flush.same_numbers = {(item.part, item.number) for item in flush.same}
         flush.packed = [item for item in flush.packed if (item.part, item.number) not in flush.same_numbers]
         kept = {item.choice.key for item in [*flush.members(), *flush.same]}
@@ -212,6 +238,8 @@ class Archiver:
         flush.deleted = [known for known in tombstones if self._is_still_ours(known)]
         flush.deleted += [Known(member.key, member.etag, 0, 0, 0, '', 1) for member in self._mirror.rows.shadowed()
                           if member.key not in kept and (member.key, member.etag) in flush.outdated]
+        self._is_cut = len(flush.deleted) > DELETIONS
+        del flush.deleted[DELETIONS:]
         if not flush.members() and not flush.deleted:
             for item in flush.written():
                 flush.fail(item.choice.work, NotTaken())
@@ -237,6 +265,15 @@ class Archiver:
         except CtxfsError as error:
             log.info('archives of commits that never happened are not removed yet: %s', error)
             self._intents.orphans += orphans
+
+
+def _hold_back(flush: Flush) -> None:
+    """What would replace a version that another work has its content from waits for it, where that is left out."""
+    out = {work.inode.ino for work in flush.works if flush.is_out(work)}
+    while held := [work for work in flush.included() if not out.isdisjoint(work.blocked_by)]:
+        for work in held:
+            flush.fail(work, Again())
+            out.add(work.inode.ino)
 
 
 def _is_same(member: Member, item: PackedChoice) -> bool:

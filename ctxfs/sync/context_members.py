@@ -121,9 +121,17 @@ class ContextMembers:
             for _ in range(_ATTEMPTS):
                 self._look()
                 gone = [key for key in keys if (item := self._members.get(key)) is not None and (known is None or known.get(key) == item.record.etag)]
-                if not gone or self._commit(gone):
+                if not gone or self._commit([*gone, *self._emptied(gone)]):
                     return gone
         raise RemoteUnavailable('hosts commit to the context without a pause; try again')
+
+    def _emptied(self, gone: list[str]) -> list[str]:
+        """Directories that went with these although they were no members themselves: whoever unpacks archives has made them."""
+        left, above = set(gone), set()
+        for key in gone:
+            while (key := key.rstrip('/').rpartition('/')[0]) and key + '/' not in above:
+                above.add(key + '/')
+        return [key for key in above if key not in left and all(item.record.path in left for item in self.below(key))]
 
     def clear(self) -> bool:
         """All of them: the log begins anew. Whether there was anything."""

@@ -22,7 +22,7 @@ HEADS = 64
 #: begins what stands for the hash of a copy's source that is not known: stores keep the etag of most objects when they copy them
 _BY_ETAG = 'etag '
 #: begins what stands for the hash of an upload, which is not known before its bytes are read: the id that its stamp carries
-_BY_ATTEMPT = 'try '
+BY_ATTEMPT = 'try '
 
 
 class Doubt:
@@ -41,7 +41,7 @@ class Doubt:
         """The inode's current revision (or the one given) is about to be uploaded to the key; returns the id that its stamp is to carry. The
         revision would not tell: another host may move an object of ours to this key, with its stamp."""
         attempt = secrets.token_hex(8)
-        self._begin(key, inode, _BY_ATTEMPT + attempt, inode.revision if revision is None else revision)
+        self._begin(key, inode, BY_ATTEMPT + attempt, inode.revision if revision is None else revision)
         return attempt
 
     def begin_copy(self, key: str, inode: Inode, source: Known) -> None:
@@ -89,8 +89,8 @@ class Doubt:
         actual = item.sha256 or stamp.sha256        # a tool that rewrites an object may keep its metadata
         if sign.startswith(_BY_ETAG):
             return item.info is not None and item.info.etag == sign[len(_BY_ETAG):]
-        if sign.startswith(_BY_ATTEMPT):
-            return stamp.attempt == sign[len(_BY_ATTEMPT):] and actual == stamp.sha256
+        if sign.startswith(BY_ATTEMPT):
+            return stamp.attempt == sign[len(BY_ATTEMPT):] and actual == stamp.sha256
         if sign:
             return actual == sign
         return stamp.host == self._host and stamp.revision == revision and actual == stamp.sha256      # begun by an older ctxfs

@@ -194,6 +194,8 @@ class UploadEngine:
         files = self._journal.summary()[0]
         if files and not (is_final or failures):    # programs went on meanwhile: what they changed then was not asked for
             files = self._journal.left_from(began_ns) + self._finisher.held_deletes()
+        if is_final and not failures:
+            await self._finisher.prove_members()
         cause = str(failures[0]) if failures else self._first_error()
         return FlushResult(files == 0, task.files_done, task.bytes_done,
                            '' if files == 0 else f'{files} {"change is" if files == 1 else "changes are"} not uploaded: {cause}')

@@ -36,7 +36,7 @@ SEGMENT_RECORDS = 2_500
 #: tombstones in one, which have no attributes
 SEGMENT_TOMBSTONES = 6_000
 #: rows looked at without a pause: about 3 ms of the loop
-SLICE = 50
+SLICE = 20
 #: objects in one batch delete (S3's limit)
 DELETE_BATCH = 1000
 ADOPT_BATCH = 200
@@ -58,6 +58,8 @@ class Finisher:
         self._prefix = prefix
         #: commits the deletion of the members whose rows are tombstones (Archive mode; the daemon sets it)
         self.delete_members: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        #: awaited when a mount has nothing left to upload
+        self.prove_members: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
 
     # --- index --------------------------------------------------------------------------------------------------------------------
 
@@ -107,9 +109,9 @@ class Finisher:
             inode.is_touched = False
         records = records + [record for inode in touched.values() for record in self._records_of(inode)]
         await self._remote.index.write(records)
-        for start in range(0, len(records), 5 * SLICE):
+        for start in range(0, len(records), 10 * SLICE):
             with self._db.transaction():
-                self._journal.note_said((record.changed_ns, record.path, record.etag) for record in records[start:start + 5 * SLICE] if record.etag)
+                self._journal.note_said((record.changed_ns, record.path, record.etag) for record in records[start:start + 10 * SLICE] if record.etag)
             await trio.lowlevel.checkpoint()
         self._journal.told(ino for ino in inos if ino not in touched or not touched[ino].is_touched)
         crash_point('index-after-segment')
@@ -238,7 +240,11 @@ class Finisher:
                 ended.set()
 
     async def _adopt(self, inodes: list[Inode]) -> None:
-        sources = {inode.ino: self._journal.source_of(inode) for inode in inodes}
+        sources = {}
+        for number, inode in enumerate(inodes, 1):      # whoever would change one of them waits for the end of its adoption
+            sources[inode.ino] = self._journal.source_of(inode)
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
         items = [AdoptItem(path=self._staging.path(ino), key=self._prefix + known.key, etag=known.etag, size=known.size)
                  for ino, known in sources.items() if known is not None]
         if items:

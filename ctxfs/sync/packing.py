@@ -20,7 +20,7 @@ import msgspec
 
 from ctxfs.errors import CtxfsError, NotFound
 from ctxfs.records import Attrs, IndexRecord
-from ctxfs.storage import members, zip_format
+from ctxfs.storage import member_notes, members, zip_format
 from ctxfs.storage.archive_log_format import DELETED_NAME, MemberRecord
 from ctxfs.storage.keys import component_to_name
 from ctxfs.storage.members import DIRECTORY_ETAG, Place, file_etag, symlink_etag
@@ -55,13 +55,13 @@ def name_in_archive(key: str) -> bytes:
     return b'/'.join(component_to_name(component) for component in key.split('/'))
 
 
-def pack_item(member: members.Member, place: Place, key: str) -> PackItem:
-    """A member once more, as `key`; `place`: where it is, the archive by its full key. Its record must be known."""
+def pack_item(member: members.Member, place: Place, key: str, *, link: str) -> PackItem:
+    """A member once more, as `key`, of the hard-link group `link`; `place`: where it is, the archive by its full key. Its record must be known."""
     assert member.record is not None and member.record.attrs is not None
     attrs = member.record.attrs
     if stat.S_ISLNK(attrs.mode) or stat.S_ISDIR(attrs.mode):
-        return PackItem(key=key, attrs=attrs, size=member.size, body=attrs.target or b'')
-    return PackItem(key=key, attrs=attrs, size=member.size, source_key=member.key, source_etag=member.etag, source_place=place)
+        return PackItem(key=key, attrs=attrs, size=member.size, body=attrs.target or b'', link=link)
+    return PackItem(key=key, attrs=attrs, size=member.size, source_key=member.key, source_etag=member.etag, source_place=place, link=link)
 
 
 def pack(part: str, items: Sequence[PackItem], *, source: Source, lifecycle: str, changed_ns: int) -> tuple[list[PackedItem], int]:
@@ -80,7 +80,9 @@ def pack(part: str, items: Sequence[PackItem], *, source: Source, lifecycle: str
             place = Place('', file.tell(), member.packed, member.method, member.crc)
             file.write(packed)
             results.append(PackedItem(etag=content.etag, place=place if item.is_marker else None))
-            listed.append(_Listed(number, _record(item, content, place, lifecycle, changed_ns), zip_format.directory_entry(member)))
+            told = _record(item, content, place, lifecycle, changed_ns)
+            noted = member._replace(notes=member_notes.encode(told.record, is_along=not item.is_marker))
+            listed.append(_Listed(number, told, zip_format.directory_entry(noted)))
         size = file.tell()
     with open(f'{part}.list', 'wb') as file:
         file.write(_encode(listed))
@@ -160,7 +162,8 @@ def completed(ref: PartRef, deleted: Collection[str]) -> Iterator[BinaryIO]:
 def _complete(file: BinaryIO, entries: Iterable[bytes], deleted: Collection[str]) -> None:
     lines = list(entries)
     if deleted:
-        body = b''.join(name_in_archive(key) + b'\0' for key in sorted(deleted))
+        # what lies in a directory before the directory, which goes when it is empty
+        body = b''.join(name_in_archive(key) + b'\0' for key in sorted(deleted, reverse=True))
         now_ns = time.time_ns()
         attrs = Attrs(mode=stat.S_IFREG | 0o644, uid=0, gid=0, mtime_ns=now_ns, atime_ns=now_ns, ctime_ns=now_ns)
         member, packed = _member(DELETED_NAME, _Content(body, '', attrs.mode), attrs, file.tell())

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 import trio
@@ -124,6 +124,7 @@ class RemoteChanges:
             return
         if again := self._reconciler.obstructed.take():
             self._digest = b''
+            self._show_members(again)
         try:
             await self._look_at_page()
         except CtxfsError:
@@ -152,6 +153,10 @@ class RemoteChanges:
             with self._db.transaction():
                 # what has nothing new in it need not be opened again
                 self._index.finish(self._reconciler.obstructed.keys)
+
+    def _show_members(self, keys: Collection[str]) -> None:
+        if self._mirror is not None:
+            self._mirror.apply_again(keys)
 
     def _log_number(self) -> int:
         return 0 if self._mirror is None else max(0, self._mirror.number)
@@ -185,9 +190,9 @@ class RemoteChanges:
                 return page
         return ListPage(objects=[], prefixes=[], next_token=None)
 
-    async def read_index(self) -> None:
-        """What new index objects say is applied with what is listed next; what the archive log says at once."""
-        await self._index.read()
+    async def read_index(self, on_count: Callable[[int], object] = lambda count: None) -> None:
+        """What new index objects say is applied with what is listed next; what the archive log says at once. `on_count`: as RemoteIndex.read."""
+        await self._index.read(on_count)
         await self.follow_log()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
@@ -270,6 +275,8 @@ class RemoteChanges:
     def forget(self) -> None:
         """What was seen was seen with other eyes (white lists): the next look begins with a whole listing."""
         self._digest, self.is_forgotten, self._listing_since = b'', True, None
+        if self._mirror is not None:
+            self._mirror.agrees = False
         self._db.set_meta(LISTED_AT, 0)
 
     async def reload(self, prefix: str = '') -> None:
@@ -361,11 +368,14 @@ class RemoteChanges:
             self._drop_gone([key for key, info in found.items() if info is None])
             self._describe(found.keys(), items)
 
-    def _drop_gone(self, keys: Iterable[str]) -> None:
+    def _drop_gone(self, keys: Sequence[str]) -> None:
         with self._db.transaction():
             for key in keys:
-                if (known := self._journal.known(key)) is not None:
+                known = self._journal.known(key)
+                if known is not None and (self._mirror is None or not self._mirror.has(known)):
                     self._reconciler.object_gone(known)
+        if self._mirror is not None:
+            self._mirror.objects_gone(keys)
 
     def _describe(self, keys: Iterable[str], items: Iterable[HeadItem]) -> None:
         """The HEAD told attributes too: nobody need ask for them once more."""
@@ -416,7 +426,9 @@ class RemoteChanges:
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)
         if self._mirror is not None:
-            self._mirror.unshadow()
+            await self._mirror.settle()
+        self._show_members(self._reconciler.obstructed.keys)
+        await self._index.retell(self._reconciler.obstructed.keys)
         freed = self._reconciler.remove_empty_directories()
         crash_point('listing-before-finish')
         with self._db.transaction():

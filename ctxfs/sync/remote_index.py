@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 import trio
 
 from ctxfs.records import ROOT_PATH, IndexRecord
 from ctxfs.storage.index_format import INDEX_DIR, kind_of
+from ctxfs.storage.inode import Reason
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import CompactIndex, ReadIndex, WriteSegment
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 SLICE = 1000
 #: paths whose last record of this host is remembered
 WRITTEN = 20_000
+_HIDDEN = ("SELECT h.key, o.ino, o.said_ns, h.record FROM hint h JOIN object o ON o.key = h.key WHERE h.etag <> '' AND h.etag <> o.etag "
+           "AND o.said_ns > 0 AND NOT o.doomed LIMIT 10000")
 
 
 def is_tombstone(hint: tuple[str, int, bytes]) -> bool:
@@ -52,15 +56,16 @@ class RemoteIndex:
         #: (changed_ns, etag) of what this host wrote last, by path: a segment of another host may be older, and read later
         self._written: OrderedDict[str, tuple[int, str]] = OrderedDict()
 
-    async def read(self) -> int:
-        """Keep the records of the index objects that are new as hints; returns how many. A damaged object is skipped (slower, never
-        wrong). One request when nothing is new."""
+    async def read(self, on_count: Callable[[int], object] = lambda count: None) -> int:
+        """Keep the records of the index objects that are new as hints; returns how many, and tells `on_count` so far as it reads. A damaged object
+        is skipped (slower, never wrong). One request when nothing is new."""
         count = 0
         async with self._pool.stream(ReadIndex(prefix=self._prefix, seen=sorted(self._names)), priority=Priority.INTERACTIVE) as parts:
             async for part in parts:
                 records = self._from_index(part.records)
                 count += len(records)
                 await self._keep(records)
+                on_count(count)
         done = parts.result
         for name, reason in done.skipped:
             log.warning('index object %s is ignored: %s', name, reason)
@@ -125,6 +130,23 @@ class RemoteIndex:
         with self._db.transaction():
             self._journal.drop_hints_of(record.path for record in records)
             self._store_names()
+
+    async def retell(self, unsettled: Collection[str]) -> None:
+        """What another host said of a version that had been replaced, later than anybody of the present one: the index has one record of a path, so
+        new hosts see only that, and it tells them nothing. What is known is told once more."""
+        for key, ino, said_ns, record in await trio.to_thread.run_sync(self._hidden):
+            if key in unsettled or msgspec.msgpack.decode(record, type=IndexRecord).changed_ns < said_ns:
+                continue
+            inode = self._db.live_inode(ino) or self._db.inodes_of([ino]).get(ino)
+            if inode is not None and inode.nlink and inode.attrs_known and not inode.local:
+                self._journal.mark(inode, Reason.INDEX)
+
+    def _hidden(self) -> list[tuple[str, int, int, bytes]]:
+        reader = TreeReader(self._db.path)
+        try:
+            return reader.rows(_HIDDEN, ())
+        finally:
+            reader.close()
 
     def finish(self, unsettled: Iterable[str] = ()) -> None:
         """All hints were applied but those of the keys `unsettled`; call it in a transaction. Names that vanished from the bucket are

@@ -26,7 +26,6 @@ from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
-from ctxfs.storage.keys import LAST
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_view import ArchiveView
@@ -96,10 +95,8 @@ class RemoteTreeLoader:
                 await self._until_it_works(self.changes.read_new_segments)
                 self._note_index()
             else:
-                await self._until_it_works(self.changes.read_index)
+                await self._until_it_works(lambda: self.changes.read_index(self._note_count))
                 self._note_index()
-                if not self._journal.hints_are_few('', LAST, MANY):
-                    self._grace.set()
                 await self._until_it_works(self.changes.list_all_at_once)
                 await self.changes.agree_with_archives()
                 await self._until_it_works(lambda: self.changes.finish(listed=''))
@@ -122,6 +119,10 @@ class RemoteTreeLoader:
     def _note_index(self) -> None:
         self._reconciler.is_index_read = True
         self._describe_now()
+
+    def _note_count(self, count: int) -> None:
+        if count > MANY:
+            self._grace.set()
 
     def _describe_now(self) -> None:
         """What the tree does not have is asked for, each by itself."""

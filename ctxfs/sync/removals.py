@@ -16,6 +16,7 @@ from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.changed_directories import ChangedDirectories
+from ctxfs.sync.doubt import BY_ATTEMPT
 from ctxfs.sync.ports import Invalidator
 
 
@@ -106,9 +107,16 @@ class Removals:
         self._db.store_times(inode)
         if inode.nlink == 0:
             self._journal.forget(inode.ino)
+            forget_copies(self._db, inode)
             self._give_up_unknown(inode)
             self._journal.doom_objects_of(inode.ino)
             if inode.open_count == 0:
                 self._db.delete_inode(inode.ino)
         self._invalidator.entry(parent, name, inode.ino if inode.nlink == 0 else 0)
         self._directories.gained(parent)
+
+
+def forget_copies(db: TreeDB, inode: Inode) -> None:
+    """Copies of its object that were begun and not heard of: whether one arrived, only its content tells, and that is also what another host has that
+    moved the object there. What is there shows as anybody's; taken for ours, it would be deleted."""
+    db.execute('DELETE FROM attempt WHERE ino = ? AND substr(sha256, 1, ?) <> ?', (inode.ino, len(BY_ATTEMPT), BY_ATTEMPT))

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 #: inodes that are planned ahead of the uploads; those that are uploaded at a time, each by itself; and batches of small ones
 PLAN_AHEAD = 500
 #: inodes planned, or marked, without a pause: about 3 ms of the loop
-PLAN_SLICE = 40
+PLAN_SLICE = 16
 IN_FLIGHT = 32
 BATCHES = 2
 #: small files in a batch; while programs use the mount fewer, because a batch takes its CPU at one go
@@ -132,6 +132,8 @@ class Rounds:
                 if self._archiver is not None and self._archiver.has_rivals:
                     await self._archiver.flush(())
             self._claimed.clear()
+            if self._archiver is not None:
+                self._archiver.begin_round()
             waiting: list[Work] = []
             packing: list[Work] = []
             done = await self._plan_and_run(task, waiting, packing)
@@ -188,6 +190,7 @@ class Rounds:
         await left.put([work for work, error in outcomes if isinstance(error, NotTaken)])
         left.end()
         done = [await self._conclude(work, task, error) for work, error in outcomes if not isinstance(error, NotTaken)]
+        await self._archiver.delete_rest()
         return sum(done) + await self._run_all(left, task)
 
     async def _conclude(self, work: Work, task: SyncTask, error: Exception | None) -> bool:

@@ -1,6 +1,6 @@
-"""Small files uploaded together: one request to a worker and two transactions for many of them, instead of so much for each.
+"""Small files uploaded together: one request to a worker and a few transactions for many of them, instead of so much for each.
 
-Owns which work is of that kind, and the way of a batch: attempts noted in one transaction, sent, recorded in slices. What one upload is, and what
+Owns which work is of that kind, and the way of a batch: attempts noted in slices, sent, recorded in slices. What one upload is, and what
 its end means for the tree, is uploader.py's; it must not know rounds or failures' consequences: it gives back how each ended.
 
 Each file has its own abort slot, condition and attempt, as if it were sent alone: of a batch any part may arrive, be refused or move. A small
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -30,8 +30,10 @@ from ctxfs.sync.uploader import Moved, TargetConflict, Uploader
 SMALL = 256 << 10
 #: requests of a batch that are under way at once: enough to hide 20 ms of latency at 1,500 files a second
 PARALLEL = 48
-#: uploads recorded in one transaction: about 3 ms of the loop
+#: uploads begun, and recorded, in one transaction: about 3 ms of the loop
 SLICE = 16
+
+T = TypeVar('T')
 
 #: how each work ended: None, or what Uploader.run would have raised
 Outcomes = list[Exception | None]
@@ -72,7 +74,7 @@ class Together:
                 outcomes[number] = error
         with ExitStack() as slots:
             try:
-                sent = self._begin(works, lifecycles, outcomes, slots)
+                sent = await self._begin(works, lifecycles, outcomes, slots)
                 items = await self._send([one.file for one in sent], progressed) if sent else []
             except (CtxfsError, OSError) as error:
                 return [error if outcome is None else outcome for outcome in outcomes]
@@ -86,15 +88,17 @@ class Together:
     async def _send(self, files: list[PutFile], progressed: Callable[[], None]) -> list[PutItem]:
         return (await self._pool.call(PutMany(files=files, parallel=self._parallel), progress=lambda done: progressed())).items
 
-    def _begin(self, works: Sequence[Work], lifecycles: dict[int, str], outcomes: Outcomes, slots: ExitStack) -> list[_Sent]:
-        """Note the attempts; nothing of the mount happens in between."""
+    async def _begin(self, works: Sequence[Work], lifecycles: dict[int, str], outcomes: Outcomes, slots: ExitStack) -> list[_Sent]:
+        """Note the attempts. A file that changes while others are looked at has its abort slot by then, or is found to have moved."""
         sent = []
-        with self._db.transaction():
-            for number, lifecycle in lifecycles.items():
-                try:
-                    sent.append(_Sent(number, works[number], self._uploader.begin(works[number], lifecycle, slots)))
-                except (Moved, CtxfsError, OSError) as error:
-                    outcomes[number] = error
+        for part in _slices(list(lifecycles.items()), SLICE):
+            with self._db.transaction():
+                for number, lifecycle in part:
+                    try:
+                        sent.append(_Sent(number, works[number], self._uploader.begin(works[number], lifecycle, slots)))
+                    except (Moved, CtxfsError, OSError) as error:
+                        outcomes[number] = error
+            await trio.lowlevel.checkpoint()
         crash_point('upload-before-send')
         return sent
 
@@ -114,7 +118,7 @@ class Together:
             await trio.lowlevel.checkpoint()
 
 
-def _slices(items: list[tuple[_Sent, PutDone]], size: int) -> Iterator[list[tuple[_Sent, PutDone]]]:
+def _slices(items: list[T], size: int) -> Iterator[list[T]]:
     left = iter(items)
     while part := list(islice(left, size)):
         yield part

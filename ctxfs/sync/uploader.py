@@ -191,9 +191,13 @@ class Uploader:
                                               size=source.size, condition=condition, sha256=source.sha256, lifecycle=lifecycle,
                                               member=_member(known)))
         except NotFound:
+            self._doubt.settle(key)     # nothing arrived: what is there by now is not ours, even if it is the same
             raise SourceLost(source) from None
         except RemoteChanged:
-            raise (TargetConflict(key) if await self._is_there(source) else SourceLost(source)) from None
+            if await self._is_there(source):
+                raise TargetConflict(key) from None
+            self._doubt.settle(key)
+            raise SourceLost(source) from None
         return PutDone(etag=done.etag, size=done.size, sha256=source.sha256, lifecycle=done.lifecycle if lifecycle else source.lifecycle)
 
     async def _is_there(self, source: Known) -> bool:

@@ -4,10 +4,12 @@ Owns the process side of the pipe: its life (it dies with the daemon), its threa
 errors. It must not know what an operation does (worker_ops*.py), nor schedules or retries (the daemon does).
 
 Run as `python -m ctxfs.sync.worker SOCKET_FD SLOTS_FD PARENT_PID BOARD_FD NUMBER CODE` by worker_process.py. The first frame carries the options.
+Or as `… spare CHANNEL_FD PARENT_PID` by spare_worker.py: it imports everything first, and is given the rest then.
 """
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -175,7 +177,23 @@ def die_with(parent_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _spare(channel_fd: int, parent_pid: int) -> list[str] | None:
+    die_with(parent_pid)
+    hide_process()
+    gc.disable()
+    import ctxfs.storage.s3_store
+    import ctxfs.sync.worker_context
+    import ctxfs.sync.worker_ops  # noqa: F401 - what `main` would import, most likely
+    from ctxfs.sync import spare_worker
+    gc.freeze()     # what imports made stays
+    gc.enable()
+    return spare_worker.wait(channel_fd)
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[0] == 'spare':
+        given = _spare(*map(int, arguments[1:]))
+        return 0 if given is None else main(given)
     socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments[:5])
     die_with(parent_pid)
     hide_process()

@@ -111,4 +111,4 @@ def write_base(context: WorkerContext, op: archives.WriteBase, channel: Operatio
 
 
 def weigh_rivals(context: WorkerContext, op: archives.Weigh, channel: OperationChannel) -> list[archives.Verdict]:
-    return weigh(context.store, _log(context, op.prefix), op.rivals)
+    return weigh(context.store, _log(context, op.prefix), op.rivals, prefix=op.prefix, run=context.helpers.map)

@@ -8,19 +8,16 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import trio
 
-from ctxfs.sync import same_code
+from ctxfs.sync import same_code, spare_worker
 from ctxfs.sync.frames import FrameReader
 
 _RECEIVE_BYTES = 256 << 10
 #: a child that was sent SIGKILL is gone within this, or is stuck in the kernel where nobody can help
 _REAP_SECONDS = 5.0
-_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class WorkerProcess:
@@ -124,9 +121,6 @@ class WorkerProcess:
 def _spawn(numbers: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> subprocess.Popen[bytes]:
     """The first three `fds` are named in the arguments. All stay open in the child for as long as it lives, also those that it does not use: the
     state directory's lock is one."""
-    environment = {name: value for name, value in os.environ.items() if name not in without}
-    paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get('PYTHONPATH')])]
-    return subprocess.Popen(
-        [sys.executable, '-m', 'ctxfs.sync.worker', *map(str, numbers), same_code.MINE],
-        stdin=subprocess.DEVNULL, cwd='/', pass_fds=fds,
-        env={**environment, 'PYTHONPATH': os.pathsep.join(paths)})
+    _, _, parent_pid, _, number = numbers
+    spare = spare_worker.hand_over(fds, parent_pid=parent_pid, number=number) if not without else None
+    return spare or spare_worker.execute([*map(str, numbers), same_code.MINE], fds, without)

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from ctxfs import crash_points
-from ctxfs.sync import worker_process
+from ctxfs.edge import daemon_process
+from ctxfs.sync import spare_worker
 from tests import conftest, leftovers
 from tests.mount import harness
 from tests.mount.sites import MountingHost
 
 ROOT = Path(__file__).resolve().parents[2]
-_executed_worker = worker_process._spawn
 
 
 class Zygote:
@@ -160,59 +160,50 @@ def _close_all_but(fds: set[int]) -> None:
                 os.close(fd)
 
 
-def _daemon(options: Any, writer: int) -> _Child:
-    """For launch._spawn."""
-    from ctxfs.edge import daemon, launch
-    reader, stdin = os.pipe()
+class _Daemon(daemon_process.DaemonProcess):
+    """Forked where ctxfs executes one."""
 
-    def body() -> int:
+    def __init__(self) -> None:
+        self.answers, writer = os.pipe()
+        self._words = _memory_file('words')
+        reader, stdin = os.pipe()
+        self._process = _Child(_fork(lambda: self._body(reader, writer)), os.fdopen(stdin, 'wb'))  # type: ignore[assignment]
+        self.ready_fd = writer
+        os.close(reader)
+        os.close(writer)
+
+    def _body(self, reader: int, writer: int) -> int:
+        from ctxfs.edge import daemon, launch
         os.setsid()
         os.umask(0o077)
         os.chdir('/')
-        with launch.open_log(Path(options.log_file)) as log:
-            for target, source in ((0, reader), (1, log.fileno()), (2, log.fileno())):
-                os.dup2(source, target)
+        for target, source in ((0, reader), (1, self._words), (2, self._words)):
+            os.dup2(source, target)
         _close_all_but({0, 1, 2, writer})
         sys.stdin = os.fdopen(0, encoding='utf-8', closefd=False)
         _Spares.fork()
         return launch.daemon_main(daemon.run)
 
-    pid = _fork(body)
-    os.close(reader)
-    return _Child(pid, os.fdopen(stdin, 'wb'))
-
 
 class _Spares:
-    """Workers that were forked before the daemon opened anything: SQLite's locks do not survive a fork. They wait for their descriptors."""
+    """Workers that were forked before the daemon opened anything: SQLite's locks do not survive a fork. They wait for their descriptors as
+    those do that ctxfs executes."""
     COUNT = 2
-    _waiting: list[tuple[int, socket.socket]] = []
 
     @classmethod
     def fork(cls) -> None:
         parent = os.getpid()
         for _ in range(cls.COUNT):
-            ours, theirs = socket.socketpair()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
-                cls._waiting.append((_fork(lambda channel=theirs: cls._body(channel, parent)), ours))  # type: ignore[misc]
+                child = _Child(_fork(lambda channel=theirs: cls._body(channel, parent)))  # type: ignore[misc]
+                spare_worker._waiting.append((child, ours))  # type: ignore[arg-type]
 
     @staticmethod
     def _body(channel: socket.socket, parent: int) -> int:
         from ctxfs.sync import worker
         _close_all_but({0, 1, 2, channel.fileno()})
-        worker.die_with(parent)
-        number, fds, _, _ = socket.recv_fds(channel, 8, 8)
-        return worker.main([str(fds[0]), str(fds[1]), str(parent), str(fds[2]), number.decode()]) if fds else 0
-
-    @classmethod
-    def spawn(cls, arguments: Sequence[int], fds: Sequence[int], without: Sequence[str]) -> Any:
-        """For worker_process._spawn. Who needs more of them gets those that are executed. The variables in `without` stay: the zygote's
-        crash points are named by a file."""
-        if not cls._waiting:
-            return _executed_worker(arguments, fds, without)
-        pid, channel = cls._waiting.pop()
-        with channel, contextlib.suppress(OSError):     # it was killed
-            socket.send_fds(channel, [str(arguments[-1]).encode()], list(fds))
-        return _Child(pid)
+        return worker.main(['spare', str(channel.detach()), str(parent)])
 
 
 def _run(request: dict[str, Any], out: int, err: int) -> int:
@@ -246,9 +237,7 @@ def _preload() -> None:
     import ctxfs.storage.file_store
     import ctxfs.sync.worker_context
     import ctxfs.sync.worker_ops  # noqa: F401
-    from ctxfs.edge import launch
-    launch._spawn = _daemon  # type: ignore[assignment]
-    worker_process._spawn = _Spares.spawn
+    daemon_process.DaemonProcess = _Daemon  # type: ignore[misc]
 
 
 def main(channel: socket.socket) -> None:

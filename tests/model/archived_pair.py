@@ -9,7 +9,7 @@ import io
 import zipfile
 from typing import Any
 
-from ctxfs.errors import NotFound, RemoteChanged
+from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, number_in
 from ctxfs.storage.members import is_member
@@ -18,7 +18,7 @@ from ctxfs.sync.content import ContextCache
 from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.growth import Growth
 from tests.model.history import Violation, short
-from tests.model.pair import Member, PairWorld
+from tests.model.pair import Killed, Member, PairWorld, Script, scripted
 from tests.unit.archive_rig import Archived
 from tests.unit.test_sync_regressions import PREFIX
 
@@ -41,6 +41,7 @@ class ArchivedMember(Archived, Member):
         super()._wire(sync_every)
         context, pool = self.workers.context, self
         context.helpers = _InOrder(context.helpers)  # type: ignore[assignment]
+        self.upkeep._least_waste = 1
         self.remote.changes.growth = Growth(self.db, self.journal, pool, self.kernel, blocks=ContextCache(context.cache, prefix=PREFIX),  # type: ignore[arg-type]
                                             prefix=PREFIX)
 
@@ -88,12 +89,32 @@ class ArchivedWorld(PairWorld):
         return self._archive.content(item)
 
     def _sides(self, host: Member, copy: bytes | None, original: str, bucket: dict[str, bytes]) -> tuple[bytes | None, bytes | None]:
-        """Of a member and an object that came at one instant both are published, and the object keeps the name."""
+        """Of a member and an object that came at one instant both are published, and the object keeps the name. A host that has not seen the object
+        speaks of the member."""
         ours, theirs = super()._sides(host, copy, original, bucket)
-        return copy if ours == theirs else ours, theirs
+        ours = copy if copy != theirs else ours
+        if ours != theirs:
+            return ours, theirs
+        member = host.mirror.rows.get(original)  # type: ignore[attr-defined]
+        return copy, theirs if copy != theirs or member is None else self.contents.get((original, member.etag), theirs)
 
     def _is_directory(self, path: str) -> bool:
         return super()._is_directory(path) or self._archive.has_below(f'{path}/')
+
+    # upkeep
+
+    async def _tidy(self, host: Any, script: Script) -> None:
+        """Of archives and of the log; what is dropped goes at the next time."""
+        with scripted(host, script):
+            try:
+                await host.engine.alone(host.upkeep.once)
+            except CtxfsError as error:
+                if not isinstance(error, RemoteUnavailable) and not host.is_dead:
+                    raise
+            except Killed:
+                pass
+        if host.is_dead:
+            await self._restart(host)
 
     # the outside writer: he sees objects
 
@@ -126,8 +147,6 @@ class ArchivedWorld(PairWorld):
         return super()._left(host) + (f' members behind objects: {behind}' if behind else '')
 
     def _check_end(self) -> None:
-        # what is said of an object's mode while its place is disputed may pass by who resolves that
-        self._has_stale_modes |= self.conflicts > 0
         super()._check_end()
         self._check_archives()
 
@@ -143,7 +162,8 @@ class ArchivedWorld(PairWorld):
     def _unpacked(self) -> dict[str, bytes]:
         log, found = ArchiveLog(self._store, PREFIX), {}
         named = {info.name for entry in log.read(log.look()) for info in entry.header.archives}
-        for name in sorted(name for name in named if number_in(name) is not None):
+        there = {info.key.rpartition('/')[2] for info in self._store.list(PREFIX + ARCHIVE_DIR, delimiter='/').objects}
+        for name in sorted(name for name in named & there if number_in(name) is not None):
             with zipfile.ZipFile(io.BytesIO(self._store.get(f'{PREFIX}{ARCHIVE_DIR}{name}'))) as archive:
                 names = archive.namelist()
                 for path in archive.read('.ctxfs/deleted').split(b'\0') if '.ctxfs/deleted' in names else ():

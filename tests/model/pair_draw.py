@@ -14,7 +14,7 @@ Operation = tuple[Any, ...]
 THEMES = (('a', 'b', 'c', 'd/x', 'a.txt', 'e', 'd', 'e/x'), ('a',), ('a', 'b'), ('a', 'b', 'c'), ('d', 'd/x', 'e', 'e/x', 'a'),
           ('d/x', 'd/y', 'e/x', 'a', 'd'))
 #: operations with a script of what happens between their requests
-SCRIPTED = ('flush', 'clock', 'poll', 'remount')
+SCRIPTED = ('flush', 'clock', 'poll', 'remount', 'tidy')
 SIZES = (0, 10, 10, 150, 400)
 
 
@@ -48,7 +48,9 @@ def _operation(rng: _Rng) -> Operation:
         return ('remount', rng.randrange(2), _script(rng) if rng.random() < 0.3 else {})
     if kind < 0.31:
         return ('kill', rng.randrange(2))
-    return _outside(rng) if kind < 0.40 else _program(rng, rng.randrange(2))
+    if kind < 0.33:
+        return ('tidy', rng.randrange(2), _script(rng) if rng.random() < 0.5 else {})
+    return _outside(rng) if kind < 0.41 else _program(rng, rng.randrange(2))
 
 
 def _outside(rng: _Rng) -> Operation:
@@ -121,7 +123,7 @@ def _resolved(action: Operation, host: int) -> Operation:
     if action[0] != 'theirs':
         return action
     rng = _of(action)
-    return rng.choice((('flush', 1 - host, {}), ('flush', 1 - host, {}), ('poll', 1 - host, {}), _program(rng, 1 - host)))
+    return rng.choice((('flush', 1 - host, {}), ('flush', 1 - host, {}), ('poll', 1 - host, {}), ('tidy', 1 - host, {}), _program(rng, 1 - host)))
 
 
 def _of(action: Operation) -> _Rng:

@@ -83,6 +83,21 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
         [('append', 0, 'a.txt'), ('write', 1, 'b', 10), ('link', 0, 'a.txt', 'a'), ('write', 1, 'd/x', 400), ('rename', 0, 'a', 'b'),
          ('append', 1, 'c'), ('write', 1, 'c', 10), ('flush', 0, {}), ('write', 1, 'd/x', 10), ('put', 'd', 10), ('flush', 1, {2: ('die', False)}),
          ('write', 1, 'd/x', 150), ('flush', 1, {6: ('append', 1, 'd'), 4: ('rename', 1, 'b', 'c')}), ('write', 0, 'b', 0)], {}),
+    'regression_attributes_told_of_a_version_that_was_replaced': (
+        [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 1, 'a', 10), ('flush', 1, {}), ('chmod', 1, 'a', 0o600),
+         ('flush', 1, {}), ('chmod', 0, 'a', 0o755), ('flush', 0, {})], {}),
+    'regression_archive_attributes_told_of_a_version_that_was_replaced': (
+        [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 1, 'a', 10), ('flush', 1, {}), ('chmod', 1, 'a', 0o600),
+         ('flush', 1, {}), ('chmod', 0, 'a', 0o755), ('flush', 0, {})], {'world': ArchivedWorld}),
+    'regression_link_to_where_another_host_moved_the_file': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('rename', 1, 'b', 'a'), ('flush', 1, {}),
+         ('flush', 0, {})], {}),
+    'regression_link_that_may_have_arrived_where_another_host_moved_the_file': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('clock', 0, {1: ('drop',)}), ('rename', 1, 'b', 'a'),
+         ('flush', 1, {}), ('poll', 0, {}), ('flush', 0, {})], {}),
+    'regression_link_that_may_have_arrived_where_another_host_moved_the_file_and_made_it_anew': (
+        [('write', 0, 'b', 10), ('flush', 0, {}), ('poll', 1, {}), ('link', 0, 'b', 'a'), ('clock', 0, {1: ('drop',)}), ('rename', 1, 'b', 'a'),
+         ('write', 1, 'b', 10), ('flush', 1, {}), ('poll', 0, {}), ('flush', 0, {})], {}),
     'regression_archive_object_that_no_listing_showed_over_a_member_that_grows': (
         [('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {}), ('write', 0, 'a', 400), ('put', 'a', 10), ('write', 1, 'a', 400)],
         {'page': 2, 'in_flight': 4, 'store': 'by content', 'world': ArchivedWorld}),
@@ -96,6 +111,26 @@ REGRESSIONS: dict[str, tuple[list[Operation], dict[str, Any]]] = {
     'regression_archive_first_commit_while_an_empty_log_is_looked_at': (
         [('append', 0, 'a'), ('clock', 0, {3: ('die', True)}), ('write', 1, 'a', 10), ('flush', 1, {10: ('flush', 0, {})})],
         {'in_flight': 4, 'world': ArchivedWorld}),
+    'regression_archive_member_that_another_host_replaces_while_it_is_open_for_writing': (
+        [('open', 1, 0, 'a'), ('flush', 1, {}), ('poll', 0, {}), ('write', 0, 'a', 10), ('flush', 0, {}), ('poll', 1, {})], {'world': ArchivedWorld}),
+    'regression_archive_member_that_another_host_removes_while_it_is_open_for_writing': (
+        [('write', 1, 'a', 10), ('flush', 1, {}), ('open', 1, 0, 'a'), ('poll', 0, {}), ('unlink', 0, 'a'), ('flush', 0, {}), ('poll', 1, {})],
+        {'world': ArchivedWorld}),
+    'regression_archive_object_replaced_while_who_has_its_content_finds_a_conflict': (
+        [('mkdir', 1, 'd'), ('flush', 1, {5: ('put', 'd/y', 10), 10: ('die', True)}), ('write', 1, 'd/x', 10), ('exchange', 1, 'd/x', 'd/y'),
+         ('write', 0, 'a', 0), ('rename', 1, 'd/x', 'a')], {'store': 'by version', 'world': ArchivedWorld}),
+    'regression_archive_member_replaced_while_who_has_its_content_finds_a_conflict': (
+        [('mkdir', 1, 'd'), ('write', 1, 'd/y', 10), ('flush', 1, {}), ('remount', 1, {}), ('write', 1, 'd/x', 10), ('exchange', 1, 'd/x', 'd/y'),
+         ('write', 0, 'a', 0), ('flush', 0, {}), ('rename', 1, 'd/x', 'a')], {'store': 'by version', 'world': ArchivedWorld}),
+    'regression_archive_file_where_another_host_has_just_made_a_directory': (
+        [('mkdir', 0, 'e'), ('write', 1, 'e', 10)], {'preferences': ('keep-both', 'prefer-remote'), 'world': ArchivedWorld}),
+    'regression_archive_file_where_another_host_makes_a_directory_while_it_is_packed': (
+        [('mkdir', 0, 'e'), ('write', 1, 'e', 10), ('flush', 1, {6: ('flush', 0, {})})],
+        {'preferences': ('keep-both', 'prefer-remote'), 'world': ArchivedWorld}),
+    'regression_archive_object_over_a_member_that_is_open_for_writing': (
+        [('mkdir', 0, 'e'), ('flush', 0, {}), ('write', 0, 'e/x', 10), ('poll', 1, {3: ('put', 'a', 10)}), ('write', 1, 'e/x', 0), ('put', 'e/x', 0),
+         ('flush', 0, {}), ('open', 0, 1, 'e/x'), ('poll', 0, {})],
+        {'preferences': ('prefer-local', 'keep-both'), 'store': 'by content', 'world': ArchivedWorld}),
     'regression_archive_same_content_put_by_another_tool': (
         [('put', 'c', 10), ('poll', 0, {}), ('same', 1, 'c')], {'page': 2, 'world': ArchivedWorld}),
 }

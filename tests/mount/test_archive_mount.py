@@ -59,7 +59,7 @@ def unpack(found: list[Path], into: Path) -> None:
             elif os.path.lexists(path):
                 os.unlink(path)
         assert subprocess.run(['unzip', '-tq', archive], capture_output=True, check=False).returncode == 0
-        done = subprocess.run(['unzip', '-oq', archive, '-x', '.ctxfs/*', '-d', into], capture_output=True, check=False)
+        done = subprocess.run(['unzip', '-oqK^', archive, '-x', '.ctxfs/*', '-d', into], capture_output=True, check=False)
         assert done.returncode in (0, 11), done     # 11: nothing but what is left out
 
 
@@ -86,6 +86,8 @@ def test_unzip_alone_gives_the_tree_back(site: Site, tmp_path: Path) -> None:
     expected = tree(at)
     host.unmount(at)
     assert len(archives(tmp_path)) == 2
+    alone, = tmp_path.glob('store/contexts/*/.ctxfs/archive/alone/*.json')
+    assert alone.read_text() == '{"version":1,"commits":[1,2]}'
     unpack(archives(tmp_path), tmp_path / 'out')
     assert tree(tmp_path / 'out') == expected
     assert not (tmp_path / 'out/d0').exists() or not list((tmp_path / 'out/d0').iterdir())

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ctxfs.edge import cli, cli_mount, launch
+from ctxfs.edge import cli, cli_mount, daemon_process, launch
 from ctxfs.edge.client import ControlClient
 from ctxfs.edge.mount_table import mount_at
 from ctxfs.edge.runtime_dir import find_mounts, process_start
+from tests.crash.watch import children, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +34,7 @@ class Cli:
         monkeypatch.setenv('HOME', str(tmp / 'home'))
         monkeypatch.setenv('XDG_RUNTIME_DIR', str(tmp / 'run'))
         monkeypatch.setenv('PYTHONPATH', str(ROOT))
-        monkeypatch.setattr(launch, 'DAEMON_MODULE', 'tests.fakes.fake_daemon')
+        monkeypatch.setattr(daemon_process, 'MODULE', 'tests.fakes.fake_daemon')
         self.behave()
 
     def behave(self, **behaviour) -> None:
@@ -105,6 +107,42 @@ def test_a_failed_mount_says_why_and_leaves_nothing(ctxfs, behaviour, said, stat
     ctxfs.run('umount', ctxfs.at)
 
 
+def test_a_daemon_that_cannot_even_begin_says_why(ctxfs, monkeypatch):
+    """It has no log yet: its words are in the log of the mount that it would have been, and the last of them on the terminal."""
+    monkeypatch.setattr(daemon_process, 'MODULE', 'tests.fakes.no_such_daemon')
+    ctxfs.fails('mount', '--create', 'proj', ctxfs.at, said='ended (status 1) before the mount was there: ')
+    assert 'No module named tests.fakes.no_such_daemon; see /' in ctxfs.error
+    log, = (ctxfs.runtime.parent.parent / 'home').rglob('ctxfs.log')
+    assert 'No module named tests.fakes.no_such_daemon' in log.read_text()
+    assert not is_mounted(ctxfs.at)
+
+
+def test_a_mount_that_is_refused_leaves_no_process(ctxfs, monkeypatch):
+    """Its daemon's process began before anybody knew."""
+    begun = []
+    monkeypatch.setattr(daemon_process, '_end', lambda process, end=daemon_process._end: (begun.append(process.pid), end(process)))
+    ctxfs.fails('mount', 'nowhere', ctxfs.at, said='nowhere')
+    pid, = begun
+    assert process_start(pid) is None
+    ctxfs.run('mount', '--help')
+    assert begun == [pid]
+
+
+def test_a_command_that_is_killed_leaves_no_process(ctxfs, tmp):
+    """Neither the daemon that waits for its options nor the worker that waits for its mount."""
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        store = f's3://bucket?endpoint=http://127.0.0.1:{silent.getsockname()[1]}'
+        command = subprocess.Popen([sys.executable, '-I', '-m', 'ctxfs', 'mount', 'proj', ctxfs.at, '--store', store, '--state-dir', tmp / 'state'],
+                                   env={**os.environ, 'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'})
+        try:
+            daemon, = eventually('the daemon begins', lambda: children(command.pid))
+            worker, = eventually('the worker begins', lambda: children(daemon))
+        finally:
+            command.kill()
+            command.wait()
+    eventually('both are gone', lambda: not {pid for pid in (daemon, worker) if process_start(pid) is not None})
+
+
 def test_a_new_context_needs_no_directory(ctxfs, tmp):
     """--create makes it, with those above; they go again where the mount fails, before the daemon or in it. Without --create nothing is made."""
     deep = tmp / 'home/a/b'
@@ -135,7 +173,7 @@ def test_a_named_mount(ctxfs, tmp, monkeypatch):
         f'store = "file://{tmp}/store"\noptions = "noatime,uid=5"\nsync_every = "30s"\nlog_level = "debug"\n')
     seen = []
     start = launch.start
-    monkeypatch.setattr(launch, 'start', lambda options: seen.append(options) or start(options))
+    monkeypatch.setattr(launch, 'start', lambda options, **others: seen.append(options) or start(options, **others))
     mounted = ctxfs.json('mount', 'work', '--log-level', 'error', '-o', 'gid=6')
     assert (mounted['contextName'], mounted['mountpoint'], mounted['store']) == ('proj', str(ctxfs.at), f'file://{tmp}/store')
     assert mounted['stateDir'].startswith(f'{tmp}/state/')
@@ -147,7 +185,7 @@ def test_a_named_mount(ctxfs, tmp, monkeypatch):
     assert not is_mounted(ctxfs.at)
     ctxfs.fails('umount', 'work', said=f'{ctxfs.at}: nothing is mounted there')
     ctxfs.fails('mount', 'wrok', said='no [mounts.wrok] in ', status=2)
-    assert '(did you mean work?); to mount the context wrok, say where: ctxfs mount wrok MOUNTPOINT' in ctxfs.error
+    assert '(did you mean work?)' in ctxfs.error and '; to mount the context wrok, say where: ctxfs mount wrok MOUNTPOINT' in ctxfs.error
 
 
 def test_unknown_contexts_are_not_created(ctxfs):

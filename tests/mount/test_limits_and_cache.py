@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from ctxfs.edge import read_ahead
 from ctxfs.edge.log_file import MAX_LOG_BYTES
 from tests.crash.watch import eventually
 from tests.fakes.counting_proxy import CountingProxy
@@ -108,7 +109,7 @@ def test_the_cache_is_shown_warmed_and_dropped(desk: Desk) -> None:
     for key in files.keys() - {'other'}:
         assert (desk.at / key).read_bytes() == files[key]
     assert desk.proxy.total(method='GET', kind='object') == 0
-    assert '/d/0: 1 file (4.9 KiB) are in the cache' in desk.host.cli('cache', 'warm', desk.at / 'd/0').stdout
+    assert '/d/0: 1 file (4.9 KiB) is in the cache' in desk.host.cli('cache', 'warm', desk.at / 'd/0').stdout
     (desk.at / 'new').write_bytes(b'n' * 100)
     (desk.at / 'd/1').write_bytes(b'changed')
     shown, = desk.cache('show')['mounts']
@@ -133,6 +134,25 @@ def test_the_cache_is_shown_warmed_and_dropped(desk: Desk) -> None:
     desk.host.mount('c', desk.at, options=('--policy', str(desk.policy), '--sync-every', 'unmount'))
     assert (desk.at / 'd/0').read_bytes() == files['d/0']
     desk.host.unmount(desk.at)
+
+
+def test_a_file_is_read_in_few_requests(desk: Desk) -> None:
+    """From its beginning to its end: the kernel asks for more at a time than by itself, where root can tell it to."""
+    body = os.urandom(16 * MIB)
+    desk.bucket.put(desk.prefix + 'large', body)
+    desk.host.mount('c', desk.at, options=['--policy', str(desk.policy)])
+    try:
+        device = os.stat(desk.at).st_dev
+        width = Path(f'/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb')
+        if not os.access(width, os.W_OK):
+            pytest.skip('only root can tell the kernel')
+        eventually('the kernel is told', lambda: int(width.read_text()) == read_ahead.WIDTH_KIB)
+        assert (desk.at / 'large').read_bytes() == body
+        shown, = desk.cache('show')['mounts']
+        requests = len(body) / (read_ahead.WIDTH_KIB << 10)
+        assert shown['hits'] + shown['misses'] <= 1.5 * requests
+    finally:
+        desk.host.unmount(desk.at)
 
 
 def test_limits_that_would_do_nothing_are_refused(tmp_path: Path, request: pytest.FixtureRequest) -> None:

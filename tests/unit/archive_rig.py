@@ -25,6 +25,7 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LOG_DIR
 from ctxfs.storage.block_cache import BLOCK_SIZE
 from ctxfs.storage.inode import Inode
+from ctxfs.sync.archive_alone import Alone
 from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
 from ctxfs.sync.archive_mirror import ArchiveMirror
@@ -73,8 +74,9 @@ class Archived(Disk):
         plan = ArchivePlan(db, journal, staging, mirror=self.mirror, rules=self.rules, prefix=PREFIX, member_max=self.member_max)
         intents = Intents(db, journal, number=self.mirror.number)
         recorder = ModeRecorder(pool, prefix=PREFIX, name='c', mode='Archive')
+        alone = Alone(db, pool, list_pool=pool, mirror=self.mirror, host=self.host_id, prefix=PREFIX)
         self.committer = ArchiveCommitter(db, journal, pool, mirror=self.mirror, plan=plan, intents=intents, uploader=self.uploader,
-                                          host=self.host_id, scratch=self.directory / 'packing')
+                                          host=self.host_id, scratch=self.directory / 'packing', committed=alone.committed)
         rivals = ArchiveRivals(db, pool, mirror=self.mirror, asides=self.asides, host=self.host_id, scratch=self.directory / 'packing', prefix=PREFIX)
         self.archiver = Archiver(db, journal, pool, mirror=self.mirror, plan=plan, intents=intents, committer=self.committer, rivals=rivals,
                                  uploader=self.uploader, recycler=recycler, prefix=PREFIX, is_wanted=self.finisher.is_wanted,
@@ -95,7 +97,8 @@ class Archived(Disk):
         self.fs = FileSystem(db, journal, Namespace(db, journal, staging, gating=self.gating, remote=self.remote), contents,
                              remote=self.remote, on_close=lambda inode: self.schedule.wake())
 
-        self.finisher.delete_members = lambda: self.archiver.flush(())
+        self.finisher.delete_members = self.archiver.delete
+        self.finisher.prove_members = alone.prove
         self.upkeep = ArchiveUpkeep(pool, mirror=self.mirror, list_pool=pool, host=self.host_id, scratch=self.directory / 'packing', least_waste=100)
 
 
@@ -153,7 +156,7 @@ class ArchiveDisk(Archived):
         return parent, name
 
     async def read(self, path: str) -> bytes:
-        inode = self.inode_at(*path.encode().split(b'/'))
+        inode = self.inode_at(*os.fsencode(path).split(b'/'))
         fh = await self.fs.open(inode.ino, os.O_RDONLY)
         try:
             return bytes(await self.fs.read(fh, 0, inode.size + 1))

@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
+import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,20 +17,23 @@ from typing import Any
 import pytest
 import trio
 
+from ctxfs.core.filesystem import Change
+from ctxfs.core.xattrs import XAttrs
 from ctxfs.errors import NoSpace, NotFound, RemoteUnavailable, Unanswered, Unsupported
-from ctxfs.policy import RecyclePolicy, SyncPolicy, UploadPolicy
+from ctxfs.policy import BWList, RecyclePolicy, SyncPolicy, UploadPolicy, WhiteList
 from ctxfs.records import ROOT_INO
 from ctxfs.storage import archive_log_format as log_format
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR
 from ctxfs.storage.inode import Content
-from ctxfs.sync import archive_recovery, get_files, put_files
+from ctxfs.sync import archive_recovery, archive_rivals, archiver, get_files, put_files
 from ctxfs.sync.archive_log import ArchiveLog
 from ctxfs.sync.archive_upkeep import GRACE_SECONDS
 from ctxfs.sync.context_files import ContextFiles
 from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.protocol import Fetch, Head, ListPages, PutFile
+from ctxfs.sync.regate import Regater
 from tests.fakes.memory_store import MemoryStore
-from tests.unit.archive_rig import ArchiveDisk
+from tests.unit.archive_rig import ARCHIVED, ArchiveDisk
 from tests.unit.rig import ME, PREFIX
 
 if sys.version_info < (3, 11):
@@ -94,6 +100,82 @@ def test_a_link_to_a_file_that_was_committed_before_is_one_elsewhere(pair, tmp_p
                 assert set(disk.files()) == {'a', 'c', 'd'} and disk.inode_at(b'a').nlink == 3
         three.close()
     pair(scenario)
+
+
+@pytest.mark.parametrize('how', ['look', 'download', 'mount'])
+def test_attributes_that_changed_without_the_content_are_followed(how: str, pair, tmp_path: Path) -> None:
+    """However the other host learns of them: no listing shows a member."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        inode = await one.write('f', b'content')
+        await one.flush()
+        three = ArchiveDisk(tmp_path / 'three', bucket=tmp_path / 'bucket', host='three')
+        disk = three if how == 'mount' else two
+        if how == 'mount':
+            async with three.mounted():
+                pass
+        else:
+            await two.look()
+        await one.fs.setattr(inode.ino, Change(mode=0o600, mtime_ns=5 * 10**9))
+        await one.flush()
+        if how == 'mount':
+            async with three.mounted():
+                pass
+        elif how == 'look':
+            await two.look()
+        else:
+            assert (await two.engine.download()).ok
+        found = disk.inode_at(b'f')
+        assert (stat.S_IMODE(found.mode), found.mtime_ns) == (0o600, 5 * 10**9)
+        three.close()
+    pair(scenario)
+
+
+@pytest.mark.parametrize('is_mounted', [True, False])
+def test_white_lists_that_change_hide_and_show_members(is_mounted: bool, tmp_path: Path) -> None:
+    """Also those that another host changed meanwhile; and nothing is removed from the bucket for it."""
+    narrow = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive'), bw_list=BWList(white_lists=(WhiteList(path='src'),)))
+
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket', policy=narrow)
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        one.gating.rules = one.rules
+        expected = {'src/': b'', 'src/f': b'one', 'other/': b'', 'other/f': b'two'}
+
+        async def apply(policy: SyncPolicy) -> None:
+            one.rules.replace(policy)
+            await one.engine.alone(Regater(one.db, one.journal, one.gating, one.reconciler, stage=one.fs.contents.stage).run)
+            if is_mounted:
+                one.remote.changes.forget()
+                await one.look()
+        async with two.mounted():
+            for path in ('src/f', 'other/f', 'other/g'):
+                await two.write(path, b'1')
+            await two.flush()
+            async with one.mounted():
+                assert set(one.files()) == {'src/', 'src/f'}
+                if is_mounted:
+                    await apply(ARCHIVED)
+                    assert set(one.files()) == {'src/', 'src/f', 'other/', 'other/f', 'other/g'}
+                    await apply(narrow)
+                    assert set(one.files()) == {'src/', 'src/f'}
+                await two.write('other/f', b'two')
+                await two.remove('other/g')
+                await two.flush()
+                await one.write('src/f', b'one')
+                await one.flush()
+                if is_mounted:
+                    await apply(ARCHIVED)
+                    assert {path: what[3] for path, what in (await one.tree()).items()} == expected
+            if not is_mounted:
+                await apply(ARCHIVED)
+                async with one.mounted():
+                    assert {path: what[3] for path, what in (await one.tree()).items()} == expected
+            await two.look()
+            assert {path: what[3] for path, what in (await two.tree()).items()} == expected
+        one.close()
+        two.close()
+    trio.run(main)
 
 
 def test_whoever_reads_file_after_file_gets_the_neighbours_too(pair) -> None:
@@ -285,6 +367,48 @@ def test_large_files_and_excluded_paths_are_objects_of_their_own(pair) -> None:
     pair(scenario)
 
 
+def test_excluded_paths_may_change_between_mounts(tmp_path: Path) -> None:
+    """What is a member stays one until it changes or moves; each version is there once, also for a host with the other policy."""
+    excluding = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive', archive_exclude_paths=('/own',)))
+
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two', policy=excluding)
+        store = one.workers.context.store
+
+        def objects() -> set[str]:
+            return {key for info in store.list(PREFIX).objects if not (key := info.key[len(PREFIX):]).startswith('.ctxfs/')}
+
+        async def check(expected: dict[str, bytes], own: set[str]) -> None:
+            for disk in (one, two):
+                await disk.look()
+                assert {path: what[3] for path, what in (await disk.tree()).items() if not path.endswith('/')} == expected
+            assert objects() == own and set(one.mirror.rows.etags(list(expected))) == set(expected) - own
+        async with one.mounted(), two.mounted():
+            for path in ('own/changed', 'own/kept', 'own/removed', 'moved'):
+                await one.write(path, b'1')
+            await one.flush()
+            await two.look()
+            await two.write('own/changed', b'2')
+            await two.move('moved', 'own/moved')
+            await two.remove('own/removed')
+            await two.flush()
+            await check({'own/changed': b'2', 'own/kept': b'1', 'own/moved': b'1'}, {'own/changed', 'own/moved'})
+            one.rules.replace(excluding)
+            two.rules.replace(ARCHIVED)
+            await one.write('own/changed', b'3')
+            await one.move('own/moved', 'back')
+            await one.flush()
+            await check({'own/changed': b'3', 'own/kept': b'1', 'back': b'1'}, {'own/changed'})
+            await two.write('own/changed', b'4')
+            await two.flush()
+            await check({'own/changed': b'4', 'own/kept': b'1', 'back': b'1'}, set())
+        one.close()
+        two.close()
+    trio.run(main)
+
+
 def at_first(kind: str, action: Callable[[], Awaitable[Any]]) -> Callable[[Any], Awaitable[None]]:
     """What happens just before the first operation of that kind."""
     todo = [action]
@@ -386,6 +510,33 @@ def test_a_member_that_no_listing_showed_alone_is_kept(pair) -> None:
             await disk.flush()
         assert sorted(what[3] for what in (await two.tree()).values()) == [b'committed', b'second'] and await two.read('f') == b'second'
     pair(scenario)
+
+
+@pytest.mark.parametrize('was_beside', [False, True])
+def test_what_another_tool_puts_after_a_mount_replaces_the_member(was_beside: bool, tmp_path: Path) -> None:
+    """At once, also on a host that never saw the member alone: who committed it tells that it was. Where it was not, both are kept as before."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        store = one.workers.context.store
+
+        async def put() -> None:
+            store.put(PREFIX + 'f', b'first')
+        async with one.mounted():
+            await one.write('f', b'member')
+            if was_beside:
+                one.before = at_first('CommitArchive', put)
+            await one.write('g', b'g')
+            assert (await one.engine.flush(is_final=True)).ok
+        one.close()
+        store.put(PREFIX + 'f', b'later')
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            await two.flush()
+            assert sorted(what[3] for what in (await two.tree()).values()) == [b'g', b'later', *([b'member'] if was_beside else [])]
+            assert await two.read('f') == b'later'
+        two.close()
+    trio.run(main)
 
 
 def test_the_same_content_is_no_conflict(pair) -> None:
@@ -721,7 +872,7 @@ def test_archives_of_nobody_go_when_they_are_old(pair) -> None:
 
 
 def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
-    """Contents, modes, times, symlinks and empty directories, without what was deleted or renamed."""
+    """Contents, modes, times, symlinks, hard links, extended attributes and empty directories, without what was deleted or renamed."""
     async def main() -> None:
         (tmp_path / 'bucket').mkdir()
         one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
@@ -730,21 +881,87 @@ def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
                 await one.write(f'd/{name}', name.encode() * 50, mode=0o640)
             await one.fs.make(ROOT_INO, b'link', mode=stat.S_IFLNK | 0o777, caller=ME, target=b'd/a')
             await one.fs.make(ROOT_INO, b'empty', mode=stat.S_IFDIR | 0o700, caller=ME)
+            await one.fs.link(one.inode_at(b'd', b'a').ino, ROOT_INO, b'linked')
+            XAttrs(one.db, one.fs).set(one.inode_at(b'd', b'a'), b'user.note', b'\0\xff')
             await one.flush()
             await one.remove('d/b')
             await one.move('d/c', 'moved')
+            await one.fs.setattr(one.inode_at(b'moved').ino, Change(mtime_ns=(1 << 33) * 10**9 + 7))
             await one.flush()
-            expected = {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await one.tree()).items()}
+            await one.remove('moved')
+            await one.write('moved', b'c' * 50, mode=0o640)
+            await one.fs.setattr(one.inode_at(b'moved').ino, Change(mtime_ns=(1 << 33) * 10**9 + 7))
+            await one.flush()
+            expected = await one.tree()
         one.close()
         shutil.rmtree(next(tmp_path.glob('bucket/**/archive/log')))
         for archive in tmp_path.glob('bucket/**/*.zip'):        # younger ones may belong to a flush
             os.utime(archive, (1, 1))
         two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
         async with two.mounted():
-            assert {path: (*what[:2], what[2] // 10**9, what[3]) for path, what in (await two.tree()).items()} == expected
+            assert await two.tree() == expected
+            assert two.inode_at(b'd', b'a') is two.inode_at(b'linked') and two.inode_at(b'linked').nlink == 2
+            assert XAttrs(two.db, two.fs).get(two.inode_at(b'linked'), b'user.note') == b'\0\xff'
             await two.write('new', b'n')
             await two.flush()
             assert two.mirror.number == archive_recovery.ROUND + 1
+        two.close()
+    trio.run(main)
+
+
+def test_a_lost_log_is_made_anew_without_what_cannot_be_read(tmp_path: Path) -> None:
+    """One bad member costs no other; and what no host could have written does not make the new log unreadable."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+        async with one.mounted():
+            for name in 'abc':
+                await one.write(name, name.encode() * 8)
+            await one.flush()
+            number = one.mirror.number
+        one.close()
+        _lose(tmp_path)
+        archive, = tmp_path.glob('bucket/**/*.zip')
+        archive.write_bytes(archive.read_bytes().replace(b'bbbbbbbb', b'bbbbbbbX'))
+        with zipfile.ZipFile(archive.with_name(log_format.archive_name(number + 1, host='odd', created_ns=1)), 'w') as odd:
+            for name, mode in (('x' * 2000, stat.S_IFREG), ('untyped', 0), ('directory', stat.S_IFDIR), ('d', stat.S_IFREG | 0o644)):
+                info = zipfile.ZipInfo(name)
+                info.external_attr = mode << 16
+                odd.writestr(info, b'd')
+        for archive in tmp_path.glob('bucket/**/*.zip'):
+            os.utime(archive, (1, 1))
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
+        async with two.mounted():
+            assert {path: what[3] for path, what in (await two.tree()).items()} == {'a': b'a' * 8, 'c': b'c' * 8, 'd': b'd'}
+        two.close()
+    trio.run(main)
+
+
+def test_a_lifetime_outlives_the_log(tmp_path: Path) -> None:
+    """Else its archive would be packed anew, and its members begin to live anew."""
+    policy = SyncPolicy(upload_policy=UploadPolicy(upload_mode='Archive'),
+                        recycle_policy=RecyclePolicy(lifecycle='Lifecycle_1Day', paths=('logs',)))
+
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket', policy=policy)
+        async with one.mounted():
+            await one.write('logs/a', b'a')
+            await one.write('kept', b'k')
+            await one.flush()
+            known = sorted((use.name, use.lifecycle) for use in one.mirror.rows.uses())
+            _lose(tmp_path)
+            for archive in tmp_path.glob('bucket/**/*.zip'):
+                os.utime(archive, (1, 1))
+            await one.look()        # from the mirror
+            assert sorted((use.name, use.lifecycle) for use in one.mirror.rows.uses()) == known
+        one.close()
+        _lose(tmp_path)
+        two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two', policy=policy)
+        async with two.mounted():
+            assert sorted((use.name, use.lifecycle) for use in two.mirror.rows.uses()) == known
+            known, = two.journal.objects_of(two.inode_at(b'logs', b'a').ino)
+            assert known.lifecycle == 'Lifecycle_1Day'
         two.close()
     trio.run(main)
 
@@ -949,4 +1166,126 @@ def test_files_without_a_mount(pair, tmp_path: Path) -> None:
         assert ContextMembers(files.store, PREFIX, host='cli').clear() is True
         await one.look()
         assert not [path for path in one.files() if path == 'again']
+    pair(scenario)
+
+
+# --- archives alone ----------------------------------------------------------------------------------------------------------------
+
+_RESTORE = re.compile(r'```sh\n(for archive in .*?)```', re.DOTALL)
+
+
+def _restored(tmp_path: Path) -> dict[str, Any]:
+    """What the documentation's lines make of the archives: paths, types, modes, and contents."""
+    script = _RESTORE.search((Path(__file__).parents[2] / 'docs/FORMAT.md').read_text())
+    assert script is not None
+    work = tmp_path / 'restored'
+    work.mkdir()
+    for archive in tmp_path.glob('bucket/**/*.zip'):
+        shutil.copy(archive, work)
+        subprocess.run(['unzip', '-tq', archive], check=True, capture_output=True)
+    done = subprocess.run(['bash', '-c', script[1]], cwd=work, capture_output=True, check=False, env={**os.environ, 'LC_ALL': 'C.UTF-8'})
+    assert b'cannot' not in done.stderr and b'error' not in done.stderr, done.stderr
+    return {os.fsdecode(os.path.relpath(os.fsencode(path), os.fsencode(work / 'tree'))) + '/' * (path.is_dir() and not path.is_symlink()): (
+        stat.S_IFMT((found := path.lstat()).st_mode), stat.S_IMODE(found.st_mode),
+        os.fsencode(os.readlink(path)) if path.is_symlink() else b'' if path.is_dir() else path.read_bytes())
+        for path in (work / 'tree').rglob('*')}
+
+
+@pytest.mark.skipif(shutil.which('unzip') is None, reason='unzip is not installed')
+def test_unzip_restores_whatever_became_what(tmp_path: Path) -> None:
+    """Files, links and directories that took each other's places, empty directories that filled and went, and names that are hard to say."""
+    async def main() -> None:
+        (tmp_path / 'bucket').mkdir()
+        one = ArchiveDisk(tmp_path / 'one', bucket=tmp_path / 'bucket')
+
+        async def remove(*names: str) -> None:
+            for name in names:
+                *above, last = name.rstrip('/').encode().split(b'/')
+                parent = one.db.resolve(above)
+                await (one.fs.rmdir if name.endswith('/') else one.fs.unlink)(parent, last)
+
+        async def make(kind: int, name: str, **more: Any) -> None:
+            await one.fs.make(ROOT_INO, name.encode(), mode=kind | (0o777 if kind == stat.S_IFLNK else 0o755), caller=ME, **more)
+        async with one.mounted():
+            for path in ('d/x', 'deep/er/x', 'file', 'f2', 'both/x', 'target', 'keep/x'):
+                await one.write(path, path.encode())
+            await make(stat.S_IFLNK, 'link', target=b'target')
+            await make(stat.S_IFLNK, 'l2', target=b'target')
+            await make(stat.S_IFDIR, 'empty')
+            await make(stat.S_IFDIR, 'filled')
+            await one.flush()
+            await one.write('filled/x', b'x')
+            await one.flush()
+            await remove('d/x', 'd/', 'deep/er/x', 'deep/er/', 'deep/', 'file', 'f2', 'both/x', 'link', 'l2', 'empty/', 'filled/x', 'filled/',
+                         'keep/x')
+            for path, data in (('d', b'was a directory'), ('deep', b'was two'), ('file/x', b'was a file'), ('link', b'was a link'),
+                               ('l2/x', b'in what was a link'), ('empty', b'was empty'), ('filled', b'was filled'), ('both/y', b'y')):
+                await one.write(path, data)
+            await make(stat.S_IFLNK, 'f2', target=b'target')
+            parent = one.db.resolve([b'both'])
+            for name in (b'back\\slash', b'new\nline', b'newline', b'\x01control', b'-x', b'* [a]?',
+                         b'not utf-8 \xff', 'ünï ☃ \u201b'.encode(), b' ', b'a' * 255):
+                fh, _ = await one.fs.create(parent, name, mode=0o600, flags=os.O_WRONLY, caller=ME)
+                await one.fs.write(fh, 0, name)
+                await one.fs.release(fh)
+            await one.flush()
+            expected = {path: (what[0], what[1], what[3]) for path, what in (await one.tree()).items()}
+        one.close()
+        assert _restored(tmp_path) == expected
+    trio.run(main)
+
+
+@pytest.mark.skipif(shutil.which('unzip') is None, reason='unzip is not installed')
+def test_unzip_restores_a_file_where_a_directory_was_removed_without_a_mount(pair, tmp_path: Path) -> None:
+    """`ctxfs files rm` tells of directories that went, too."""
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for path in ('d/e/x', 'd/e/y', 'kept/x', 'kept/y'):
+            await one.write(path, b'x')
+        await one.flush()
+        assert len(ContextMembers(one.workers.context.store, PREFIX, host='cli').delete(['d/e/x', 'd/e/y', 'kept/x'])) == 3
+        await one.look()
+        await one.write('d', b'now a file')
+        await one.flush()
+        assert {path: what[2] for path, what in _restored(tmp_path).items()} == {'d': b'now a file', 'kept/': b'', 'kept/y': b'x'}
+    pair(scenario)
+
+
+def test_very_many_deletions_are_several_commits(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of them goes to a worker in one message, which has a bound."""
+    monkeypatch.setattr(archiver, 'DELETIONS', 3)
+
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(10):
+            await one.write(f'd/{number}', b'x')
+        await one.write('kept', b'k')
+        await one.flush()
+        for number in range(10):
+            await one.remove(f'd/{number}')
+        await one.flush()
+        await two.look()
+        assert set(two.files()) == {'d/', 'kept'} and set(one.unpacked()) == {'kept'} and not one.journal.doomed(1)
+        assert len(one.commits()) == 5
+    pair(scenario)
+
+
+def test_very_many_members_behind_objects_are_several_archives(pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as one archive has, and as many as one flush looks at."""
+    monkeypatch.setattr(archive_rivals, 'MOST', 3)
+    monkeypatch.setattr(archive_rivals, 'ARCHIVE_BYTES', 4)
+
+    async def scenario(one: ArchiveDisk, two: ArchiveDisk) -> None:
+        for number in range(5):
+            await one.write(f'{number}', b'ab')
+
+        async def put() -> None:
+            for number in range(5):
+                one.workers.context.store.put(f'{PREFIX}{number}', b'object')
+        one.before = at_first('CommitArchive', put)
+        await one.flush()
+        await one.look()
+        for _ in range(2):
+            await one.flush()
+        await two.look()
+        assert sorted(what[3] for what in (await two.tree()).values()) == [b'ab'] * 5 + [b'object'] * 5
+        assert await one.tree() == await two.tree()
     pair(scenario)
