@@ -40,12 +40,14 @@ class Attachment:
     """Made right after the mount appeared at `mountpoint`."""
 
     def __init__(self, mountpoint: str) -> None:
-        self._entry: MountEntry | None = mount_at(mountpoint)
+        found = mount_at(mountpoint)
+        #: None: it was not recognised, and is never taken for gone
+        self._entry: MountEntry | None = found if found is not None and found.is_ctxfs else None
 
     @property
     def is_there(self) -> bool:
         """In this namespace, at its mount point or wherever it was moved to."""
-        return self._entry is not None and any(entry.device == self._entry.device for entry in read_mounts())
+        return self._entry is None or any(entry.device == self._entry.device for entry in read_mounts())
 
     async def watch(self, served: Served, write_back: Callable[[], Awaitable[object]]) -> None:
         """Until the mount ends, or has to be ended; `write_back` brings here what the kernel has of written bytes."""
