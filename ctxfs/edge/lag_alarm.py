@@ -65,8 +65,8 @@ class LagAlarm:
         is_late = self.state(oldest)['alarm']
         if is_late and not self._is_told:
             cause = next((failure.error for failure in counts.failed), '')
-            log.warning('the oldest change has waited %s for its upload (%s is the limit), %s wait%s', human_seconds(oldest),
-                        human_seconds(self.limit), human_files(counts.files), f': {cause}' if cause else '')
+            log.warning('the oldest change has waited %s for its upload (%s is the limit), %s %s%s', human_seconds(oldest),
+                        human_seconds(self.limit), human_files(counts.files), 'waits' if counts.files == 1 else 'wait', f': {cause}' if cause else '')
         elif self._is_told and not is_late:
             log.info('no change waits too long for its upload any more')
         self._is_told = is_late

@@ -127,7 +127,7 @@ def check_not_mounted(path: str, entry: MountEntry, runtime_root: Path, *, nonem
                      f'unmount it with fusermount3 -u {path}')
     failure = probe(path, device=entry.device)
     if failure not in DEAD:
-        raise Exists(f'{path}: another user\'s ctxfs is mounted there already')
+        raise Exists(f'{path}: another user\'s ctxfs, or yours with another XDG_RUNTIME_DIR, is mounted there already')
     clear_dead_mount(path)
 
 

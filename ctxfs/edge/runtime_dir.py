@@ -72,13 +72,16 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
     version: str = __version__
     #: the prefix in the context that the mount's root stands for
     below: str = ''
+    #: where the socket is: who has another $XDG_RUNTIME_DIR than the mount finds it by the record in the state directory
+    runtime_dir: str = ''
 
     @classmethod
     def of_this_process(cls, options: MountOptions) -> MountRecord:
         pid = os.getpid()
         return cls(context_id=options.context_id, context_name=options.context_name, mountpoint=options.mountpoint,
                    store=options.store_url, state_dir=options.state_dir, log_file=options.log_file, pid=pid,
-                   pid_start=process_start(pid) or 0, boot_id=boot_id(), started_at=time.time(), below=options.below)
+                   pid_start=process_start(pid) or 0, boot_id=boot_id(), started_at=time.time(), below=options.below,
+                   runtime_dir=options.runtime_dir)
 
 
 class MountResult(msgspec.Struct, frozen=True, kw_only=True, rename='camel'):
@@ -100,7 +103,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def socket(self) -> Path:
-        return self.path / 'control.sock'
+        return Path(self.record.runtime_dir or self.path) / 'control.sock'
 
     def is_alive(self) -> bool:
         """Whether the daemon runs (a zombie does not)."""

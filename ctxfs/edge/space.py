@@ -36,6 +36,8 @@ class DiskSpace:
     def check(self) -> None:
         """See fuse_adapter.Space."""
         if self._reserve.is_given_up:
+            self._reserve.restore()     # who has just made room need not wait for the next look
+        if self._reserve.is_given_up:
             error = DiskFull(f'the disk of the state directory takes no more: {os.strerror(self._code)}')
             error.errno = self._code
             raise error

@@ -211,4 +211,4 @@ class UploadScheduler:
             return FlushResult(left == 0, 0, 0, f'{left} {"change is" if left == 1 else "changes are"} not uploaded: the store does not answer'
                                if left else '')
         return FlushResult(left == 0, 0, 0, '' if not left else f'autoUpload is off: {left} {"change stays" if left == 1 else "changes stay"} '
-                           'on this host; ctxfs mount it again and run ctxfs sync')
+                           'on this host; mount it again and run ctxfs sync')

@@ -236,7 +236,7 @@ def test_manual(counted: tuple[Desk, CountingProxy]) -> None:
     (at / 'f').write_bytes(b'mine')
     done = desk.host.cli('umount', at, check=False)
     assert done.returncode == 1
-    assert re.search('autoUpload is off: [12] changes? stays? on this host; ctxfs mount it again and run ctxfs sync', done.stderr)
+    assert re.search('autoUpload is off: [12] changes? stays? on this host; mount it again and run ctxfs sync', done.stderr)
     assert proxy.total(method='PUT', kind='object') == 0 and proxy.total(method='PUT', kind='index') == 0
     assert desk.host.cli('wait', 'c', check=False).returncode == 1
     desk.mount()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -135,3 +135,16 @@ def test_of_several_that_are_refused_at_once_one_frees_something(db: TreeDB, tmp
         assert answers == [True] * 3 and cache.gave_back == 1
         assert not await space.free(errno.ENOSPC, is_removal=False)
     trio.run(main)
+
+
+def test_who_has_made_room_may_write_at_once(db: TreeDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not half a second later: `rm big; echo > small`."""
+    reserve = Reserve(tmp_path)
+    space = DiskSpace(db, cast(Any, None), reserve, let_go=lambda: None)
+    assert reserve.give_up()
+    with monkeypatch.context() as patch:
+        refuse(errno.ENOSPC, patch)
+        with pytest.raises(DiskFull):
+            space.check()
+    space.check()
+    assert reserve.is_there

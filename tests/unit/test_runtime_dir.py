@@ -129,6 +129,14 @@ def test_the_newest_mount_of_a_state_directory_counts(tmp):
     assert {m.record.context_name for m in current_mounts(tmp / 'run', tmp)} == {'two', 'three'}
 
 
+def test_who_has_another_runtime_directory_finds_the_socket(tmp):
+    """As a cron job does, or a shell without a login: the state directory's record says where the mount listens."""
+    mount = runtime_dir.claim(options(tmp))
+    runtime_dir.confirm(mount)
+    found, = current_mounts(tmp / 'elsewhere', tmp)
+    assert found.is_alive() and found.path != mount.path and found.socket == mount.socket == mount.path / 'control.sock'
+
+
 def test_what_a_logout_or_a_reboot_emptied_is_known_from_the_state_directory(tmp, sleeper):
     """/run/user/UID is gone, the unfinished mount is not forgotten."""
     o = options(tmp)

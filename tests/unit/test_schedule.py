@@ -456,7 +456,7 @@ def test_manual_means_that_an_unmount_leaves_the_changes_here_and_says_so(play: 
         left = disk.journal.summary()[0]
         result = await disk.schedule.write_back(60)
         assert (result.ok, result.files) == (False, 0) and not disk.asked
-        assert result.message == f'autoUpload is off: {left} changes stay on this host; ctxfs mount it again and run ctxfs sync'
+        assert result.message == f'autoUpload is off: {left} changes stay on this host; mount it again and run ctxfs sync'
         assert (await disk.engine.flush()).ok and disk.body('f') == b'x'
         assert await disk.schedule.write_back(60) == (True, 0, 0, '')
     play(scenario, policy=MANUAL)
