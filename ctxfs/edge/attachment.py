@@ -20,7 +20,7 @@ from ctxfs.edge.mount_table import MountEntry, mount_at, read_mounts
 log = logging.getLogger(__name__)
 
 TABLE = '/proc/self/mountinfo'
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 1.0
 #: that a mount which is gone here must be at rest before it is ended
 REST_SECONDS = 5.0
 
