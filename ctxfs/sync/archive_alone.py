@@ -52,11 +52,14 @@ class Alone:
         """Look at what there is, and tell of commits whose members are alone. What fails is left: then age decides."""
         if not self._open:
             return
+        # INVARIANT: of a commit that comes while the listing is made, it says nothing
+        before = dict(self._open)
         try:
             found = await self._objects()
-            if found is not None and (proven := self._proven(found)):
+            if found is not None and (proven := self._proven(found, before)):
                 await self._tell(proven)
-            self._open.clear()
+            for number in before:
+                self._open.pop(number, None)
         except CtxfsError as error:
             log.info('it is not told which members are alone: %s', error)
 
@@ -67,11 +70,11 @@ class Alone:
                 return None if page.next_token is not None else {info.key[len(self._prefix):]: info.etag for info in page.objects}
         return {}
 
-    def _proven(self, found: dict[str, str]) -> list[int]:
+    def _proven(self, found: dict[str, str], before: dict[int, list[str]]) -> list[int]:
         """What a member took the place of does not count: everybody knows it."""
         members = self._mirror.rows.get_all(list(found))
         beside = {member.place.archive for key, member in members.items() if member.shadows != found[key]}
-        return [number for number, archives in self._open.items() if beside.isdisjoint(archives)]
+        return [number for number, archives in before.items() if beside.isdisjoint(archives)]
 
     async def _tell(self, proven: list[int]) -> None:
         commits = sorted({*msgspec.msgpack.decode(self._db.meta(_META) or b'\x90', type=list[int]), *proven})[-MOST:]

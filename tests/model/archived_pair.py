@@ -9,7 +9,7 @@ import io
 import zipfile
 from typing import Any
 
-from ctxfs.errors import CtxfsError, NotFound, RemoteChanged, RemoteUnavailable
+from ctxfs.errors import NotFound, RemoteChanged
 from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, number_in
 from ctxfs.storage.members import is_member
@@ -18,7 +18,7 @@ from ctxfs.sync.content import ContextCache
 from ctxfs.sync.context_members import ContextMembers
 from ctxfs.sync.growth import Growth
 from tests.model.history import Violation, short
-from tests.model.pair import Killed, Member, PairWorld, Script, scripted
+from tests.model.pair import Member, PairWorld, Script
 from tests.unit.archive_rig import Archived
 from tests.unit.test_sync_regressions import PREFIX
 
@@ -105,16 +105,7 @@ class ArchivedWorld(PairWorld):
 
     async def _tidy(self, host: Any, script: Script) -> None:
         """Of archives and of the log; what is dropped goes at the next time."""
-        with scripted(host, script):
-            try:
-                await host.engine.alone(host.upkeep.once)
-            except CtxfsError as error:
-                if not isinstance(error, RemoteUnavailable) and not host.is_dead:
-                    raise
-            except Killed:
-                pass
-        if host.is_dead:
-            await self._restart(host)
+        await self._alone(host, script, host.upkeep.once)
 
     # the outside writer: he sees objects
 

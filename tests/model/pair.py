@@ -22,7 +22,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -535,9 +535,13 @@ class PairWorld:
         return [inode for inode in map(host.db.inode, host.db.staged_inos()) if inode.nlink]
 
     async def _poll(self, host: Member, script: Script) -> None:
+        await self._alone(host, script, host.remote.changes.look)
+
+    async def _alone(self, host: Member, script: Script, step: Callable[[], Awaitable[object]]) -> None:
+        """Something that a mount does between its flushes, with the store as the script has it."""
         with scripted(host, script):
             try:
-                await host.engine.alone(host.remote.changes.look)
+                await host.engine.alone(step)
             except CtxfsError as error:
                 if not isinstance(error, RemoteUnavailable) and not host.is_dead:
                     raise

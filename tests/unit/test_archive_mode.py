@@ -894,7 +894,7 @@ def test_a_lost_log_is_made_anew_from_the_archives(tmp_path: Path) -> None:
             await one.flush()
             expected = await one.tree()
         one.close()
-        shutil.rmtree(next(tmp_path.glob('bucket/**/archive/log')))
+        _lose(tmp_path)
         for archive in tmp_path.glob('bucket/**/*.zip'):        # younger ones may belong to a flush
             os.utime(archive, (1, 1))
         two = ArchiveDisk(tmp_path / 'two', bucket=tmp_path / 'bucket', host='two')
