@@ -46,3 +46,10 @@ async def kept_running(function: Callable[..., Any], *args: Any) -> None:
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, '__qualname__', repr(function))
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """What went wrong first, out of the groups that nested nurseries make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
