@@ -37,8 +37,9 @@ class CustomBuildHook(BuildHookInterface):
     def _compile(self, library: str) -> bool:
         try:
             flags = subprocess.run(['pkg-config', '--cflags', '--libs', 'fuse3'], capture_output=True, text=True, check=True).stdout
-            subprocess.run([*shlex.split(os.environ.get('CC', 'cc')), '-O2', '-shared', '-fPIC', '-o', library,
-                            *(os.path.join(self.root, source) for source in SOURCES), *shlex.split(flags), '-ldl'], capture_output=True, text=True, check=True)
+            sources = [os.path.join(self.root, source) for source in SOURCES]
+            subprocess.run([*shlex.split(os.environ.get('CC', 'cc')), '-O2', '-shared', '-fPIC', '-o', library, *sources, *shlex.split(flags),
+                            '-ldl'], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f'{NAME} is left out: {getattr(error, "stderr", "") or error}')
             return False

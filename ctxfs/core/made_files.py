@@ -14,6 +14,7 @@ import trio
 
 from ctxfs.core.handles import FileHandle, is_for_writing
 from ctxfs.crash_points import crash_point
+from ctxfs.records import Ino
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 class Made(NamedTuple):
     """A new regular file. Times in ns since the epoch, sizes in bytes."""
-    ino: int
+    ino: Ino
     parent: int
     fh: int
     size: int

@@ -85,7 +85,7 @@ class MadeByLibrary(Watcher):
         made = self._made_count.value
         if made:
             data = ctypes.string_at(self._made_at, made * _MADE.size)
-            batch = [Made(*fields, name[:length]) for *fields, length, _, name in _MADE.iter_unpack(data)]
+            batch = [Made._make((*fields, name[:length])) for *fields, length, _, name in _MADE.iter_unpack(data)]
         if made or absent:
             self._library.ctxfs_taken()
         if made:

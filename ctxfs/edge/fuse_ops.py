@@ -53,7 +53,7 @@ def serve(linger_seconds: float, limit_seconds: float) -> int:
     """Let the library answer what it can, until nothing comes for the first time (NOTHING), a request waits for Python (FOR_PYTHON), or the second
     has passed (TIME_OVER)."""
     assert _library is not None
-    return _library.ctxfs_serve(int(linger_seconds * 1e6), int(limit_seconds * 1e6))  # type: ignore[no-any-return]
+    return _library.ctxfs_serve(int(linger_seconds * 1e6), int(limit_seconds * 1e6))
 
 
 def ino_of(fh: int) -> int:

@@ -5,10 +5,14 @@ Owns the rule that no failure of one ends the mount; everything that is acknowle
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import trio
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup  # what trio itself uses there
 
 from ctxfs.errors import DiskFull
 

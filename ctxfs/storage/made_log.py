@@ -17,6 +17,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
+from ctxfs.records import Ino
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
@@ -39,7 +40,7 @@ class Placed(NamedTuple):
 
 class _Record(NamedTuple):
     generation: int
-    ino: int
+    ino: Ino
     parent: int
     atime_ns: int
     mtime_ns: int
@@ -129,5 +130,5 @@ def _records(path: Path) -> Iterator[_Record]:
         crc, length, *fields, name_length, _ = _RECORD.unpack_from(data, at)
         if length != _RECORD.size + name_length or at + length > len(data) or crc != zlib.crc32(data[at + _CRC_BYTES:at + length]):
             return
-        yield _Record(*fields, data[at + _RECORD.size:at + length])
+        yield _Record._make((*fields, data[at + _RECORD.size:at + length]))
         at += length
