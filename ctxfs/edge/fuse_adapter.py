@@ -124,6 +124,7 @@ class FuseAdapter(pyfuse3.Operations):
         self.is_debugging = log.isEnabledFor(logging.DEBUG)
         #: what the library makes without us, where there is one
         self.made: MadeByLibrary | None = None
+        fuse_ops.set_timeout(TIMEOUT)
         self._negative, self._unsure = self._make_negative(TIMEOUT), self._make_negative(0)
 
     @property

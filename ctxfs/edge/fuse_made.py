@@ -41,7 +41,7 @@ _ABSENT = Struct('<QQ256s')
 class MadeByLibrary(Watcher):
     """See the module docstring. `log_fd`: of the log of made files, which the library writes."""
 
-    def __init__(self, fs: FileSystem, db: TreeDB, staging: Staging, *, gating: Gating, room: Room, made_log: MadeLog, timeout: float) -> None:
+    def __init__(self, fs: FileSystem, db: TreeDB, staging: Staging, *, gating: Gating, room: Room, made_log: MadeLog) -> None:
         library = fuse_ops.library()
         assert library is not None
         _declare(library)
@@ -60,7 +60,6 @@ class MadeByLibrary(Watcher):
             ctypes.c_uint64.in_dll(library, f'ctxfs_{name}') for name in ('bytes_left', 'absences_left', 'may_make', 'made_count', 'absent_count'))
         self._made_at = ctypes.addressof(ctypes.c_char.in_dll(library, 'ctxfs_made'))
         self._absent_at = ctypes.addressof(ctypes.c_char.in_dll(library, 'ctxfs_absent'))
-        ctypes.c_uint64.in_dll(library, 'ctxfs_timeout').value = int(timeout)
         library.ctxfs_begin_log(self._log_fd, made_log.generation)
         db.watcher = self
 
@@ -151,6 +150,11 @@ class MadeByLibrary(Watcher):
         if self._armed[ino % DIRECTORIES] == ino:
             self._armed[ino % DIRECTORIES] = 0
             self._library.ctxfs_disarm(ino)
+
+    def moved(self) -> None:
+        """What the white lists say of a directory may be something else now."""
+        if not self._gating.is_open:
+            self.undone()
 
     def undone(self) -> None:
         """No directory is armed."""

@@ -41,7 +41,7 @@ uint64_t ctxfs_changes;
 
 /* attributes as they were answered last; one place for all inodes with the same lowest bits */
 #define ATTRS 16384
-static struct { uint64_t ino, changes; double timeout; struct stat attr; } attrs[ATTRS];
+static struct { uint64_t ino, changes; struct stat attr; } attrs[ATTRS];
 
 static struct {
     struct fuse_session *(*session_new)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
@@ -230,38 +230,39 @@ static void release_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *
     fuse_reply_err(req, 0);
 }
 
-const struct stat *known_attr(fuse_ino_t ino, double *timeout)
+const struct stat *known_attr(fuse_ino_t ino)
 {
-    if (attrs[ino % ATTRS].ino != ino || attrs[ino % ATTRS].changes != ctxfs_changes)
-        return NULL;
-    *timeout = attrs[ino % ATTRS].timeout;
-    return &attrs[ino % ATTRS].attr;
+    return attrs[ino % ATTRS].ino == ino && attrs[ino % ATTRS].changes == ctxfs_changes ? &attrs[ino % ATTRS].attr : NULL;
+}
+
+void forget_attr(fuse_ino_t ino)
+{
+    if (attrs[ino % ATTRS].ino == ino)
+        attrs[ino % ATTRS].ino = 0;
 }
 
 static void get_attr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    double timeout;
-    const struct stat *attr = known_attr(ino, &timeout);
+    const struct stat *attr = known_attr(ino);
     if (!attr) {
         python.getattr(req, ino, fi);
         return;
     }
     ctxfs_answered++;
-    libfuse.reply_attr(req, attr, timeout);
+    libfuse.reply_attr(req, attr, ctxfs_timeout);
 }
 
 /* --- what pyfuse3 calls --- */
 
 int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buf)
 {
-    return made_receive(session, buf);
+    return receive_kept(session, buf);
 }
 
 int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
 {
     attrs[attr->st_ino % ATTRS].ino = attr->st_ino;
     attrs[attr->st_ino % ATTRS].changes = ctxfs_changes;
-    attrs[attr->st_ino % ATTRS].timeout = timeout;
     attrs[attr->st_ino % ATTRS].attr = *attr;
     return libfuse.reply_attr(req, attr, timeout);
 }
@@ -297,6 +298,6 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     changed.release = release_file;
     changed.getattr = get_attr;
     struct fuse_session *session = libfuse.session_new(args, &changed, size, data);
-    made_session(session, libfuse.receive);
+    answer_session(session, libfuse.receive);
     return session;
 }

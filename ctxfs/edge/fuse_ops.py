@@ -49,6 +49,12 @@ def library() -> ctypes.CDLL | None:
     return _library
 
 
+def set_timeout(seconds: float) -> None:
+    """How long the kernel may trust what the library answers."""
+    if _library is not None:
+        ctypes.c_uint64.in_dll(_library, 'ctxfs_timeout').value = int(seconds)
+
+
 def serve(linger_seconds: float, limit_seconds: float) -> int:
     """Let the library answer what it can, until nothing comes for the first time (NOTHING), a request waits for Python (FOR_PYTHON), or the second
     has passed (TIME_OVER)."""

@@ -22,7 +22,8 @@ from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
 
-NAME = 'made.log'
+#: no .log, which is for reading
+NAME = 'made.records'
 _META = 'made_generation'
 #: crc, length, generation, ino, parent, atime, mtime, ctime, mode, uid, gid, local, name_length, spare
 _RECORD = Struct('<IIQQQqqqIIIIII')
@@ -71,8 +72,10 @@ class MadeLog:
         return int(taken)
 
     def open(self) -> int:
-        """A descriptor for whoever writes the log."""
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """A descriptor for whoever writes the log, which is nobody else's to read."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o600)
+        return fd
 
     def take(self, placed: Sequence[Placed], journal: Journal) -> None:
         """Make these files' rows; `generation` has ended when this returns. Nothing changes when it raises."""
@@ -107,7 +110,11 @@ class MadeLog:
 
     def _possible(self, made: Iterable[Placed]) -> Iterator[Placed]:
         """What has a place: nothing else can be, but a file of another database may be here."""
+        taken: set[tuple[int, bytes]] = set()
         for one in made:
+            if (one.parent, one.name) in taken:
+                continue
+            taken.add((one.parent, one.name))
             parent = self._db.inodes_of([one.parent]).get(one.parent)
             if parent is not None and parent.is_dir and parent.nlink and self._db.lookup(one.parent, one.name) is None \
                     and not self._db.inodes_of([one.inode.ino]):

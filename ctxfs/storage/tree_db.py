@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -62,7 +62,9 @@ _MIGRATIONS = {1: '''
     CREATE TABLE archive (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, lifecycle TEXT NOT NULL,
                           made_ns INTEGER NOT NULL, dead_ns INTEGER NOT NULL);
     CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
-    '''}
+    ''',
+    # a log of made files lies beside it, of which an older ctxfs knows nothing
+    5: ''}
 
 
 class Watcher:
@@ -76,6 +78,9 @@ class Watcher:
 
     def gone(self, ino: int) -> None:
         """There is no such inode."""
+
+    def moved(self) -> None:
+        """A directory has another path, or none."""
 
     def undone(self) -> None:
         """Some of what was told is not so."""
@@ -330,6 +335,7 @@ class TreeDB(TreeConnection):
 
     def forget_dir_keys(self) -> None:
         """A directory moved or went: every remembered directory key may be wrong."""
+        self.watcher.moved()
         self._dir_keys.clear()
 
     def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, int]]:
