@@ -190,20 +190,24 @@ static int answer(const void *request)
 
 /* --- the loop --- */
 
-static int has_time(struct timespec *began, long limit_us)
+/* times as long is waited for, and answered to, a program that is in the middle of a file: taken over there, the rest of it is Python's */
+#define PATIENCE 4
+
+static long since_us(const struct timespec *began)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (now.tv_sec - began->tv_sec) * 1000000 + (now.tv_nsec - began->tv_nsec) / 1000 < limit_us;
+    return (now.tv_sec - began->tv_sec) * 1000000 + (now.tv_nsec - began->tv_nsec) / 1000;
 }
 
 /* Answers requests as they come. 0: none came for so many microseconds; 1: the next is for Python; 2: the time is over, or there is something
  * to take over before more of it is made. */
 int ctxfs_serve(long linger_us, long limit_us)
 {
-    struct timespec began, linger = {0, linger_us * 1000};
+    struct timespec began;
     clock_gettime(CLOCK_MONOTONIC, &began);
     while (!kept.is_there) {
+        struct timespec linger = {0, linger_us * 1000 * (has_open_files() ? PATIENCE : 1)};
         struct pollfd waiting = {fuse_session_fd(session), POLLIN, 0};
         int found = ppoll(&waiting, 1, &linger, NULL);
         if (found <= 0)
@@ -213,7 +217,7 @@ int ctxfs_serve(long linger_us, long limit_us)
             ctxfs_answered++;
         else
             kept.is_there = 1;
-        if (must_be_taken() || !has_time(&began, limit_us))
+        if (must_be_taken() || since_us(&began) >= limit_us * (has_open_files() ? PATIENCE : 1))
             break;
     }
     return kept.is_there ? 1 : 2;

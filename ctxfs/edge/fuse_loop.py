@@ -33,7 +33,7 @@ import trio
 #: how long the loop looks out for the next request before it sleeps: no other task runs meanwhile
 LINGER_SECONDS = 0.00015
 #: the longest that requests may keep other tasks waiting
-YIELD_SECONDS = 0.002
+YIELD_SECONDS = 0.004
 #: what `serve` returns (see `install`)
 NOTHING, FOR_HANDLER = 0, 1
 

@@ -48,6 +48,8 @@ static size_t names_count;
 static struct { uint64_t next, end; int directory; } numbers = {0, 0, -1};
 static struct { int fd; uint64_t generation; off_t end; } made_log = {-1, 0, 0};
 static uint32_t crc_table[256];
+/* of those that were made and not taken over */
+static size_t open_files;
 
 /* --- what Python says --- */
 
@@ -169,7 +171,7 @@ void ctxfs_begin_log(int fd, uint64_t generation)
 /* Python has all of it, and the descriptors are its own. */
 void ctxfs_taken(void)
 {
-    ctxfs_made_count = ctxfs_absent_count = 0;
+    ctxfs_made_count = ctxfs_absent_count = open_files = 0;
 }
 
 /* --- the log --- */
@@ -303,6 +305,7 @@ struct made *make_file(uint64_t parent, const char *name, size_t length, uint32_
     }
     numbers.next++;
     ctxfs_made_count++;
+    open_files++;
     directory->attr.mtime = directory->attr.ctime = now / NANO;
     directory->attr.mtimensec = directory->attr.ctimensec = now % NANO;
     ctxfs_add_name(parent, name, length);       /* without memory for it, Python answers for the directory from now on, */
@@ -332,8 +335,14 @@ int change_file(struct made *made, const struct made *changed)
     return 1;
 }
 
+int has_open_files(void)
+{
+    return open_files > 0;
+}
+
 void close_file(struct made *made)
 {
+    open_files--;
     measure_file(made);
     close(made->fd);
     made->fd = -1;

@@ -58,6 +58,7 @@ int write_file(struct made *made, const void *bytes, uint32_t size, uint64_t off
 int change_file(struct made *made, const struct made *changed);
 void measure_file(struct made *made);
 void close_file(struct made *made);
+int has_open_files(void);
 int must_be_taken(void);                                                            /* before more can be made */
 
 /* fuse_answers.c */
