@@ -105,6 +105,8 @@ class MadeLog:
             elif record.ino in made:
                 made[record.ino] = made[record.ino]._replace(inode=_inode(record, local=made[record.ino].inode.local))
         if made:
+            if max(made) >= self._db.next_ino:      # a power cut has undone that they were reserved
+                self._db.skip_inos(max(made))
             self.take(list(self._possible(made.values())), journal)
         return len(made)
 

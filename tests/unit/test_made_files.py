@@ -159,6 +159,14 @@ def test_a_local_file_is_not_pending(state: State) -> None:
     assert state.db.inode(ino).local == 1 and state.journal.pending_row(ino) is None
 
 
+def test_its_number_is_not_given_to_another(state: State) -> None:
+    """Although a power cut has undone that it was reserved."""
+    ino = state.make(b'new')
+    state.db.set_meta('next_ino', ino)
+    state.kill()
+    assert state.db.allocate_ino() > ino
+
+
 def test_no_log_is_no_fault(state: State) -> None:
     state.kill()
     os.unlink(state.directory / made_log.NAME)
