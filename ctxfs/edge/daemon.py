@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import logging
 import os
 import resource
@@ -36,6 +35,7 @@ from ctxfs.edge.attachment import Attachment
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
 from ctxfs.edge.fuse_made import MadeByLibrary
+from ctxfs.edge.garbage import Garbage
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.metrics_text import labels_of
 from ctxfs.edge.mount_answers import Answers
@@ -140,9 +140,7 @@ def _set_up_process(options: MountOptions) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     faulthandler.enable()
     dump_on_signal()
-    # What the imports made stays: looked at by each full collection, it held the loop for 20 ms, and every program on the mount with it.
-    gc.freeze()
-    gc.enable()     # daemon_start.py had it wait
+    Garbage.begin()     # daemon_start.py had it wait
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     log.debug('open files: %d, raised to %d', soft, hard)
@@ -407,11 +405,13 @@ class Mount:
     async def _housekeep(self) -> None:
         """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
         touched = trio.current_time()
+        garbage = Garbage(lambda: self._adapter.requests + self._journal.marks + self._db.changes)
         while True:
             await trio.sleep(TICK_SECONDS)
             await self._room.adjust_cache()
             self._space.settle()
             self._fs.settle()
+            garbage.look(trio.current_time())
             if self._db.wal_bytes() > WAL_BYTES:
                 await trio.to_thread.run_sync(self._db.checkpoint)
             if trio.current_time() - touched > TOUCH_SECONDS:
