@@ -28,6 +28,8 @@ from ctxfs.sync.lifo_threads import LifoThreads
 from ctxfs.sync.process_guard import hide_process
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, LogLevel, Part, Progress, Ready, Reply, Request, Start
 
+#: how far a worker stands back where processors are scarce: the daemon, whom every program on the mount waits for, goes first
+NICE = 4
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 256 << 10
 _PROGRESS_SECONDS = 0.25
@@ -200,6 +202,7 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C and a service manager's SIGTERM go to the whole group: the daemon handles them, and needs its workers to write back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    os.nice(NICE)
     pipe = Pipe(socket.socket(fileno=socket_fd))
     if arguments[5:] != [same_code.MINE]:
         pipe.send(Failed(id=0, name='RemoteUnavailable', message=same_code.REFUSAL))
