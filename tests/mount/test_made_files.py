@@ -124,6 +124,12 @@ def test_a_directory_has_changed_with_each(desk: Desk) -> None:
         assert before < directory.stat().st_mtime_ns == directory.stat().st_ctime_ns
         forget_all()
         assert before < directory.stat().st_mtime_ns == directory.stat().st_ctime_ns
+    later = directory.stat().st_mtime_ns + 10**15
+    os.utime(directory, ns=(later, later))
+    (directory / 'new').touch()
+    for _ in range(2):
+        assert directory.stat().st_mtime_ns == directory.stat().st_ctime_ns < later
+        forget_all()
 
 
 def test_a_group_is_the_directorys_where_that_says_so(desk: Desk) -> None:
@@ -188,6 +194,7 @@ def test_a_file_that_stays_open_is_the_same_file(desk: Desk) -> None:
     os.statvfs(desk.at)
     os.write(fd, b'two ')
     os.fsync(fd)
+    assert os.fstat(fd).st_blocks > 0
     with open(directory / 'it', 'rb') as reader:
         assert reader.read() == b'one two '
     (directory / 'it').rename(directory / 'other')
