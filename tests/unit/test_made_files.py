@@ -237,6 +237,7 @@ def test_a_made_file_is_like_any_other(play: Play) -> None:
         inode = await disk.fs.lookup(ROOT_INO, b'one')
         assert inode is not None and inode is disk.fs.inode(one.ino) and disk.fs.absences() == 0
         assert disk.staging.used == used + one.blocks * 512 == used + inode.charged and one.ino in disk.staging.unhardened
+        assert inode.changed_at == trio.current_time() and inode.revision == 2
         fh = await disk.fs.open(one.ino, os.O_RDONLY)
         assert await disk.fs.read(fh, 0, 100) == b'some bytes'
         await disk.fs.release(fh)
