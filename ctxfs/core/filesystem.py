@@ -78,6 +78,8 @@ class FileSystem:
 
     def forget(self, items: Sequence[tuple[int, int]]) -> None:
         """The kernel drops references; orphans that nobody has open are removed."""
+        if self.made.is_waiting:
+            self.made.forgotten(ino for ino, _ in items)
         nameless = self._known.forget(items)
         self._listed.difference_update(ino for ino, _ in items if ino not in self._known)
         if gone := [inode for inode in nameless if inode.open_count == 0]:
@@ -85,6 +87,7 @@ class FileSystem:
 
     def detached(self) -> None:
         """There is no mount any more, and so nothing is open or known: an unmount does not wait until the kernel has told all of it."""
+        self.made.detached()
         with contextlib.suppress(CtxfsError):       # else the next recovery does it
             self.made.settle(self)
         for fh in self.files.numbers():

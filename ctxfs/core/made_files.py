@@ -7,7 +7,7 @@ before they are taken over.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -79,15 +79,25 @@ class MadeFiles:
         """Take over what waits. Raises as `take_over`."""
         if not self._waiting:
             return
+        self._db.first = None
+        try:
+            placed = self._place()
+        except BaseException:       # nothing else may be written meanwhile: their names are taken
+            self._db.first = lambda: self.settle(fs)
+            raise
+        made, self._waiting = self._waiting, []
+        for one, (inode, *_) in zip(made, placed, strict=True):
+            self._introduce(fs, one, inode)
+
+    def _place(self) -> list[Placed]:
+        """Make the rows of what waits."""
         placed = [Placed(self._inode(one), one.parent, one.name, one.made_ns) for one in self._waiting]
         for inode, parent, name, _ in placed:
             self._gating.place(inode, parent, name)
         crash_point('made-before-commit')
         self._log.take(placed, self._journal)
         crash_point('made-after-commit')
-        made, self._waiting = self._waiting, []
-        for one, (inode, *_) in zip(made, placed, strict=True):
-            self._introduce(fs, one, inode)
+        return placed
 
     @staticmethod
     def _inode(one: Made) -> Inode:
@@ -104,6 +114,7 @@ class MadeFiles:
         if one.is_open:
             self._staging.opened(inode, one.fd)
             self._staging.charge(inode)
+            inode.blocks = (inode.revision, inode.charged // 512)
             fs.contents.opened(inode, writes=writes)
             fs.files.put(one.fh, FileHandle(inode, one.flags))
         elif writes and self._on_close is not None:
@@ -113,7 +124,21 @@ class MadeFiles:
         """The kernel closed a file; whether that was one that waits."""
         for number, one in enumerate(self._waiting):
             if one.fh == fh and one.is_open:
-                os.close(one.fd)
-                self._waiting[number] = one._replace(fd=-1, is_open=False)
+                self._waiting[number] = self._closed(one)
                 return True
         return False
+
+    @staticmethod
+    def _closed(one: Made) -> Made:
+        blocks = os.fstat(one.fd).st_blocks
+        os.close(one.fd)
+        return one._replace(fd=-1, is_open=False, blocks=blocks)
+
+    def forgotten(self, inos: Iterable[int]) -> None:
+        """The kernel dropped its reference, the only one, to those of these that wait."""
+        gone = set(inos)
+        self._waiting = [one._replace(is_known=False) if one.ino in gone else one for one in self._waiting]
+
+    def detached(self) -> None:
+        """There is no mount any more: nothing of what waits is open or known."""
+        self._waiting = [(self._closed(one) if one.is_open else one)._replace(is_known=False) for one in self._waiting]

@@ -79,6 +79,7 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
                 code = error.errno or 0
                 if code not in FULL or name in ENDING or not await self._space.free(code, is_removal=name in REMOVING):
                     raise
+        self.settle_made(name)
         return await handler(self, *args)
 
     @functools.wraps(handler)

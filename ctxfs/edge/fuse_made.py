@@ -17,7 +17,7 @@ from ctxfs.core.filesystem import MAX_ABSENCES, FileSystem
 from ctxfs.core.made_files import Made
 from ctxfs.core.ports import Room
 from ctxfs.edge import fuse_ops
-from ctxfs.errors import CtxfsError, DiskFull
+from ctxfs.errors import CtxfsError
 from ctxfs.records import RESERVED_DIR, ROOT_INO
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
@@ -53,6 +53,8 @@ class MadeByLibrary(Watcher):
         self._room = room
         self._log = made_log
         self._log_fd = made_log.open()
+        #: the generation that the library writes
+        self._told = made_log.generation
         self._gate = gating.rules.gate
         #: by remainder, the directory that has the place
         self._armed = [0] * DIRECTORIES
@@ -60,7 +62,7 @@ class MadeByLibrary(Watcher):
             ctypes.c_uint64.in_dll(library, f'ctxfs_{name}') for name in ('bytes_left', 'absences_left', 'may_make', 'made_count', 'absent_count'))
         self._made_at = ctypes.addressof(ctypes.c_char.in_dll(library, 'ctxfs_made'))
         self._absent_at = ctypes.addressof(ctypes.c_char.in_dll(library, 'ctxfs_absent'))
-        library.ctxfs_begin_log(self._log_fd, made_log.generation)
+        library.ctxfs_begin_log(self._log_fd, self._told)
         db.watcher = self
 
     # --- around the library's look ----------------------------------------------------------------------------------------------------
@@ -70,6 +72,8 @@ class MadeByLibrary(Watcher):
         if self._gating.rules.gate is not self._gate:
             self._gate = self._gating.rules.gate
             self.undone()
+        if self._told != self._log.generation:      # whoever took over what there was
+            self._renew()
         may_make = may_make and not self._db.damage and not self._fs.made.is_waiting
         self._may_make.value = may_make
         if may_make:
@@ -92,17 +96,16 @@ class MadeByLibrary(Watcher):
                 self._fs.take_over(batch)
             except CtxfsError as error:
                 log.warning('%d new files are not in the tree database yet: %s', made, error)
-                return
-            self._renew()
 
     def settle(self) -> None:
-        """Before a request that Python answers. Raises DiskFull, and as TreeDB, as long as what was made cannot be taken over."""
-        if self._fs.made.is_waiting:
+        """Before a request that Python answers. Raises DiskFull, and as TreeDB, as long as what was made cannot be taken over. A damaged
+        database takes over nothing any more, and what is in it can be read all the same."""
+        if self._fs.made.is_waiting and not self._db.damage:
             self._fs.take_over(())
-            self._renew()
 
     def _renew(self) -> None:
-        self._library.ctxfs_begin_log(self._log_fd, self._log.generation)
+        self._told = self._log.generation
+        self._library.ctxfs_begin_log(self._log_fd, self._told)
         if self._library.ctxfs_numbers_left() < _FEW:
             self._give_numbers()
 
@@ -112,13 +115,21 @@ class MadeByLibrary(Watcher):
             count = min(NUMBERS, PER_DIRECTORY - self._db.next_ino % PER_DIRECTORY)
             first = self._db.allocate_inos(count)
             self._library.ctxfs_set_numbers(first, count, self._staging.open_directory(first))
-        except (OSError, DiskFull) as error:
+        except (OSError, CtxfsError) as error:
             log.info('no numbers for new files: %s', error)
 
     # --- armed directories ----------------------------------------------------------------------------------------------------------------
 
     def arm(self, parent: int) -> None:
-        """The directory, whose entries are all known, is likely to get others."""
+        """The directory, whose entries are all known, is likely to get others. What was asked for is done: nothing is raised."""
+        try:
+            self._arm(parent)
+        except CtxfsError as error:
+            log.warning('directory %d is left to Python: %s', parent, error)
+
+    def _arm(self, parent: int) -> None:
+        if not self._library.ctxfs_numbers_left():
+            self._give_numbers()
         if self._library.ctxfs_is_armed(parent) or parent >> fuse_ops.SERIAL_SHIFT:
             return
         names, local = self._db.names_in(parent, NAMES_MOST), self._gating.local_below(parent)
@@ -130,8 +141,6 @@ class MadeByLibrary(Watcher):
         if self._library.ctxfs_arm(parent, local, packed, len(packed)):
             self._armed[parent % DIRECTORIES] = parent
             self.changed(self._fs.inode(parent))
-            if not self._library.ctxfs_numbers_left():
-                self._give_numbers()
 
     def named(self, parent: int, name: bytes) -> None:
         if self._armed[parent % DIRECTORIES] == parent:
@@ -141,7 +150,7 @@ class MadeByLibrary(Watcher):
         ino = inode.ino
         if self._armed[ino % DIRECTORIES] != ino:
             return
-        if not inode.is_dir or not inode.nlink:
+        if not inode.is_dir or not inode.nlink or not inode.attrs_known:
             self.gone(ino)
         else:
             self._library.ctxfs_set_directory(ino, inode.mode, inode.nlink, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns, inode.ctime_ns)

@@ -31,6 +31,7 @@ struct table noted;     /* handles of ours that Python knows */
 struct table plain;     /* inodes that may be opened for reading here */
 struct table opens;     /* inode -> handles of ours that Python does not know */
 static struct fuse_lowlevel_ops python;
+/* of handles; 24 bits of it are in a number, and never none of them */
 static uint64_t serial;
 
 /* requests that were answered here, for whoever asks how busy the mount is */
@@ -143,7 +144,11 @@ int is_ours(uint64_t fh)
 
 uint64_t new_handle(fuse_ino_t ino)
 {
-    return ++serial << SERIAL_SHIFT | ino;
+    uint64_t fh;
+    do
+        fh = ++serial << SERIAL_SHIFT | ino;
+    while (!is_ours(fh) || count_of(&noted, fh));       /* after 16 million it begins anew */
+    return fh;
 }
 
 /* Python is about to be asked for the handle. 0 when there is no memory to remember that. */

@@ -21,7 +21,7 @@ import msgspec
 from ctxfs.errors import Corrupted, CtxfsError
 from ctxfs.policy import BWList, SyncPolicy
 from ctxfs.rules import Rules
-from ctxfs.storage import consistency_keys
+from ctxfs.storage import consistency_keys, made_log
 from ctxfs.storage.consistency_rules import RULES, Problem, Severity, several
 from ctxfs.storage.inode import Content
 from ctxfs.storage.object_store import ObjectStore
@@ -49,7 +49,8 @@ def check_state(state_dir: Path, *, is_running: bool = False) -> list[Problem]:
             with reader.snapshot():
                 problems = [*_rules(reader, is_running), *consistency_keys.check_names(reader, _rules_of(reader))]
                 staged = _staged(reader)
-            problems += _bytes(reader, Staging(state_dir / 'staging', create=False), staged, is_running)
+                logged = set[int]() if is_running else {one.ino for one in made_log.left_at(state_dir, reader)}
+            problems += _bytes(reader, Staging(state_dir / 'staging', create=False), staged, logged, is_running)
             return [*problems, *_quarantine(state_dir / 'quarantine')]
     except Corrupted as error:
         return [Problem(Severity.WRONG, 'database', str(error))]
@@ -132,7 +133,8 @@ def _staged(reader: TreeReader) -> dict[int, _Row]:
         'SELECT ino, content, size, nlink FROM inode WHERE content IN (?, ?)', (Content.STAGED, Content.SEALED))}
 
 
-def _bytes(reader: TreeReader, staging: Staging, staged: dict[int, _Row], is_running: bool) -> Iterator[Problem]:
+def _bytes(reader: TreeReader, staging: Staging, staged: dict[int, _Row], logged: set[int], is_running: bool) -> Iterator[Problem]:
+    """`logged`: whose row the next mount makes."""
     files = {ino: size for ino, size, _ in staging.inos()}
     missing = [ino for ino in staged if ino not in files and not (is_running and _is_settled(reader, staging, ino))]
     yield from several(Severity.WRONG, 'bytes', [f'inode {ino} is staged, and has no staging file: its bytes are lost' for ino in missing])
@@ -146,7 +148,7 @@ def _bytes(reader: TreeReader, staging: Staging, staged: dict[int, _Row], is_run
         f'inode {ino} has {row.size} bytes, and its staging file {files[ino]}, which counts'
         for ino, row in staged.items() if row.content == Content.STAGED and files.get(ino, row.size) != row.size])
     yield from several(Severity.LEFT, 'bytes', [f'staging file {ino} of {files[ino]} bytes belongs to nobody'
-                                               for ino in files if ino not in staged])
+                                               for ino in files if ino not in staged and ino not in logged])
     yield from several(Severity.LEFT, 'bytes', [f'{path} is what a transfer was making' for path in staging.leftovers()])
 
 

@@ -13,6 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from ctxfs.records import Ino
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
 
 #: no .log, which is for reading
@@ -90,23 +92,20 @@ class MadeLog:
         self.generation += 1
 
     def _touch(self, directory: Inode, made_ns: int, journal: Journal) -> None:
-        directory.mtime_ns = directory.ctime_ns = max(made_ns, directory.mtime_ns)
+        directory.mtime_ns = directory.ctime_ns = made_ns
         self._db.store_times(directory)
         journal.touch(directory)
 
     def replay(self, journal: Journal) -> int:
         """After an unclean end: make the rows of what was acknowledged; returns of how many files."""
         made: dict[int, Placed] = {}
-        for record in _records(self.path):
-            if record.generation != self.generation:
-                break
+        for record in takewhile(lambda record: record.generation == self.generation, _records(self.path)):
             if record.name:
                 made[record.ino] = Placed(_inode(record), record.parent, record.name, record.ctime_ns)
             elif record.ino in made:
                 made[record.ino] = made[record.ino]._replace(inode=_inode(record, local=made[record.ino].inode.local))
         if made:
-            if max(made) >= self._db.next_ino:      # a power cut has undone that they were reserved
-                self._db.skip_inos(max(made))
+            self._db.skip_inos(max(made))       # that these numbers are taken may have been lost with the power
             self.take(list(self._possible(made.values())), journal)
         return len(made)
 
@@ -121,6 +120,20 @@ class MadeLog:
             if parent is not None and parent.is_dir and parent.nlink and self._db.lookup(one.parent, one.name) is None \
                     and not self._db.inodes_of([one.inode.ino]):
                 yield one
+
+
+class Left(NamedTuple):
+    """A file of the log that has no row yet. Times in ns since the epoch."""
+    ino: Ino
+    is_local: bool
+    made_ns: int
+
+
+def left_at(state_dir: Path, reader: TreeReader) -> list[Left]:
+    """What the next recovery makes rows of; for a state directory that no daemon uses."""
+    taken = reader.meta(_META)
+    current = takewhile(lambda record: record.generation == taken + 1, _records(state_dir / NAME)) if isinstance(taken, int) else ()
+    return [Left(record.ino, bool(record.local), record.ctime_ns) for record in current if record.name]
 
 
 def _inode(record: _Record, local: int | None = None) -> Inode:

@@ -88,6 +88,13 @@ class Staging:
         self.make_directory(ino)
         return os.open(os.path.dirname(self.path(ino)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    def size_of(self, ino: int) -> int:
+        """Of the inode's file; 0 where there is none."""
+        try:
+            return os.stat(self.path(ino)).st_size
+        except FileNotFoundError:
+            return 0
+
     def adopt(self, inode: Inode, *, blocks: int) -> None:
         """Somebody made this inode's file where it belongs, of so many blocks of 512 bytes."""
         self.unhardened.add(inode.ino)

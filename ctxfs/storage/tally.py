@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ctxfs.records import ROOT_INO
+from ctxfs.storage import made_log
 from ctxfs.storage.gating import HELD
 from ctxfs.storage.keys import component_to_name
+from ctxfs.storage.made_log import Left
+from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_connection import TreeReader
 
 #: entries of a list; the counts beside them are exact
@@ -69,9 +72,19 @@ def count_at(state_dir: Path) -> Tally:
     """Of a state directory that no daemon uses. Raises as TreeReader."""
     reader = TreeReader(state_dir / 'tree.db')
     try:
-        return count(reader)
+        return _with_made(count(reader), made_log.left_at(state_dir, reader), Staging(state_dir / 'staging', create=False))
     finally:
         reader.close()
+
+
+def _with_made(counts: Tally, left: list[Left], staging: Staging) -> Tally:
+    """What a killed daemon made last has its rows in a log only."""
+    sizes = {one.ino: staging.size_of(one.ino) for one in left}
+    shared, local = [one for one in left if not one.is_local], [one for one in left if one.is_local]
+    times = [one.made_ns for one in shared] + [counts.oldest_ns] * bool(counts.oldest_ns)
+    return counts._replace(
+        files=counts.files + len(shared), bytes=counts.bytes + sum(sizes[one.ino] for one in shared), oldest_ns=min(times, default=0),
+        local_files=counts.local_files + len(local), local_bytes=counts.local_bytes + sum(sizes[one.ino] for one in local))
 
 
 def _failed(reader: Rows) -> tuple[Failure, ...]:

@@ -9,7 +9,7 @@ it is answered. A committed transaction survives SIGKILL; `make_durable` (any th
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ class Transaction:
     def __enter__(self) -> None:
         db = self._db
         if db.depth == 0:
+            if db.first is not None:
+                db.first()
             db.execute('BEGIN')
         db.depth += 1
 
@@ -126,6 +128,8 @@ class TreeDB(TreeConnection):
         self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._dir_keys: dict[int, str] = {}
         self._transaction = Transaction(self)
+        #: what is to be written before any other transaction; raises while it cannot be
+        self.first: Callable[[], None] | None = None
         #: told of each change before a statement makes it
         self.watcher: Watcher = Watcher()
         try:

@@ -178,7 +178,8 @@ class UploadEngine:
             return FlushResult(False, 0, 0, f'the context could not be listed: {cause}')
         everything = Everything(patience=max(0.0, deadline - trio.current_time()))
         self._begin(everything)
-        self._journal.retry_all()
+        with self._db.transaction():    # what has no row yet, for want of space, is pending too
+            self._journal.retry_all()
         began_ns = time.time_ns()
         task.files_total, task.bytes_total, _ = self._journal.summary()
         while True:

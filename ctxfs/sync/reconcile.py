@@ -284,6 +284,7 @@ class Reconciler:
         if hint is None and self._journal.hint(info.key) is None and self._journal.pending_row(ino) is None:
             self._db.execute('UPDATE inode SET attrs_known = 0 WHERE ino = ?', (ino,))
             inode.attrs_known = 0
+            self._db.watcher.changed(inode)
 
     def describe_by_index(self, inodes: Iterable[Inode]) -> None:
         """What was listed before the index was read gets what its records say, as far as there are any."""

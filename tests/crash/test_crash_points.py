@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,29 @@ def test_the_daemon_dies_on_the_way_up_at(name: str, armed: Armed) -> None:
     armed.mount()
     armed.check()
     armed.leave()
+
+
+def test_what_was_told_of_a_file_that_only_the_log_has(armed: Armed) -> None:
+    """That it was made, and its attributes changed, as far as the program heard of it before the daemon died."""
+    armed.prepare()
+    (armed.at / 'd').mkdir()
+    armed.forge.arm('made-before-commit')
+    told = {'size': 0}
+    fd = os.open(armed.at / 'd/it', os.O_CREAT | os.O_WRONLY, 0o600)
+    with suppress(OSError):     # it is gone as soon as no request follows at once
+        os.fchmod(fd, 0o751)
+        told['mode'] = 0o751
+        os.utime(fd, ns=(10**18, 10**18 + 1))
+        told['mtime_ns'] = 10**18 + 1
+    with suppress(OSError):
+        os.close(fd)
+    eventually('made-before-commit is hit', armed.forge.is_hit)
+    armed.bury()
+    armed.mount()
+    found = (armed.at / 'd/it').stat()
+    kept = {'size': found.st_size, 'mode': found.st_mode & 0o7777, 'mtime_ns': found.st_mtime_ns}
+    assert {name: kept[name] for name in told} == told
+    armed.host.unmount(armed.at)
 
 
 @pytest.mark.parametrize('name', [name for name in crash_points.NAMES if name.startswith('conflict-')])

@@ -8,17 +8,20 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
+from ctxfs.core.filesystem import Change
 from ctxfs.core.made_files import Made
 from ctxfs.errors import DiskFull
 from ctxfs.policy import BWList, SyncPolicy, WhiteList
 from ctxfs.records import ROOT_INO, Ino
-from ctxfs.storage import made_log
+from ctxfs.storage import made_log, tally
+from ctxfs.storage.consistency import check_state
 from ctxfs.storage.inode import Content, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.made_log import MadeLog
@@ -159,12 +162,26 @@ def test_a_local_file_is_not_pending(state: State) -> None:
     assert state.db.inode(ino).local == 1 and state.journal.pending_row(ino) is None
 
 
-def test_its_number_is_not_given_to_another(state: State) -> None:
-    """Although a power cut has undone that it was reserved."""
-    ino = state.make(b'new')
-    state.db.set_meta('next_ino', ino)
+def test_a_number_of_the_log_is_not_given_again(state: State) -> None:
+    """Although the power took that it was reserved, and left the log."""
+    ino = Ino(state.db.next_ino + 100_000)
+    os.close(state.staging.create(ino))
+    state.record(ino, ROOT_INO, stat.S_IFREG | 0o600, name=b'new')
     state.kill()
-    assert state.db.allocate_ino() > ino
+    assert state.names() == [b'new'] and state.db.allocate_ino() > ino
+
+
+def test_what_only_the_log_has_is_counted(state: State) -> None:
+    """Whoever asks before the next mount hears of it, and that is no fault."""
+    ino = state.make(b'new', content=b'text')
+    state.record(ino, 0, stat.S_IFREG | 0o755)
+    state.make(b'here', content=b'local', local=1)
+    (state.directory / made_log.NAME).write_bytes(state.records)
+    assert check_state(state.directory) == []
+    counts = tally.count_at(state.directory)
+    assert (counts.files, counts.bytes, counts.local_files, counts.local_bytes, counts.oldest_ns) == (1, 4, 1, 5, NOW)
+    state.kill()
+    assert tally.count_at(state.directory)[:2] == (1, 4)
 
 
 def test_no_log_is_no_fault(state: State) -> None:
@@ -220,6 +237,7 @@ def test_a_made_file_is_like_any_other(play: Play) -> None:
         inode = await disk.fs.lookup(ROOT_INO, b'one')
         assert inode is not None and inode is disk.fs.inode(one.ino) and disk.fs.absences() == 0
         assert disk.staging.used == used + one.blocks * 512 == used + inode.charged and one.ino in disk.staging.unhardened
+        assert inode.changed_at == trio.current_time() and inode.revision == 2
         fh = await disk.fs.open(one.ino, os.O_RDONLY)
         assert await disk.fs.read(fh, 0, 100) == b'some bytes'
         await disk.fs.release(fh)
@@ -241,6 +259,29 @@ def test_an_open_one_is_written_on(play: Play) -> None:
         await disk.fs.release(one.fh)
         assert disk.fs.inode(one.ino).size == 10 and not disk.fs.files.numbers()
         assert Path(disk.staging.path(one.ino)).read_bytes() == b'some bytes'
+
+    play(scenario)
+
+
+def test_an_open_one_occupies_what_its_staging_file_does(play: Play) -> None:
+    """The library looked last when it was empty: no blocks for so many bytes would be a hole, which tar and others skip."""
+    async def scenario(disk: Disk) -> None:
+        one = made_on(disk, b'one', b'x' * 100_000, is_open=True)._replace(blocks=0)
+        disk.fs.take_over([one])
+        assert disk.fs.stat_blocks(disk.fs.inode(one.ino)) == os.fstat(one.fd).st_blocks > 0
+        await disk.fs.release(one.fh)
+
+    play(scenario)
+
+
+def test_a_directory_is_as_new_as_its_entries(play: Play) -> None:
+    """Also one that somebody dated into the future."""
+    async def scenario(disk: Disk) -> None:
+        await disk.fs.setattr(ROOT_INO, Change(mtime_ns=time.time_ns() + 10**15))
+        one = made_on(disk, b'one')
+        disk.fs.take_over([one])
+        root = disk.fs.inode(ROOT_INO)
+        assert root.mtime_ns == root.ctime_ns == one.made_ns
 
     play(scenario)
 
@@ -287,6 +328,67 @@ def test_on_a_full_disk_they_wait(play: Play, monkeypatch: pytest.MonkeyPatch) -
         assert not disk.fs.made.is_waiting and disk.db.lookup(ROOT_INO, b'one') == one.ino
         assert disk.fs.inode(other.ino).size == 4 and not disk.fs.files.numbers()
         assert await disk.fs.create(ROOT_INO, b'third', mode=0o600, flags=os.O_WRONLY, caller=ME)
+
+    play(scenario)
+
+
+@contextmanager
+def full(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No row of a new file can be written."""
+    def refuse(*args: object) -> None:
+        raise DiskFull('no space')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.db, 'insert_inodes', refuse)
+        yield
+
+
+def test_nothing_is_written_before_what_waits(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a program nor by another host may its name be taken; and nobody is told that everything is uploaded."""
+    async def scenario(disk: Disk) -> None:
+        one = made_on(disk, b'one', b'text')
+        with full(disk, monkeypatch):
+            with pytest.raises(DiskFull):
+                disk.fs.take_over([one])
+            with pytest.raises(DiskFull), disk.db.transaction():
+                disk.db.insert_dentry(ROOT_INO, b'one', ROOT_INO)
+            result = await disk.engine.flush()
+            assert not result.ok and 'no space' in result.message
+        with disk.db.transaction():
+            assert disk.db.lookup(ROOT_INO, b'one') == one.ino
+        assert not disk.fs.made.is_waiting and (await disk.engine.flush()).ok
+        assert disk.workers.context.store.get(f'{PREFIX}one') == b'text'
+
+    play(scenario)
+
+
+def test_one_that_waits_is_uploaded_after_the_unmount(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was open then, and is not any more."""
+    async def scenario(disk: Disk) -> None:
+        one = made_on(disk, b'one', b'x' * 100_000, is_open=True)._replace(blocks=0)
+        with full(disk, monkeypatch):
+            with pytest.raises(DiskFull):
+                disk.fs.take_over([one])
+            disk.fs.detached()
+        assert (await disk.engine.flush()).ok and disk.workers.context.store.get(f'{PREFIX}one') == b'x' * 100_000
+        assert not disk.fs.is_known(one.ino) and not disk.fs.files.numbers()
+        with pytest.raises(OSError, match='descriptor'):
+            os.fstat(one.fd)
+
+    play(scenario)
+
+
+def test_one_that_waits_can_be_forgotten(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(disk: Disk) -> None:
+        one, other = made_on(disk, b'one'), made_on(disk, b'other')
+        with full(disk, monkeypatch):
+            with pytest.raises(DiskFull):
+                disk.fs.take_over([one, other])
+            disk.fs.forget([(one.ino, 1)])
+        disk.fs.settle()
+        assert not disk.fs.is_known(one.ino) and disk.fs.is_known(other.ino)
+        await disk.fs.unlink(ROOT_INO, b'one')
+        assert not os.path.exists(disk.staging.path(one.ino))
 
     play(scenario)
 
