@@ -146,12 +146,12 @@ class Journal:
         rows count too: until the segment is written another host would not know the attributes."""
         files, size, oldest = self._db.row(
             'SELECT count(*), coalesce(sum(CASE WHEN p.reason & 1 THEN i.size ELSE 0 END), 0), min(p.since_ns) '
-            'FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0')
+            'FROM pending p CROSS JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0')
         return files + self.doomed_count(), size, oldest
 
     def left_from(self, began_ns: int) -> int:
         """Inodes with changes from before that time, or with a failure."""
-        return self._db.row('SELECT count(*) FROM pending p JOIN inode i ON i.ino = p.ino '
+        return self._db.row('SELECT count(*) FROM pending p CROSS JOIN inode i ON i.ino = p.ino '
                             'WHERE i.nlink > 0 AND (p.since_ns < ? OR p.error <> \'\')', (began_ns,))[0]
 
     def failed(self, limit: int) -> list[tuple[Pending, Inode]]:

@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -62,7 +62,15 @@ _MIGRATIONS = {1: '''
     CREATE TABLE archive (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, lifecycle TEXT NOT NULL,
                           made_ns INTEGER NOT NULL, dead_ns INTEGER NOT NULL);
     CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+    ''', 5: '''
+    CREATE INDEX inode_orphan ON inode (nlink) WHERE nlink = 0;
     '''}
+# Each part finds its inodes by an index, or by rows of the journal: a staged file has a row there, stays on this host, or has no name.
+_STAGED = '''
+    SELECT p.ino FROM pending p CROSS JOIN inode i ON i.ino = p.ino WHERE i.content = 1
+    UNION SELECT ino FROM inode WHERE local AND content = 1
+    UNION SELECT ino FROM inode WHERE nlink = 0 AND content = 1
+    UNION SELECT ino FROM inode WHERE content = 2'''
 
 
 class Transaction:
@@ -257,7 +265,7 @@ class TreeDB(TreeConnection):
 
     def staged_inos(self) -> list[int]:
         """Inodes whose content has a staging file."""
-        return [row[0] for row in self.rows('SELECT ino FROM inode WHERE content IN (?, ?)', (Content.STAGED, Content.SEALED))]
+        return [row[0] for row in self.rows(_STAGED)]
 
     # --- names ------------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,115 @@
+"""What must not cost by the size of a context: counted in steps of SQLite's machine, with few clean files and with ten times as many."""
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ctxfs.records import ROOT_INO
+from ctxfs.storage import tally
+from ctxfs.storage.durability import Measure
+from ctxfs.storage.hardened import HardenedFiles
+from ctxfs.storage.inode import Content, Inode, Reason
+from ctxfs.storage.journal import Journal, Known
+from ctxfs.storage.staging import Staging
+from ctxfs.storage.tree_connection import Connected, TreeReader
+from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.recovery import recover
+
+FEW, MANY = 300, 3000
+#: so many steps are counted as one; and so many of these may be more, for trees of pages that are deeper
+EVERY, SLACK = 10, 40
+
+
+class Tree:
+    """A context of `count` clean files; beside them one that waits for its upload, one that stays on this host, one that was uploaded, and one
+    without a name."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        directory.mkdir()
+        self.db = TreeDB(directory / 'tree.db')
+        self.journal, self.staging = Journal(self.db), Staging(directory / 'staging')
+        self.recover()
+        clean = [self.inode(Content.CLEAN) for _ in range(count)]
+        others = [self.inode(Content.STAGED), self.inode(Content.STAGED, local=1), self.inode(Content.SEALED), self.inode(Content.STAGED, nlink=0)]
+        with self.db.transaction():
+            self.db.insert_inodes([*clean, *others])
+            self.db.insert_dentries((ROOT_INO, b'%d' % inode.ino, inode.ino) for inode in clean + others[:-1])
+            self.journal.put_objects(Known(str(inode.ino), 'e', 1, inode.ino, 1, '', 0) for inode in clean)
+            self.journal.mark(others[0], Reason.CONTENT)
+        for inode in others:
+            os.close(self.staging.create(inode.ino))
+        self.staged = {inode.ino for inode in others}
+        self.orphans = {others[-1].ino}
+
+    def inode(self, content: int, *, local: int = 0, nlink: int = 1) -> Inode:
+        return Inode(self.db.allocate_ino(), stat.S_IFREG | 0o644, 0, 0, 0, nlink, 1, 0, 0, 0, content, 1, local=local)
+
+    def recover(self, *, boot_id: str | None = None) -> None:
+        """As before a mount; `boot_id`: of the boot in which the one before ended."""
+        if boot_id is not None:
+            self.db.set_meta('boot_id', boot_id)
+        recover(self.db, self.journal, self.staging, uid=0, gid=0)
+
+    def sweep(self) -> None:
+        hardened = HardenedFiles(self.db)
+        hardened.note(min(self.staged), Measure(0, 0))
+        hardened.sweep()
+
+
+def steps(connected: Connected, work: Callable[[], object]) -> int:
+    """How often EVERY steps were made."""
+    made: list[None] = []
+    connected._connection.set_progress_handler(lambda: made.append(None), EVERY)
+    try:
+        work()
+    finally:
+        connected._connection.set_progress_handler(None, 0)
+    return len(made)
+
+
+WORK: dict[str, Callable[[Tree], object]] = {
+    'recovery before a mount': lambda tree: tree.recover(),
+    'recovery after a power cut': lambda tree: tree.recover(boot_id='another'),
+    'which files are staged': lambda tree: tree.db.staged_inos(),
+    'which files have no name': lambda tree: tree.db.orphans(),
+    'what is pending': lambda tree: tree.journal.summary(),
+    'what a flush has left': lambda tree: tree.journal.left_from(1),
+    'what failed': lambda tree: tree.journal.failed(1),
+    'opening the journal': lambda tree: Journal(tree.db),
+    'which hardened files went': lambda tree: tree.sweep(),
+}
+
+
+@pytest.mark.parametrize('what', WORK)
+def test_clean_files_cost_a_mount_or_a_flush_nothing(what: str, tmp: Path) -> None:
+    """They look at what changed, however many files there are."""
+    made = []
+    for count in (FEW, MANY):
+        tree = Tree(tmp / str(count), count)
+        made.append(steps(tree.db, lambda tree=tree: WORK[what](tree)))     # type: ignore[misc]
+        tree.db.close()
+    assert made[1] <= made[0] + SLACK, made
+
+
+def test_clean_files_cost_a_status_nothing(tmp: Path) -> None:
+    """On a connection of its own, as `ctxfs status` counts."""
+    made = []
+    for count in (FEW, MANY):
+        tree = Tree(tmp / str(count), count)
+        reader = TreeReader(tree.db.path)
+        made.append(steps(reader, lambda reader=reader: tally.count(reader)))       # type: ignore[misc]
+        reader.close()
+        tree.db.close()
+    assert made[1] <= made[0] + SLACK, made
+
+
+def test_each_kind_of_staged_file_is_found(tmp: Path) -> None:
+    """What waits for its upload, what stays on this host, what was uploaded, and what has no name: each once."""
+    tree = Tree(tmp / 'state', FEW)
+    assert sorted(tree.db.staged_inos()) == sorted(tree.staged)
+    assert set(tree.db.orphans()) == tree.orphans
+    tree.db.close()
