@@ -199,6 +199,10 @@ class TreeDB(TreeConnection):
         self._live[ino] = inode
         return inode
 
+    def let_go(self) -> None:
+        super().let_go()
+        self._live = WeakValueDictionary(self._live)        # a dict of which much was taken keeps its size
+
     def live_inode(self, ino: int) -> Inode | None:
         """The inode if anything in the process holds it."""
         return self._live.get(ino)
