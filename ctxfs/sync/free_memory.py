@@ -35,21 +35,21 @@ def resident() -> int:
 
 
 class FreeMemory:
-    """See the module docstring. Knows what was left the last time."""
+    """See the module docstring. Knows how large the process was when it was made, and after the last time."""
 
     def __init__(self) -> None:
-        self._left = 0
+        self._left = resident()
         #: how often it was worth it
         self.given_back = 0
 
-    def give_back(self) -> bool:
-        """Unless the process has hardly grown since the last time. For a moment when nothing else is to be done: it holds the interpreter for as
-        long as a full collection takes."""
-        if resident() < self._left + WORTH_BYTES:
-            return False
+    def has_grown(self) -> bool:
+        """So much since then that it is worth it."""
+        return resident() >= self._left + WORTH_BYTES
+
+    def give_back(self) -> None:
+        """For a moment when nothing else is to be done: it holds the interpreter for as long as a full collection takes."""
         gc.collect()
         if _has_trim:
             _libc.malloc_trim(0)
         self._left = resident()
         self.given_back += 1
-        return True

@@ -128,7 +128,7 @@ class Worker:
         self._threads = LifoThreads(threads, 'transfer')
         self._memory = FreeMemory()
         #: something was done since memory was given back
-        self._has_worked = True
+        self._has_worked = False
 
     def run(self) -> None:
         """Serve until the daemon closes its side, then finish what was begun."""
@@ -143,8 +143,9 @@ class Worker:
     def _receive(self) -> list[Any] | None:
         while self._has_worked and self._pipe.is_silent(_REST_SECONDS):
             if not self._channels:
-                self._memory.give_back()
                 self._has_worked = False
+                if self._memory.has_grown():
+                    self._memory.give_back()
         return self._pipe.receive()
 
     def _take(self, message: Any) -> None:

@@ -37,10 +37,10 @@ class Mount:
         self.known, self.is_listed = 0, False
         self.upkeep = MemoryUpkeep(self.db, known=lambda: self.known, is_listed=lambda: self.is_listed)
 
-    def is_given_back(self, *, known: int, is_listed: bool = False) -> bool:
-        """Whether the next look does, when so many are known and memory is worth it."""
+    def is_given_back(self, *, known: int, is_listed: bool = False, has_grown: bool = True) -> bool:
+        """Whether the next look does, when so many are known and the process has grown."""
         self.known, self.is_listed = known, is_listed
-        before, self.upkeep.free._left = self.upkeep.free.given_back, -WORTH_BYTES
+        before, self.upkeep.free._left = self.upkeep.free.given_back, 0 if has_grown else 1 << 60
         self.upkeep.look()
         return self.upkeep.free.given_back > before
 
@@ -54,10 +54,12 @@ def mount(tmp: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_end_of_the_listing_is_a_moment(mount: Mount) -> None:
-    """Once; what is looked at afterwards is not."""
+    """And once more the next moment when no inodes come or go; what is looked at afterwards is none."""
     assert not mount.is_given_back(known=10)
     assert mount.is_given_back(known=20, is_listed=True)
-    assert not any(mount.is_given_back(known=known, is_listed=True) for known in (30, 20, 10 * MANY))
+    assert not mount.is_given_back(known=30, is_listed=True)
+    assert mount.is_given_back(known=30, is_listed=True)
+    assert not any(mount.is_given_back(known=known, is_listed=True) for known in (30, 20, 10 * MANY, 10 * MANY))
 
 
 def test_many_forgotten_inodes_are_a_moment(mount: Mount) -> None:
@@ -65,8 +67,15 @@ def test_many_forgotten_inodes_are_a_moment(mount: Mount) -> None:
     assert not any(mount.is_given_back(known=known) for known in (5 * MANY, 5 * MANY - 1, 4 * MANY + 1))
     assert mount.is_given_back(known=4 * MANY)
     assert not any(mount.is_given_back(known=known) for known in (4 * MANY - 1, 6 * MANY, 5 * MANY + 1))
+    assert mount.is_given_back(known=MANY - 1)
+    assert not mount.is_given_back(known=0)
     assert mount.is_given_back(known=0)
     assert not mount.is_given_back(known=0)
+
+
+def test_a_small_context_is_not_worth_it(mount: Mount) -> None:
+    """The process has hardly grown."""
+    assert not any(mount.is_given_back(known=known, is_listed=True, has_grown=False) for known in (10, 5 * MANY, 0, 0))
 
 
 def test_the_database_lets_go_of_its_pages(mount: Mount) -> None:
@@ -85,13 +94,14 @@ def test_the_database_lets_go_of_its_pages(mount: Mount) -> None:
     assert gone() is None and mount.db.live_inode(ROOT_INO) is None
 
 
-def test_what_is_not_worth_it_is_not_done() -> None:
-    """The process has hardly grown since the last time."""
+def test_it_is_worth_it_for_a_process_that_has_grown() -> None:
+    """Since it began, or since the last time."""
     memory = FreeMemory()
-    assert memory.give_back()
-    assert not memory.give_back() and memory.given_back == 1
-    held = bytearray(4 * WORTH_BYTES)
-    assert memory.give_back() and len(held) == 4 * WORTH_BYTES
+    assert not memory.has_grown()
+    held = bytearray(2 * WORTH_BYTES)
+    assert memory.has_grown()
+    memory.give_back()
+    assert not memory.has_grown() and len(held) == 2 * WORTH_BYTES
 
 
 # --- the worker ------------------------------------------------------------------------------------------------------------------------
@@ -124,13 +134,13 @@ def test_a_worker_gives_back_when_it_has_worked_and_rests(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker.Pipe, 'is_silent', is_silent)
     given_back = queue.SimpleQueue[bool]()
     monkeypatch.setattr(FreeMemory, 'give_back', lambda self: given_back.put(True))
+    monkeypatch.setattr(FreeMemory, 'has_grown', lambda self: True)
     ours, theirs = socket.socketpair()
     context = Context()
     process = threading.Thread(target=worker.Worker(worker.Pipe(theirs), context, {Check: context.work}, 2).run)
     process.start()
     daemon = worker.Pipe(ours)
     try:
-        assert given_back.get(timeout=30)       # what its start took
         daemon.send(Request(id=1, operation=Check()))
         assert context.has_begun.wait(30)
         while rests.qsize():

@@ -2,6 +2,7 @@
 first listing leaves behind."""
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ctxfs.edge import failsafe
+from ctxfs.edge import failsafe, housekeeping
 from ctxfs.records import ROOT_INO
 from ctxfs.storage import repair, tally
 from ctxfs.storage.durability import Measure
@@ -151,6 +152,33 @@ def test_a_log_is_moved_once(tmp: Path) -> None:
     tree.db.checkpoint()
     assert tree.db.wal_bytes() == 0
     reader.close()
+    tree.db.close()
+
+
+def test_a_log_is_bounded_while_changes_come_all_the_time(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast: it is begun anew, and what was changed is there."""
+    monkeypatch.setattr(housekeeping, 'WAL_BYTES', LOG_BYTES)
+    monkeypatch.setattr(housekeeping, 'MOST_WAL_BYTES', 2 * LOG_BYTES)
+    tree, sizes, written = Tree(tmp / 'state', 1), [0], 0
+
+    async def change_all_the_time() -> None:
+        nonlocal written
+        while written < 12 * LOG_BYTES // 4096:
+            write(tree, 50)
+            written += 50
+            sizes.append(log_size(tree))
+            await trio.sleep(0)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change_all_the_time)
+            while written < 12 * LOG_BYTES // 4096:
+                await housekeeping.move_log(tree.db)
+                await trio.sleep(0)
+
+    trio.run(main)
+    assert any(later < earlier for earlier, later in itertools.pairwise(sizes)), sizes
+    assert len(tree.journal.unmountable(100)) == 50
     tree.db.close()
 
 
