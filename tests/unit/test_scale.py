@@ -167,14 +167,14 @@ def test_a_log_is_bounded_while_changes_come_all_the_time(tmp: Path, monkeypatch
             write(tree, 50)
             written += 50
             sizes.append(log_size(tree))
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(change_all_the_time)
             while written < 12 * LOG_BYTES // 4096:
                 await housekeeping.move_log(tree.db)
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
     trio.run(main)
     assert any(later < earlier for earlier, later in itertools.pairwise(sizes)), sizes
