@@ -5,6 +5,7 @@ not know when or how anything is transferred: sync plans from it and reports bac
 """
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -290,5 +291,13 @@ class Journal:
 
     def drop_hints(self, *, but: Iterable[str] = ()) -> None:
         """All `but` those of these keys, and of objects that have no place now but may get one."""
-        self._db.execute('DELETE FROM hint WHERE key NOT IN (SELECT value FROM json_each(?)) AND key NOT IN (SELECT key FROM unmountable)',
-                         (json.dumps(list(but)),))
+        kept = [key for key, in self._db.rows(
+            'SELECT key FROM hint WHERE key IN (SELECT value FROM json_each(?) UNION SELECT key FROM unmountable) ORDER BY key',
+            (json.dumps(list(but)),))]
+        if not kept:        # page by page
+            self._db.execute('DELETE FROM hint')
+            return
+        # range by range: with NOT IN it takes three times as long, and the loop waits (measured: 2.9 s for 1,000,000)
+        self._db.execute('DELETE FROM hint WHERE key < ?', kept[:1])
+        self._db.many('DELETE FROM hint WHERE key > ? AND key < ?', itertools.pairwise(kept))
+        self._db.execute('DELETE FROM hint WHERE key > ?', kept[-1:])

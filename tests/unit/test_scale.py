@@ -110,6 +110,23 @@ def test_each_kind_of_staged_file_is_found(tmp: Path) -> None:
     tree.db.close()
 
 
+@pytest.mark.parametrize('kept', [[], ['0'], ['49'], ['0', '1', '25', '49', 'no hint'], [str(number) for number in range(50)]],
+                         ids=['none', 'the first', 'the last', 'some', 'all'])
+def test_hints_go_but_for_those_that_are_to_be_kept(kept: list[str], tmp: Path) -> None:
+    """By their keys, or because their objects have no place."""
+    tree = Tree(tmp / 'state', 1)
+    tree.journal.note_unmountable('30', 'no name')
+    tree.journal.note_unmountable('unlisted', 'no name')
+    tree.db.many('INSERT INTO hint VALUES (?, ?, 1, ?)', ((str(number), 'e', b'') for number in range(50)))
+    with tree.db.transaction():
+        tree.journal.drop_hints(but=kept)
+    assert {key for key, in tree.db.rows('SELECT key FROM hint')} == {*kept, '30'} - {'no hint'}
+    tree.journal.drop_unmountable(['30'])
+    tree.journal.drop_hints()
+    assert tree.db.rows('SELECT key FROM hint') == []
+    tree.db.close()
+
+
 # --- the log of the database ---------------------------------------------------------------------------------------------------------------
 
 def write(tree: Tree, count: int) -> None:
