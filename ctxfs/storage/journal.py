@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ctxfs.storage.conflict_rows import ConflictRows
@@ -73,6 +73,17 @@ class Journal:
         self._db.execute(_MARK, (inode.ino, reason, time.time_ns()))
         inode.marked |= reason
         inode.is_planned = False
+
+    def mark_new(self, inodes: Sequence[Inode], reason: int) -> None:
+        """`mark` many that have no row in the journal yet, with one statement."""
+        shared, now_ns = [inode for inode in inodes if not inode.local], time.time_ns()
+        if not shared:
+            return
+        self.oldest_ns = self.oldest_ns or now_ns
+        self._note_mark()
+        self._db.many(_MARK, ((inode.ino, reason, now_ns) for inode in shared))
+        for inode in shared:
+            inode.marked |= reason
 
     def _note_mark(self) -> None:
         self.marks += 1

@@ -62,15 +62,34 @@ _MIGRATIONS = {1: '''
     CREATE TABLE archive (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, lifecycle TEXT NOT NULL,
                           made_ns INTEGER NOT NULL, dead_ns INTEGER NOT NULL);
     CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
-    ''', 5: '''
-    CREATE INDEX inode_orphan ON inode (nlink) WHERE nlink = 0;
-    '''}
+    ''',
+    # a log of made files lies beside it, of which an older ctxfs knows nothing
+    5: 'CREATE INDEX inode_orphan ON inode (nlink) WHERE nlink = 0;'}
 # Each part finds its inodes by an index, or by rows of the journal: a staged file has a row there, stays on this host, or has no name.
 _STAGED = '''
     SELECT p.ino FROM pending p CROSS JOIN inode i ON i.ino = p.ino WHERE i.content = 1
     UNION SELECT ino FROM inode WHERE local AND content = 1
     UNION SELECT ino FROM inode WHERE nlink = 0 AND content = 1
     UNION SELECT ino FROM inode WHERE content = 2'''
+
+
+class Watcher:
+    """Who keeps something of what the database says of directories, and is told of what changes; this one keeps nothing."""
+
+    def named(self, parent: int, name: bytes) -> None:
+        """The directory has an entry of this name."""
+
+    def changed(self, inode: Inode) -> None:
+        """Its attributes are others, or it has no name any more."""
+
+    def gone(self, ino: int) -> None:
+        """There is no such inode."""
+
+    def moved(self) -> None:
+        """A directory has another path, or none."""
+
+    def undone(self) -> None:
+        """Some of what was told is not so."""
 
 
 class Transaction:
@@ -113,6 +132,8 @@ class TreeDB(TreeConnection):
         self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._dir_keys: dict[int, str] = {}
         self._transaction = Transaction(self)
+        #: told of each change before a statement makes it
+        self.watcher: Watcher = Watcher()
         try:
             self._set_up()
             self._next_ino, self._reserved = int(self.meta('next_ino') or ROOT_INO + 1), 0
@@ -141,6 +162,7 @@ class TreeDB(TreeConnection):
     def roll_back(self) -> None:
         """Undo the open transaction and make every live inode equal to its row again, as far as the rows can be read."""
         self.undo()
+        self.watcher.undone()
         self._dir_keys.clear()
         for inode in list(self._live.values()) if not self.damage else ():
             self.restore(inode)
@@ -175,6 +197,19 @@ class TreeDB(TreeConnection):
         ino = self._next_ino
         self._next_ino += 1
         return Ino(ino)
+
+    def allocate_inos(self, count: int) -> Ino:
+        """So many numbers, of which this is the first; at most INO_BATCH."""
+        if self._next_ino + count > self._reserved:
+            self._reserve_inos()
+        first = self._next_ino
+        self._next_ino += count
+        return Ino(first)
+
+    @property
+    def next_ino(self) -> int:
+        """What is allocated next."""
+        return self._next_ino
 
     def skip_inos(self, last: int) -> None:
         """Numbers up to this one are in use."""
@@ -226,15 +261,21 @@ class TreeDB(TreeConnection):
         """Of which nothing in the process holds any: they are not live."""
         self.many(_INSERT_INODE, (inode.row() for inode in inodes))
 
+    def hold(self, inode: Inode) -> None:
+        """This is the live inode of its row, which `insert_inodes` wrote."""
+        self._live[inode.ino] = inode
+
     def store_attrs(self, inode: Inode) -> None:
         """Write mode, owner, size and times."""
         self.execute('UPDATE inode SET mode=?, uid=?, gid=?, size=?, atime_ns=?, mtime_ns=?, ctime_ns=?, attrs_known=1 WHERE ino=?',
                      (inode.mode, inode.uid, inode.gid, inode.size, inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.ino))
+        self.watcher.changed(inode)
 
     def store_times(self, inode: Inode) -> None:
         """Write mtime, ctime and nlink: what changing a directory's entries or an inode's names changes."""
         self.execute('UPDATE inode SET mtime_ns=?, ctime_ns=?, nlink=? WHERE ino=?',
                      (inode.mtime_ns, inode.ctime_ns, inode.nlink, inode.ino))
+        self.watcher.changed(inode)
 
     def store_content(self, inode: Inode) -> None:
         """Write content state, revision and size."""
@@ -249,8 +290,10 @@ class TreeDB(TreeConnection):
 
     def store_all(self, inode: Inode) -> None:
         self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())
+        self.watcher.changed(inode)
 
     def delete_inode(self, ino: int) -> None:
+        self.watcher.gone(ino)
         self.execute('DELETE FROM inode WHERE ino = ?', (ino,))
         self._live.pop(ino, None)
 
@@ -278,10 +321,14 @@ class TreeDB(TreeConnection):
         return found[0] if found else None
 
     def insert_dentry(self, parent: int, name: bytes, ino: int) -> None:
+        self.watcher.named(parent, name)
         self.execute('INSERT INTO dentry VALUES (?, ?, ?)', (parent, name, ino))
 
     def insert_dentries(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
         """(parent, name, ino) of each."""
+        entries = list(entries)
+        for parent, name, _ in entries:
+            self.watcher.named(parent, name)
         self.many('INSERT INTO dentry VALUES (?, ?, ?)', entries)
 
     def names_between(self, parent: int, first: bytes, last: bytes) -> set[bytes]:
@@ -298,11 +345,17 @@ class TreeDB(TreeConnection):
 
     def forget_dir_keys(self) -> None:
         """A directory moved or went: every remembered directory key may be wrong."""
+        self.watcher.moved()
         self._dir_keys.clear()
 
     def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, int]]:
         """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
         return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
+
+    def names_in(self, parent: int, most: int) -> list[bytes] | None:
+        """All names in a directory; None when there are more than `most`."""
+        names = [row[0] for row in self.rows('SELECT name FROM dentry WHERE parent = ? LIMIT ?', (parent, most + 1))]
+        return names if len(names) <= most else None
 
     def has_children(self, parent: int, *, beside: int = 0) -> bool:
         """More than `beside`."""
