@@ -97,6 +97,7 @@ class KnownInodes:
                     nameless.append(inode)
         if self._room > _SPARE * max(self._most, len(self._counts)):
             self._counts, self._room = dict(self._counts), len(self._counts)       # a dict of which all was taken keeps its size
+            self._kept = dict(self._kept)
         return nameless + list(self._nameless(read))
 
     def forget_all(self) -> list[Inode]:

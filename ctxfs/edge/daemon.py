@@ -37,6 +37,7 @@ from ctxfs.edge.following import Following
 from ctxfs.edge.fuse_made import MadeByLibrary
 from ctxfs.edge.garbage import Garbage
 from ctxfs.edge.launch import Readiness
+from ctxfs.edge.memory_upkeep import MemoryUpkeep
 from ctxfs.edge.metrics_text import labels_of
 from ctxfs.edge.mount_answers import Answers
 from ctxfs.edge.mount_conflicts import ConflictDesk
@@ -66,12 +67,12 @@ from ctxfs.sync.downloads import Downloads
 from ctxfs.sync.engine import FlushResult, UploadEngine
 from ctxfs.sync.events import EventHub
 from ctxfs.sync.finishing import Finisher
+from ctxfs.sync.free_memory import use_one_heap
 from ctxfs.sync.hardening import Hardener
 from ctxfs.sync.localise import Localiser
 from ctxfs.sync.planner import Planner
 from ctxfs.sync.pool import TransferPool, open_pool
 from ctxfs.sync.process_guard import helper_environment, hide_process, without_secrets
-from ctxfs.sync.protocol import TidyCache
 from ctxfs.sync.reconcile import Reconciler
 from ctxfs.sync.recycle import Recycler
 from ctxfs.sync.regate import Regater
@@ -86,8 +87,6 @@ from ctxfs.sync.warmup import Warmup
 
 log = logging.getLogger(__name__)
 
-#: the log of the tree database is moved into its file when it is longer than this
-WAL_BYTES = 8 << 20
 TICK_SECONDS = 0.5
 #: a read that is still at it after so many times the wait for a store that does not answer is ended: the store answers, but too slowly
 READ_LIMIT = 5 / 3
@@ -135,6 +134,7 @@ def _audited(options: MountOptions) -> Iterator[AuditLog]:
 def _set_up_process(options: MountOptions) -> None:
     os.umask(0o077)     # whoever started it: what it makes beside the mount is nobody else's business
     hide_process()
+    use_one_heap()
     logs.set_up(options.log_level.upper(), options.log_style)
     for name in ('boto3', 'botocore', 'urllib3'):     # in the foreground they are in this process; at DEBUG they print signatures
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -206,8 +206,7 @@ class Mount:
             nursery.start_soon(kept_running, self._hardener.run)
             nursery.start_soon(supervised, self._answers.run, ready.notifier)
             nursery.start_soon(supervised, self._attachment.watch, self._adapter, self._collect_dirty_pages)
-            nursery.start_soon(supervised, failsafe.look_through, self._db)
-            nursery.start_soon(supervised, self._tidy_cache, pool)
+            nursery.start_soon(supervised, failsafe.after_unclean_end, self._db, pool, self._started)
             if not self._options.read_only:
                 nursery.start_soon(kept_running, self._heartbeat.run)
                 nursery.start_soon(supervised, self._recycler.run, self._remote.wait_complete, self._engine.alone)
@@ -343,6 +342,7 @@ class Mount:
                               is_paused=lambda: self._engine.is_paused, activity=lambda: self._adapter.requests)
         reconciler.on_content = self._warmup.note_changed
         self._fs = self._build_file_system(pool, spawn)
+        self._memory = MemoryUpkeep(db, known=self._fs.known_inodes, is_listed=lambda: self._remote.is_complete)
         self._connect_kernel(pool)
         self._regater = Regater(db, journal, self._gating, reconciler, stage=self._fs.contents.stage)
         self._following = Following(
@@ -403,7 +403,7 @@ class Mount:
     # --- background -----------------------------------------------------------------------------------------------------------------
 
     async def _housekeep(self) -> None:
-        """Checkpoints and fsyncs belong into a thread; the cache's bound follows the dirty bytes."""
+        """What follows from what changed since the last tick: the cache's bound from the dirty bytes, the log's length, memory that is free."""
         touched = trio.current_time()
         garbage = Garbage(lambda: self._adapter.requests + self._journal.marks + self._db.changes)
         while True:
@@ -412,18 +412,11 @@ class Mount:
             self._space.settle()
             self._fs.settle()
             garbage.look(trio.current_time())
-            if self._db.wal_bytes() > WAL_BYTES:
-                await trio.to_thread.run_sync(self._db.checkpoint)
+            self._memory.look()
+            await housekeeping.move_log(self._db)
             if trio.current_time() - touched > TOUCH_SECONDS:
                 touched = trio.current_time()
                 await trio.to_thread.run_sync(self._cache.flush_notes)
-
-    async def _tidy_cache(self, pool: TransferPool) -> None:
-        """After an unclean end the cache's directory may hold files that no row names."""
-        if self._db.meta('ended_cleanly') == 0:
-            with contextlib.suppress(RemoteUnavailable):       # costs space until the next mount
-                await pool.call(TidyCache(older_than=self._started))
-        self._db.set_meta('ended_cleanly', 0)
 
     async def _handle_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """SIGTERM and SIGINT unmount and write back; a second one gives up waiting for the store (what is left stays journaled)."""

@@ -21,13 +21,15 @@ import trio
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.edge import runtime_dir
 from ctxfs.edge.human import human_bytes, human_files
-from ctxfs.errors import CtxfsError, Damaged
+from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
 from ctxfs.storage import repair
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
+from ctxfs.sync.pool import TransferPool
 from ctxfs.sync.power_cut import Reverted
+from ctxfs.sync.protocol import TidyCache
 from ctxfs.sync.recovery import recover
 
 log = logging.getLogger(__name__)
@@ -119,9 +121,18 @@ def _is_same_boot(state: Path) -> bool:
     return bool(last) and last[0].record.boot_id == runtime_dir.boot_id()
 
 
-async def look_through(db: TreeDB) -> None:
-    """A background task after an unclean end: a database that was too large to be looked through before the mount."""
-    if db.meta('ended_cleanly') != 0 or db.path.stat().st_size <= repair.CHECKED_BYTES:
+async def after_unclean_end(db: TreeDB, pool: TransferPool, started: float) -> None:
+    """A background task of a mount that began at `started` (Unix seconds). After an unclean end the cache's directory may hold files that no row
+    names, and the database may have been too large to be looked through before. From here on this mount's end counts."""
+    if db.meta('ended_cleanly') == 0:
+        with contextlib.suppress(RemoteUnavailable):       # costs space until the next mount
+            await pool.call(TidyCache(older_than=started))
+        await _look_through(db)
+    db.set_meta('ended_cleanly', 0)
+
+
+async def _look_through(db: TreeDB) -> None:
+    if db.path.stat().st_size <= repair.CHECKED_BYTES:
         return
     faults = await trio.to_thread.run_sync(_faults, db.path, abandon_on_cancel=True)
     if faults:

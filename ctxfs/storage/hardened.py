@@ -38,4 +38,4 @@ class HardenedFiles:
 
     def sweep(self) -> None:
         """Forget those whose inode has no staging file any more."""
-        self._db.execute('DELETE FROM hardened WHERE ino NOT IN (SELECT ino FROM inode WHERE content IN (1, 2))')
+        self._db.execute('DELETE FROM hardened WHERE NOT EXISTS (SELECT 1 FROM inode i WHERE i.ino = hardened.ino AND content IN (1, 2))')

@@ -34,6 +34,7 @@ CREATE TABLE inode (
 -- INVARIANT: a local inode has no object and no pending row (but a directory's SUBTREE): the bucket does not know of it.
 CREATE INDEX inode_local ON inode (mode, size) WHERE local;
 CREATE INDEX inode_sealed ON inode (content) WHERE content = 2;
+CREATE INDEX inode_orphan ON inode (nlink) WHERE nlink = 0;
 
 -- Names. A directory's path is the chain of its parents; no path is stored, so renaming a directory is one row.
 CREATE TABLE dentry (

@@ -31,7 +31,7 @@ _COUNTS = '''
            (SELECT coalesce(sum(size), 0) FROM inode WHERE local AND (mode & 61440) <> 16384),
            (SELECT count(*) FROM conflict c WHERE EXISTS (SELECT 1 FROM dentry d WHERE d.ino = c.ino)),
            EXISTS (SELECT 1 FROM unmountable)
-    FROM pending p JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0'''
+    FROM pending p CROSS JOIN inode i ON i.ino = p.ino WHERE i.nlink > 0'''
 
 
 class Rows(Protocol):

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 #: in SQLite's words for a file that is not what it wrote
 _DAMAGE = ('malformed', 'not a database', 'no such table', 'no such column')
+#: what the log keeps of its size when it is begun anew. The first listing of a large context makes it as large as the database itself, and its size
+#: is what tells when it is to be moved into the file
+LOG_BYTES = 4 << 20
 #: what a statement raises; SQLite quotes a damaged schema in its messages, and Python's sqlite3 takes those for UTF-8
 ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
@@ -107,6 +110,8 @@ class TreeConnection(Connected):
         #: what is wrong with the file; '' while nothing is known
         self.damage = ''
         self._wal_fd = -1
+        #: `changes` when all of the log was in the file
+        self._moved = -1
         _make_private(path)
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=10, cached_statements=256)
@@ -126,6 +131,7 @@ class TreeConnection(Connected):
         self.execute('PRAGMA synchronous = NORMAL')
         # Checkpoints fsync; they run in a thread with a connection of its own (`checkpoint`), never in the loop.
         self.execute('PRAGMA wal_autocheckpoint = 0')
+        self.execute(f'PRAGMA journal_size_limit = {LOG_BYTES}')
         self.execute('PRAGMA cache_size = -32768')
         self.execute('PRAGMA temp_store = MEMORY')
         self.row('SELECT count(*) FROM sqlite_master')      # opens the log
@@ -149,6 +155,10 @@ class TreeConnection(Connected):
             self._connection.executemany(sql, args)  # type: ignore[arg-type]
         except ERRORS as error:
             raise self._failed(error) from error
+
+    def let_go(self) -> None:
+        """Of what is kept in memory, whatever can be read again: pages, up to 32 MB."""
+        self.execute('PRAGMA shrink_memory')
 
     @property
     def changes(self) -> int:
@@ -196,8 +206,11 @@ class TreeConnection(Connected):
         """Move the WAL into the database file; call it from a thread. `is_last`: truncate the WAL too. A damaged one stays as it is."""
         if self.damage:
             return
+        changes = self.changes
         with self._private_connection() as connection:
-            connection.execute(f'PRAGMA wal_checkpoint({"TRUNCATE" if is_last else "PASSIVE"})')
+            _, frames, moved = connection.execute(f'PRAGMA wal_checkpoint({"TRUNCATE" if is_last else "PASSIVE"})').fetchone()
+        if frames == moved:
+            self._moved = changes
 
     @contextmanager
     def _private_connection(self):  # type: ignore[no-untyped-def]
@@ -211,7 +224,8 @@ class TreeConnection(Connected):
             raise _translate(error, self.path) from error
 
     def wal_bytes(self) -> int:
-        return os.fstat(self._wal_fd).st_size
+        """Of a log that is worth moving into the file; 0 when all of it is there, whatever room it takes."""
+        return os.fstat(self._wal_fd).st_size if self.changes != self._moved else 0
 
     def close(self) -> None:
         if self._wal_fd >= 0:

@@ -64,7 +64,13 @@ _MIGRATIONS = {1: '''
     CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
     ''',
     # a log of made files lies beside it, of which an older ctxfs knows nothing
-    5: ''}
+    5: 'CREATE INDEX inode_orphan ON inode (nlink) WHERE nlink = 0;'}
+# Each part finds its inodes by an index, or by rows of the journal: a staged file has a row there, stays on this host, or has no name.
+_STAGED = '''
+    SELECT p.ino FROM pending p CROSS JOIN inode i ON i.ino = p.ino WHERE i.content = 1
+    UNION SELECT ino FROM inode WHERE local AND content = 1
+    UNION SELECT ino FROM inode WHERE nlink = 0 AND content = 1
+    UNION SELECT ino FROM inode WHERE content = 2'''
 
 
 class Watcher:
@@ -232,6 +238,10 @@ class TreeDB(TreeConnection):
         self._live[ino] = inode
         return inode
 
+    def let_go(self) -> None:
+        super().let_go()
+        self._live = WeakValueDictionary(self._live)        # a dict of which much was taken keeps its size
+
     def live_inode(self, ino: int) -> Inode | None:
         """The inode if anything in the process holds it."""
         return self._live.get(ino)
@@ -306,7 +316,7 @@ class TreeDB(TreeConnection):
 
     def staged_inos(self) -> list[int]:
         """Inodes whose content has a staging file."""
-        return [row[0] for row in self.rows('SELECT ino FROM inode WHERE content IN (?, ?)', (Content.STAGED, Content.SEALED))]
+        return [row[0] for row in self.rows(_STAGED)]
 
     # --- names ------------------------------------------------------------------------------------------------------------------
 

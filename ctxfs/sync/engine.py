@@ -42,6 +42,8 @@ PASSES = 4
 #: how often, in seconds, and how many at a time, uploaded files are handed over to the cache while others are uploaded
 ADOPT_SECONDS = 0.5
 ADOPT_LEAST, ADOPT_MOST = 200, 1000
+#: how long an unmount waits for a listing that nothing of what it has to do needs
+LISTING_SECONDS = 5.0
 
 
 class FlushResult(NamedTuple):
@@ -89,7 +91,13 @@ class UploadEngine:
 
     async def flush_finally(self, retry_seconds: float, *, last_seconds: float) -> FlushResult | None:
         """`flush` when nobody can change anything any more. None when it did not end although nothing got through for so long: it is given up, and
-        what is in doubt then is settled by the next mount."""
+        what is in doubt then is settled by the next mount. Where nothing is to be done a listing that takes long is not waited for: of a large
+        context it takes minutes. (What is listed is known to the next mount.)"""
+        if not self._has_work():
+            with trio.move_on_after(LISTING_SECONDS):
+                await self._remote.wait_complete()
+            if not self._remote.is_complete:
+                return FlushResult(True, 0, 0, '')
         results: list[FlushResult] = []
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -101,6 +109,11 @@ class UploadEngine:
                 await trio.sleep(1.0)
             nursery.cancel_scope.cancel()
         return results[0] if results else None
+
+    def _has_work(self) -> bool:
+        """Anything that the bucket does not know, or of which nobody knows whether it does."""
+        return bool(self._is_in_doubt or self._journal.summary()[0] or self._finisher.has_deletes()
+                    or self._db.row('SELECT 1 FROM attempt LIMIT 1'))
 
     async def flush_ready(self, selection: Ready) -> FlushResult:
         """One pass over the rows whose retry time has come and that `selection` takes, without a task where there is none. Never raises for

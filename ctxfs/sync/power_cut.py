@@ -65,7 +65,7 @@ class PowerCut:
         self.reverted: list[Reverted] = []
 
     def settle(self) -> None:
-        self._db.execute('DELETE FROM attempt WHERE ino IN (SELECT ino FROM inode WHERE content = ?)', (Content.STAGED,))
+        self._db.execute('DELETE FROM attempt WHERE EXISTS (SELECT 1 FROM inode i WHERE i.ino = attempt.ino AND content = ?)', (Content.STAGED,))
         for ino in self._db.staged_inos():
             inode = self._db.inode(ino)
             if inode.content == Content.SEALED and self._journal.source_of(inode) is not None:

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from ctxfs.sync import protocol, same_code
 from ctxfs.sync.abort_slots import AbortFlags
 from ctxfs.sync.error_travel import translate
 from ctxfs.sync.frames import FrameReader
+from ctxfs.sync.free_memory import FreeMemory, use_one_heap
 from ctxfs.sync.lifo_threads import LifoThreads
 from ctxfs.sync.process_guard import hide_process
 from ctxfs.sync.protocol import Cancel, Credit, Failed, Learn, Limit, LogLevel, Part, Progress, Ready, Reply, Request, Start
@@ -33,6 +35,8 @@ NICE = 4
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 256 << 10
 _PROGRESS_SECONDS = 0.25
+#: a worker that has done something and then rests so long gives back memory
+_REST_SECONDS = 2.0
 
 
 class Abandoned(Exception):
@@ -51,6 +55,12 @@ class Pipe:
         data = protocol.frame(message)
         with self._lock:
             self._socket.sendall(data)
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether the daemon says nothing for so long."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return not waiting.poll(seconds * 1000)
 
     def receive(self) -> list[Any] | None:
         """Messages that arrived, maybe none yet; None when the daemon has nothing more to say."""
@@ -118,19 +128,31 @@ class Worker:
         self._handlers = handlers
         self._channels: dict[int, Channel] = {}
         self._threads = LifoThreads(threads, 'transfer')
+        self._memory = FreeMemory()
+        #: something was done since memory was given back
+        self._has_worked = False
 
     def run(self) -> None:
         """Serve until the daemon closes its side, then finish what was begun."""
         self._pipe.send(Ready(pid=os.getpid()))
-        while (messages := self._pipe.receive()) is not None:
+        while (messages := self._receive()) is not None:
             for message in messages:
                 self._take(message)
         for channel in list(self._channels.values()):
             channel.cancel()
         self._threads.shutdown()
 
+    def _receive(self) -> list[Any] | None:
+        while self._has_worked and self._pipe.is_silent(_REST_SECONDS):
+            if not self._channels:
+                self._has_worked = False
+                if self._memory.has_grown():
+                    self._memory.give_back()
+        return self._pipe.receive()
+
     def _take(self, message: Any) -> None:
         if isinstance(message, Request):
+            self._has_worked = True
             channel = self._channels[message.id] = Channel(self._pipe, message)
             self._threads.start(self._work, channel)
         elif isinstance(message, LogLevel):
@@ -199,6 +221,7 @@ def main(arguments: list[str]) -> int:
     socket_fd, slots_fd, parent_pid, board_fd, place = map(int, arguments[:5])
     die_with(parent_pid)
     hide_process()
+    use_one_heap()
     # Ctrl-C and a service manager's SIGTERM go to the whole group: the daemon handles them, and needs its workers to write back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

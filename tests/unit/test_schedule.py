@@ -18,7 +18,7 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
 from ctxfs.storage.snapshot import SUFFIX, copy_file
 from ctxfs.sync import room, uploader
-from ctxfs.sync.engine import ADOPT_LEAST
+from ctxfs.sync.engine import ADOPT_LEAST, LISTING_SECONDS
 from ctxfs.sync.protocol import Copy, DeleteMany, Operation, PutFile, PutMany, WriteSegment
 from ctxfs.sync.recovery import recover
 from ctxfs.sync.rounds import BATCHES, PLAN_AHEAD, TOGETHER
@@ -806,6 +806,29 @@ def test_a_last_upload_goes_on_for_as_long_as_anything_gets_through(play: Play) 
         began = trio.current_time()
         result = await disk.schedule.write_back(120)
         assert result.ok and trio.current_time() - began > 250 and len(disk.keys()) == 200
+    play(scenario, sync_every=ONLY_ON_UNMOUNT)
+
+
+def test_an_unmount_before_everything_is_listed_waits_only_where_something_is_to_be_done(play: Play) -> None:
+    """A context of a million files that was looked at for a moment is done with in a moment; what was changed there, removed there, or is in doubt is
+    not said to be in the bucket."""
+    async def scenario(disk: Disk) -> None:
+        await disk.save(b'f', b'x')
+        assert (await disk.engine.flush()).ok
+        disk.asked.clear()
+        disk.remote.is_complete, disk.remote._complete = False, trio.Event()
+        began = trio.current_time()
+        assert await disk.schedule.write_back(60) == (True, 0, 0, '')
+        assert trio.current_time() - began <= LISTING_SECONDS and not disk.asked
+        disk.db.execute("INSERT INTO attempt VALUES ('f', 9, 1, '')")
+        assert not (await disk.schedule.write_back(60)).ok
+        disk.db.execute('DELETE FROM attempt')
+        disk.journal.announce(['gone'], 1)
+        assert not (await disk.schedule.write_back(60)).ok
+        disk.journal.announced([('gone', 1)])
+        await disk.save(b'g', b'x')
+        result = await disk.schedule.write_back(60)
+        assert not result.ok and 'could not be listed' in result.message and trio.current_time() >= began + 3 * 60
     play(scenario, sync_every=ONLY_ON_UNMOUNT)
 
 
