@@ -210,9 +210,9 @@ class TreeDB(TreeConnection):
         self.execute(_INSERT_INODE, inode.row())
         self._live[inode.ino] = inode
 
-    def insert_inodes(self, inodes: Iterable[Inode]) -> None:
-        """Of which nothing in the process holds any: they are not live."""
-        self.many(_INSERT_INODE, (inode.row() for inode in inodes))
+    def insert_inode_rows(self, rows: Iterable[tuple[object, ...]]) -> None:
+        """As `Inode.row`, of inodes of which nothing in the process holds any: they are not live."""
+        self.many(_INSERT_INODE, rows)
 
     def store_attrs(self, inode: Inode) -> None:
         """Write mode, owner, size and times."""

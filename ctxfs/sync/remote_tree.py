@@ -95,7 +95,7 @@ class RemoteTreeLoader:
                 await self._until_it_works(self.changes.read_new_segments)
                 self._note_index()
             else:
-                await self._until_it_works(lambda: self.changes.read_index(self._note_count))
+                await self._until_it_works(lambda: self.changes.read_index(self._note_count, is_listed_next=True))
                 self._note_index()
                 await self._until_it_works(self.changes.list_all_at_once)
                 await self.changes.agree_with_archives()
@@ -211,12 +211,12 @@ class RemoteTreeLoader:
         """While the whole listing comes near: then it costs no request of its own."""
         while directory.ino not in self._listed:
             key = self._db.dir_key(directory.ino)
-            if self.changes.has_passed(key):
+            if self.changes.parts.has_passed(key):
                 self._listed.add(directory.ino)
-            elif not self.changes.comes_soon(key):
+            elif not self.changes.parts.comes_soon(key):
                 return
             else:
-                await self.changes.progress.wait()
+                await self.changes.parts.progress.wait()
 
     async def _list_one(self, directory: Inode) -> None:
         """One LIST of the directory's own level, however many wait for it."""

@@ -32,7 +32,7 @@ class Endless:
             await trio.sleep_forever()
         count = min(PART, self._left)
         self._left -= count
-        return IndexPart(records=[IndexRecord(path=f'f{self._left + n:06}', changed_ns=1, etag='"e"', size=1, attrs=ATTRS) for n in range(count)])
+        return IndexPart.of([IndexRecord(path=f'f{self._left + n:06}', changed_ns=1, etag='"e"', size=1, attrs=ATTRS) for n in range(count)])
 
 
 @pytest.mark.parametrize(('count', 'is_waited_for'), [(remote_tree.MANY + 1, False), (PART, True)], ids=['many', 'few'])
