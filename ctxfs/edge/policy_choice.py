@@ -70,6 +70,8 @@ class Chooser:
         self._check = check
         self._browser = browser
         self._given: Choice | None = None
+        #: it is known that the context has no policy of its own: nobody need ask
+        self.has_none_stored = False
         #: `keep` stored it
         self.is_kept = False
         #: why a context without a policy of its own cannot be mounted: to be raised before such a context is made
@@ -95,7 +97,7 @@ class Chooser:
         return self._chosen
 
     def _of(self, store: ObjectStore, context: ContextRecord) -> Choice:
-        found = stored(store, context)
+        found = None if self.has_none_stored else stored(store, context)
         if found is None:
             if self.refusal is not None:
                 raise self.refusal
@@ -116,7 +118,7 @@ class Chooser:
         """Do now what `keep` would have to ask the store for; it asks itself where that fails."""
         if self._may_keep():
             with contextlib.suppress(CtxfsError):
-                self._seen = [self._stored(store, context)]
+                self._seen = [None if self.has_none_stored else self._stored(store, context)]
 
     def _may_keep(self) -> bool:
         return self._given is not None or (self._browser is not None and self._chosen is not None)

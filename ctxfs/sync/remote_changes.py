@@ -203,7 +203,7 @@ class RemoteChanges:
         """The same as `list_all` for who waits: where the index says what there is, in parts of it side by side, because a page is asked for by what
         the one before ended with. Raises the first failure; the other parts have come to their end then."""
         bounds = self.parts.bounds()
-        if len(bounds) == 1:
+        if len(bounds) == 1 and self._journal.hints_are_few('', LAST, PAGE):
             await self.list_all(priority=Priority.INTERACTIVE)
         else:
             await self._list_parts(bounds)
