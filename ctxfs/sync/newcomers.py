@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ctxfs.records import ROOT_INO, IndexRecord, ObjectInfo
 from ctxfs.storage.held_hints import Hint
+from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import KEY_MAX, Unmountable, component_to_valid_name, key_to_path
 from ctxfs.storage.tree_db import TreeDB
@@ -29,10 +30,10 @@ class _One(NamedTuple):
 
 class Newcomers:
     """See the module docstring. Lives as long as one transaction. `directory_of`: the inode of the directory with a key, made where missing, or None;
-    `add`: the long way for one file; `added`: is told of each new file by directory, name and number."""
+    `add`: the long way for one file; `added`: is told of new files by directory, name and number."""
 
     def __init__(self, db: TreeDB, journal: Journal, describer: Describer, *, directory_of: Callable[[str, ObjectInfo], int | None],
-                 add: Callable[[ObjectInfo, Hint | None], None], added: Callable[[int, bytes, int], None]) -> None:
+                 add: Callable[[ObjectInfo, Hint | None], None], added: Callable[[list[tuple[int, bytes, int]]], None]) -> None:
         self._db = db
         self._journal = journal
         self._describer = describer
@@ -42,6 +43,8 @@ class Newcomers:
         self._directory: str | None = None
         self._parent = 0
         self._taken: dict[str, _One] = {}
+        #: directories that were on the way so far: as long as somebody has them, they are not loaded again
+        self._way: dict[int, Inode] = {ROOT_INO: db.inode(ROOT_INO)}
         self._has_doubts = db.row('SELECT 1 FROM attempt LIMIT 1') is not None
         #: keys of which all that the index says is in the tree
         self.described: list[str] = []
@@ -80,8 +83,10 @@ class Newcomers:
             if (directory if at < 0 else directory[:at]) in self._taken:
                 return False
             ino = None if ino is None else self._db.lookup(ino, name)
-            if ino is not None and not self._db.inode(ino).is_dir:
-                return False
+            if ino is not None:
+                self._way[ino] = inode = self._db.inode(ino)
+                if not inode.is_dir:
+                    return False
         return True
 
     def finish(self) -> None:
@@ -92,10 +97,10 @@ class Newcomers:
         others = self._with_names_that_are_there(taken)
         rows = [(one, self._describer.file_row(one.info, one.record)) for key, one in taken.items() if key not in others]
         self._db.insert_inode_rows(row for _, row in rows)
-        self._db.insert_dentries((one.parent, one.name, row[0]) for one, row in rows)
+        entries = [(one.parent, one.name, row[0]) for one, row in rows]
+        self._db.insert_dentries(entries)
         self._journal.put_objects(listed(one.info, row[0], 1, one.record) for one, row in rows)
-        for one, row in rows:
-            self._added(one.parent, one.name, row[0])
+        self._added(entries)
         self.described += [one.info.key for one, _ in rows if one.record is not None]
         for key in others:
             self._add(taken[key].info, taken[key].hint)

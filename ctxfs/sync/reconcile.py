@@ -190,14 +190,17 @@ class Reconciler:
             inode = self._describer.new_file(info, record)
         self._db.insert_dentry(parent, name, inode.ino)
         self._journal.put_object(listed(info, inode.ino, inode.revision, record))
-        self._has_gained(parent, name, inode.ino)
+        self._has_gained([(parent, name, inode.ino)])
         return inode
 
-    def _has_gained(self, parent: int, name: bytes, ino: int) -> None:
-        self._invalidator.appeared(parent, name)
-        self.directories.gained(parent)
-        self.counts['created'] += 1
-        self.on_content(ino)
+    def _has_gained(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+        """(parent, name, ino) of each new file."""
+        count, appeared, on_content = 0, self._invalidator.appeared, self.on_content
+        for count, (parent, name, ino) in enumerate(entries, 1):  # noqa: B007
+            appeared(parent, name)
+            self.directories.gained(parent)
+            on_content(ino)
+        self.counts['created'] += count
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -253,10 +256,12 @@ class Reconciler:
         now = info.mtime_ns if info is not None else time.time_ns()
         made = ObjectInfo(key=key, size=0, etag='', mtime_ns=now)
         inode = self._describer.new_inode(made, self._describer.valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._describer.umask))
-        if not inode.attrs_known and self.is_index_read:
+        is_known = inode.attrs_known
+        if not is_known and self.is_index_read:
             inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
         self._gating.place(inode, parent, name)     # local where it only leads to what is synced
-        self._db.store_all(inode)
+        if inode.local or not is_known:
+            self._db.store_all(inode)
         self._db.insert_dentry(parent, name, inode.ino)
         above = self._db.inode(parent)
         above.nlink += 1
