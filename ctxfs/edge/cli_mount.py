@@ -133,7 +133,8 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
             _take_over(invocation, context, _below(chosen.policy))
             options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit,
                                is_mode_recorded=bool(mode))
-        started = launch.Started(os.getpid(), '') if foreground else launch.start(options, meanwhile=lambda: chooser.look(store, context))
+        started = launch.Started(os.getpid(), '') if foreground else launch.start(
+            options, meanwhile=lambda: chooser.look(store, context, read_only=options.read_only))
         _note_use(store, context)
         _say(started.note)
         if wishes.metrics_addr is not None and not wishes.metrics_addr.is_loopback:

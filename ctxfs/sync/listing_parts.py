@@ -53,7 +53,7 @@ class ListingParts:
 
     def comes_soon(self, directory: str) -> bool:
         """Whether it will be within a few pages, as far as the index tells."""
-        return any(part.after < directory and (part.last is None or directory + LAST <= part.last)
+        return any(part.start < directory and part.after < directory + LAST and (part.last is None or directory + LAST <= part.last)
                    and self._journal.hints_are_few(part.after, directory + LAST, SOON) for part in self._parts if not part.is_done)
 
     def moved_on(self) -> None:

@@ -443,13 +443,13 @@ def test_what_a_listing_in_parts_has_passed(bench: Bench) -> None:
 
 
 def test_what_comes_soon_is_told_by_the_index(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what lies between; nothing is said of what is behind, or of a part that has come to its end."""
+    """By what lies between, also within the directory; nothing is said of what is behind, or of a part that has come to its end."""
     monkeypatch.setattr(listing_parts, 'SOON', 3)
     bench.other.append([bench.record(f'd{number}/f', '"e"') for number in range(9)])
     bench.run(bench.index.read)
     part, = bench.changes.parts.begin([''])
     part.after = 'd2/f'
-    assert [number for number in range(9) if bench.changes.parts.comes_soon(f'd{number}/')] == [3, 4, 5]
+    assert [number for number in range(9) if bench.changes.parts.comes_soon(f'd{number}/')] == [2, 3, 4, 5]
     part.is_done = True
     assert not bench.changes.parts.comes_soon('d3/')
 
