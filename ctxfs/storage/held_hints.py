@@ -83,10 +83,12 @@ class HeldHints:
         return found
 
     def drop(self, keys: Iterable[str]) -> None:
+        first, last, records = '', '', {}       # of the page of the key before
         for key in keys:
-            at = bisect_right(self._firsts, key) - 1
-            if at >= 0:
-                self._records(self._pages[at]).pop(key, None)
+            if not first <= key <= last and (at := bisect_right(self._firsts, key) - 1) >= 0:
+                page = self._pages[at]
+                first, last, records = page.first, page.last, self._records(page)
+            records.pop(key, None)
 
     def take(self) -> list[IndexRecord]:
         """What is left of the first page, which is forgotten."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -197,8 +197,8 @@ class Journal:
     def put_object(self, known: Known) -> None:
         self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
 
-    def put_objects(self, known: Iterable[Known]) -> None:
-        self._db.many('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
+    def put_objects(self, known: Sequence[Known]) -> None:
+        self._db.insert('INSERT OR REPLACE INTO object', '(?,?,?,?,?,?,?,?,?,?)', known)
 
     def note_lifetime(self, key: str, etag: str, lifecycle: str, uploaded_ns: int) -> None:
         """What the store says of when this version came, and when it expires."""

@@ -96,10 +96,10 @@ class Newcomers:
             return
         others = self._with_names_that_are_there(taken)
         rows = [(one, self._describer.file_row(one.info, one.record)) for key, one in taken.items() if key not in others]
-        self._db.insert_inode_rows(row for _, row in rows)
+        self._db.insert_file_rows([row for _, row in rows])
         entries = [(one.parent, one.name, row[0]) for one, row in rows]
         self._db.insert_dentries(entries)
-        self._journal.put_objects(listed(one.info, row[0], 1, one.record) for one, row in rows)
+        self._journal.put_objects([listed(one.info, row[0], 1, one.record) for one, row in rows])
         self._added(entries)
         self.described += [one.info.key for one, _ in rows if one.record is not None]
         for key in others:
