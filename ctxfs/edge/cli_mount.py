@@ -51,8 +51,9 @@ from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.policy_store import POLICY_NAME
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.storage.registry_changes import check_whole
 from ctxfs.storage.stores import directory_of
-from ctxfs.sync import clearing, context_mode, spare_worker
+from ctxfs.sync import context_mode, spare_worker
 from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
 
@@ -263,7 +264,7 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
         opened = open_context(invocation.store_url, reference, create_store=may_make and (create or is_default), create=may_make and create,
                               state_root=invocation.paths.state, created=created)
         stack.enter_context(contextlib.closing(opened.store))
-        clearing.check_whole(opened.context)
+        check_whole(opened.context)
         return opened
     except NotFound:
         if create and refusal is not None:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from ctxfs.errors import InUse, NotFound
 from ctxfs.storage import registry_changes
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.stores import open_store
-from ctxfs.sync import clearing
 from tests.fakes.s3_server import FakeS3
 
 
@@ -110,7 +111,7 @@ def test_a_context_that_is_being_cleared_says_so(desk: Desk) -> None:
     with desk.store() as store:
         registry_changes.begin_clearing(store, made.id, deletes=False)
     with pytest.raises(InUse):
-        clearing.check_whole(desk.open()[0].context)
+        registry_changes.check_whole(desk.open()[0].context)
 
 
 def test_what_is_not_there_is_told_as_ever(desk: Desk) -> None:
@@ -118,3 +119,10 @@ def test_what_is_not_there_is_told_as_ever(desk: Desk) -> None:
     desk.open(create=True)
     with pytest.raises(NotFound, match='did you mean c'):
         desk.open('cc')
+
+
+def test_the_command_does_not_load_what_only_workers_need() -> None:
+    """A fifth of the time until its first request."""
+    done = subprocess.run([sys.executable, '-c', 'import sys, ctxfs.edge.cli_mount, ctxfs.storage.s3_store; print(*sys.modules)'],
+                          capture_output=True, text=True, check=True)
+    assert not {'ctxfs.sync.protocol', 'ctxfs.sync.index_log', 'ctxfs.storage.index_format', 'zstandard', 'trio', 'pyfuse3'} & {*done.stdout.split()}
