@@ -4,7 +4,7 @@ Owns the files below `stores/` in the state root: their names, their format, and
 asked, nor what an answer means. Losing a file costs some requests, and so does one that is damaged, of another version, or too old.
 
     stores/<store>/<prefix>.json    both hashed; one file for each prefix that was asked about, because rights may differ
-    stores/<store>/id-<name>.json   the same; the id of the context that is mounted by that name
+    stores/<store>/<name>.id        the same; the id of the context that is mounted by that name
 
 Any number of processes read and write: a file appears whole, and whoever writes last knows as much as the others.
 """
@@ -124,7 +124,7 @@ class RememberedId:
 
     def __init__(self, state_root: Path, store_url: str, reference: str) -> None:
         self._root, self._store, self._reference = state_root / DIRECTORY, _identity(store_url), reference
-        self._file = self._root / _hash(self._store) / f'id-{_hash(reference)}.json'
+        self._file = self._root / _hash(self._store) / f'{_hash(reference)}.id'
 
     def find(self) -> str:
         """'' when nothing is known."""

@@ -195,12 +195,11 @@ class Reconciler:
 
     def _has_gained(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
         """(parent, name, ino) of each new file."""
-        count, appeared, on_content = 0, self._invalidator.appeared, self.on_content
-        for count, (parent, name, ino) in enumerate(entries, 1):  # noqa: B007
-            appeared(parent, name)
+        for parent, name, ino in entries:
+            self._invalidator.appeared(parent, name)
             self.directories.gained(parent)
-            on_content(ino)
-        self.counts['created'] += count
+            self.on_content(ino)
+            self.counts['created'] += 1
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""

@@ -92,7 +92,7 @@ def half_renamed(desk: Desk, made: Any) -> str:
 
 
 def damaged(desk: Desk, made: Any) -> str:
-    file, = desk.root.rglob('id-*.json')
+    file, = desk.root.rglob('*.id')
     file.write_bytes(b'{')
     return str(made.id)
 
