@@ -255,11 +255,9 @@ class Reconciler:
         now = info.mtime_ns if info is not None else time.time_ns()
         made = ObjectInfo(key=key, size=0, etag='', mtime_ns=now)
         inode = self._describer.new_inode(made, self._describer.valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._describer.umask))
-        is_known = inode.attrs_known
-        if not is_known and self.is_index_read:
-            inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
         self._gating.place(inode, parent, name)     # local where it only leads to what is synced
-        if inode.local or not is_known:
+        if inode.local or not inode.attrs_known:
+            inode.attrs_known |= int(self.is_index_read)        # unless it has a marker, nothing remote says more about it
             self._db.store_all(inode)
         self._db.insert_dentry(parent, name, inode.ino)
         above = self._db.inode(parent)
