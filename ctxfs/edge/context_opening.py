@@ -5,12 +5,13 @@ Owns what this host has found before under that name, and what one listing of th
 """
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from ctxfs.edge import preflight
-from ctxfs.errors import CtxfsError
+from ctxfs.errors import CtxfsError, RemoteUnavailable
 from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.object_store import ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
@@ -44,13 +45,16 @@ def open_context(url: str, reference: str, *, create_store: bool, create: bool, 
 
 
 def _directly(store: ObjectStore, reference: str, likely: str) -> Opened | None:
-    """None where anything is not as it is for most mounts."""
+    """None where anything is not as it is for most mounts. Raises RemoteUnavailable where that took so long that nobody should ask again."""
+    began = time.monotonic()
     try:
         context = Registry(store).registered(reference, likely=likely)
         if context is None:
             return None
         return Opened(store, context, None if context.id == likely else _own_objects(store, context.prefix + RESERVED_DIR))
-    except CtxfsError:
+    except CtxfsError as error:
+        if isinstance(error, RemoteUnavailable) and time.monotonic() - began > preflight.PATIENT_SECONDS:
+            raise
         return None
 
 

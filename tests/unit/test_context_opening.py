@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from ctxfs.edge import preflight
 from ctxfs.edge.context_opening import Opened, open_context
-from ctxfs.errors import InUse, NotFound
+from ctxfs.errors import InUse, NotFound, RemoteUnavailable
 from ctxfs.storage import registry_changes
 from ctxfs.storage.registry import Registry
 from ctxfs.storage.stores import open_store
@@ -119,6 +120,21 @@ def test_what_is_not_there_is_told_as_ever(desk: Desk) -> None:
     desk.open(create=True)
     with pytest.raises(NotFound, match='did you mean c'):
         desk.open('cc')
+
+
+@pytest.mark.parametrize(('patience', 'times'), [(60.0, 2), (-1.0, 1)], ids=['a moment', 'too long'])
+def test_who_does_not_answer_is_asked_again_after_a_moment(desk: Desk, monkeypatch: pytest.MonkeyPatch, patience: float, times: int) -> None:
+    monkeypatch.setattr(preflight, 'PATIENT_SECONDS', patience)
+    asked: list[str] = []
+
+    def unavailable(*args: Any, **options: Any) -> None:
+        asked.append('')
+        raise RemoteUnavailable('it hangs')
+    monkeypatch.setattr(Registry, 'registered', unavailable)
+    monkeypatch.setattr(preflight, 'check_store', unavailable)
+    with pytest.raises(RemoteUnavailable, match='it hangs'):
+        desk.open()
+    assert len(asked) == times
 
 
 def test_the_command_does_not_load_what_only_workers_need() -> None:
