@@ -1,4 +1,4 @@
-"""Builds ctxfs/edge/fuse_ops.c while ctxfs is installed, with the compiler and the headers that pyfuse3 needs as well.
+"""Builds the library of ctxfs/edge/fuse_*.c while ctxfs is installed, with the compiler and the headers that pyfuse3 needs as well.
 
 It goes beside the installed packages, not into the checkout. Where it cannot be built, ctxfs is installed without it, which is slower.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = 'ctxfs/edge/fuse_ops.c'
+SOURCES = ('ctxfs/edge/fuse_ops.c', 'ctxfs/edge/fuse_made.c', 'ctxfs/edge/fuse_answers.c')
 NAME = '_ctxfs_fuse_ops'
 
 
@@ -37,9 +37,10 @@ class CustomBuildHook(BuildHookInterface):
     def _compile(self, library: str) -> bool:
         try:
             flags = subprocess.run(['pkg-config', '--cflags', '--libs', 'fuse3'], capture_output=True, text=True, check=True).stdout
-            subprocess.run([*shlex.split(os.environ.get('CC', 'cc')), '-O2', '-shared', '-fPIC', '-o', library,
-                            os.path.join(self.root, SOURCE), *shlex.split(flags), '-ldl'], capture_output=True, text=True, check=True)
+            sources = [os.path.join(self.root, source) for source in SOURCES]
+            subprocess.run([*shlex.split(os.environ.get('CC', 'cc')), '-O2', '-shared', '-fPIC', '-o', library, *sources, *shlex.split(flags),
+                            '-ldl'], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f'{SOURCE} is left out: {getattr(error, "stderr", "") or error}')
+            self.app.display_warning(f'{NAME} is left out: {getattr(error, "stderr", "") or error}')
             return False
         return True

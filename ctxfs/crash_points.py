@@ -44,6 +44,8 @@ NAMES: tuple[str, ...] = (
     'tree-after-commit',             # … and it is done, and nobody was told
     'create-before-commit',          # a new file's staging file is there, without a row
     'create-before-reply',           # the row is there, nobody was told
+    'made-before-commit',            # files are made and acknowledged, and only the log has them
+    'made-after-commit',             # their rows are there, and the log has them still
     'dirty-before-commit',           # the whole content is in staging, the row says that it is clean
     'dirty-after-commit',            # the row says that it is staged, no byte has changed
     'write-after-bytes',             # the bytes are there, the row has the size of before
@@ -84,6 +86,7 @@ NAMES: tuple[str, ...] = (
     'listing-before-finish',         # all of it, and what came with the index is still kept
     # In the daemon, before it mounts.
     'recovery-after-root',
+    'recovery-after-made',           # files of the log have their rows
     'recovery-after-orphans',
     'recovery-after-staging',        # files without an owner are gone, rows are as they were
     'recovery-after-rows',

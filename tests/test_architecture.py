@@ -35,7 +35,7 @@ IMPORTERS: dict[str, tuple[str, ...]] = {
     'botocore': ('ctxfs.storage.s3_boto',),
     'click': ('ctxfs.edge.cli*',),
     'diskcache': ('ctxfs.storage.cache_database',),
-    'exceptiongroup': ('ctxfs.edge.daemon',),
+    'exceptiongroup': ('ctxfs.edge.supervision',),
     'greenlet': ('ctxfs.storage.fibers',),
     'prometheus_client': ('ctxfs.edge.metrics_server',),
     'pyfuse3': ('ctxfs.edge.fuse_adapter',),

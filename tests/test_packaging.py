@@ -55,8 +55,8 @@ def test_the_wheel_has_what_a_mount_needs(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(name for name in names if name.endswith('METADATA'))).decode()
-    assert {'_ctxfs_fuse_ops.so', 'ctxfs/storage/schema.sql', 'ctxfs/edge/fuse_ops.c', 'ctxfs/systemd/ctxfs@.service',
-            'ctxfs/systemd/user/ctxfs@.service'} <= names
+    sources = {f'ctxfs/edge/fuse_{name}' for name in ('ops.c', 'ops.h', 'made.c', 'answers.c')}
+    assert sources | {'_ctxfs_fuse_ops.so', 'ctxfs/storage/schema.sql', 'ctxfs/systemd/ctxfs@.service', 'ctxfs/systemd/user/ctxfs@.service'} <= names
     assert f'Version: {ctxfs.__version__}' in metadata and not any(name.startswith(('tests/', 'scripts/')) for name in names)
     run(*pip, 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel)
     place = 'import ctxfs; print(ctxfs.__file__)'

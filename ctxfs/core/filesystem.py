@@ -9,12 +9,13 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
 from ctxfs.core.known_inodes import KnownInodes
+from ctxfs.core.made_files import Made, MadeFiles
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
 from ctxfs.crash_points import crash_point
@@ -45,13 +46,14 @@ class FileSystem:
     """See the module docstring. All methods raise ctxfs.errors, or OSError from the local disk."""
 
     def __init__(self, db: TreeDB, journal: Journal, names: Namespace, contents: Contents, *, remote: RemoteTree,
-                 after_fsync: Callable[[Inode], Awaitable[None]] | None = None,
+                 made: MadeFiles, after_fsync: Callable[[Inode], Awaitable[None]] | None = None,
                  on_close: Callable[[Inode], None] | None = None) -> None:
         self._db = db
         self._journal = journal
         self.names = names
         self.contents = contents
         self._remote = remote
+        self.made = made
         self._after_fsync = after_fsync
         self._on_close = on_close
         self._known = KnownInodes(db)
@@ -83,6 +85,8 @@ class FileSystem:
 
     def detached(self) -> None:
         """There is no mount any more, and so nothing is open or known: an unmount does not wait until the kernel has told all of it."""
+        with contextlib.suppress(CtxfsError):       # else the next recovery does it
+            self.made.settle(self)
         for fh in self.files.numbers():
             self._release(fh)
         for fh in self.dirs.numbers():
@@ -96,6 +100,14 @@ class FileSystem:
             return False
         self._absences.add((parent, name))
         return True
+
+    def absences(self) -> int:
+        """How many are noted."""
+        return len(self._absences)
+
+    def note_absences(self, absences: Iterable[tuple[int, bytes]]) -> None:
+        """(parent, name) of each; there is room for them."""
+        self._absences.update(absences)
 
     def take_absence(self, parent: int, name: bytes) -> bool:
         """Whether the kernel was told so; not any more."""
@@ -144,6 +156,11 @@ class FileSystem:
         self.remember(inode)
         return self.files.add(FileHandle(inode, flags)), inode
 
+    def take_over(self, made: Sequence[Made]) -> None:
+        """The kernel was answered that these files are made; see made_files.py. Raises as that."""
+        self._absences.difference_update((one.parent, one.name) for one in made)
+        self.made.take_over(self, made)
+
     async def link(self, ino: int, parent: int, name: bytes) -> Inode:
         inode = self.remember(await self.names.link(self.inode(ino), parent, name))
         self._absences.discard((parent, name))
@@ -179,6 +196,7 @@ class FileSystem:
         if self._unpurged:
             self._purge([])
         with contextlib.suppress(DiskFull):
+            self.made.settle(self)
             while self._unsaved:
                 inode = next(iter(self._unsaved.values()))
                 if inode.content == Content.STAGED and inode.nlink:
@@ -302,6 +320,8 @@ class FileSystem:
         self._release(fh)
 
     def _release(self, fh: int) -> None:
+        if self.made.is_waiting and self.made.released(fh):
+            return
         handle = self.files.remove(fh)
         inode = handle.inode
         try:

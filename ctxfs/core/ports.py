@@ -49,5 +49,8 @@ class Room(Protocol):
         """Whether a file that has `own` dirty bytes may have `size` more. Its own do not count: it cannot be uploaded before it is
         written, so a file larger than the bound must be possible (the disk then is the bound)."""
 
+    def headroom(self) -> int:
+        """Bytes that may be written without asking for each of them."""
+
     async def make_room(self, size: int, own: int) -> None:
         """Wait, boundedly, until uploads made room. Raises NoSpace when they fail."""

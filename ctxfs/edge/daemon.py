@@ -15,7 +15,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,14 +22,12 @@ from typing import Any
 
 import trio
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup  # what trio itself uses there
-
 from ctxfs import logs
 from ctxfs.config import MountOptions, private_dir
 from ctxfs.core.block_reader import BlockReader
 from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
+from ctxfs.core.made_files import MadeFiles
 from ctxfs.core.namespace import Namespace
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import control, failsafe, fuse_adapter, fuse_ops, housekeeping, runtime_dir
@@ -38,6 +35,7 @@ from ctxfs.edge.archive_mode import ArchiveMode, Base
 from ctxfs.edge.attachment import Attachment
 from ctxfs.edge.failsafe import Home
 from ctxfs.edge.following import Following
+from ctxfs.edge.fuse_made import MadeByLibrary
 from ctxfs.edge.launch import Readiness
 from ctxfs.edge.metrics_text import labels_of
 from ctxfs.edge.mount_answers import Answers
@@ -47,7 +45,7 @@ from ctxfs.edge.space import DiskSpace
 from ctxfs.edge.stack_dump import dump_on_signal
 from ctxfs.edge.state_lock import locked
 from ctxfs.edge.store_access import StoreAccess
-from ctxfs.edge.supervision import kept_running, supervised
+from ctxfs.edge.supervision import first_leaf, kept_running, supervised
 from ctxfs.errors import CtxfsError, Damaged, RemoteUnavailable
 from ctxfs.limits import Address
 from ctxfs.rules import Rules
@@ -56,6 +54,7 @@ from ctxfs.storage.block_cache import BLOCK_SIZE, BlockCache
 from ctxfs.storage.disk_space import Reserve
 from ctxfs.storage.gating import Gating
 from ctxfs.storage.inode import Inode
+from ctxfs.storage.made_log import MadeLog
 from ctxfs.storage.registry import context_prefix
 from ctxfs.sync.asides import Asides
 from ctxfs.sync.audit import Auditor
@@ -114,7 +113,7 @@ def run(options: MountOptions, ready: Readiness) -> int:
         except BaseException as error:
             if not mount.was_attached:
                 runtime_dir.discard(Path(options.runtime_dir))
-            raise _first_leaf(error) from error
+            raise first_leaf(error) from error
         finally:
             mount.close()
 
@@ -131,13 +130,6 @@ def _audited(options: MountOptions) -> Iterator[AuditLog]:
         raise
     finally:
         audit.close()
-
-
-def _first_leaf(error: BaseException) -> BaseException:
-    """What went wrong first, out of the groups that nested nurseries make of it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _set_up_process(options: MountOptions) -> None:
@@ -378,6 +370,8 @@ class Mount:
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=self._options.state_dir,
                                                  xattrs=XAttrs(self._db, self._fs) if self._options.xattrs else None,
                                                  read_seconds=_read_seconds(self._options), space=self._space)
+        if fuse_ops.is_loaded() and not self._options.xattrs:      # a directory may have ACLs, which what is made in it gets
+            self._adapter.made = MadeByLibrary(self._fs, self._db, self._staging, gating=self._gating, room=self._room, made_log=self._made_log)
         pool.courtesy.served = lambda: self._adapter.requests
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:
@@ -387,7 +381,9 @@ class Mount:
         self._blocks = BlockReader(ContextCache(self._cache, prefix=self._prefix), content, block_size=BLOCK_SIZE, spawn=spawn,
                                    refresh=remote.refresh, on_miss=self._warmup.note_read)
         contents = Contents(db, journal, staging, blocks=self._blocks, remote=content, room=self._room)
-        return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote,
+        self._made_log = MadeLog(db)
+        made = MadeFiles(db, journal, staging, gating=self._gating, log=self._made_log, on_close=lambda inode: self._schedule.wake())
+        return FileSystem(db, journal, Namespace(db, journal, staging, gating=self._gating, remote=remote), contents, remote=remote, made=made,
                           after_fsync=self._upload_now if self._options.fsync == 'remote' else None,
                           on_close=lambda inode: self._schedule.wake())
 

@@ -29,6 +29,7 @@ from ctxfs.core.filesystem import Change, FileSystem
 from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
 from ctxfs.edge import fuse_loop
+from ctxfs.edge.fuse_made import MadeByLibrary
 from ctxfs.edge.kernel_invalidator import KernelInvalidator
 from ctxfs.edge.overheard import overheard
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
@@ -72,6 +73,7 @@ def boundary(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
             self._space.check()
         for _ in range(ATTEMPTS - 1):
             try:
+                self.settle_made(name)
                 return await handler(self, *args)
             except (DiskFull, OSError) as error:
                 code = error.errno or 0
@@ -120,6 +122,9 @@ class FuseAdapter(pyfuse3.Operations):
         self._requests = 0
         self._xattrs = xattrs
         self.is_debugging = log.isEnabledFor(logging.DEBUG)
+        #: what the library makes without us, where there is one
+        self.made: MadeByLibrary | None = None
+        fuse_ops.set_timeout(TIMEOUT)
         self._negative, self._unsure = self._make_negative(TIMEOUT), self._make_negative(0)
 
     @property
@@ -135,6 +140,29 @@ class FuseAdapter(pyfuse3.Operations):
     def note_changes(self) -> None:
         """Before each request: something else may have changed the tree since the last one."""
         fuse_ops.note_changes(self._fs.changes)
+
+    def serve(self, linger_seconds: float, limit_seconds: float) -> int:
+        """fuse_loop.install's."""
+        made = self.made
+        if made is None:
+            return fuse_ops.serve(linger_seconds, limit_seconds)
+        made.prepare(may_make=self._has_space())
+        try:
+            return fuse_ops.serve(linger_seconds, limit_seconds)
+        finally:
+            made.take_over()
+
+    def _has_space(self) -> bool:
+        try:
+            self._space.check()
+        except DiskFull:
+            return False
+        return True
+
+    def settle_made(self, name: str) -> None:
+        """Before a request of this name. Raises DiskFull while what was made for the kernel has no row; closing a file need not wait for it."""
+        if self.made is not None and name not in ENDING:
+            self.made.settle()
 
     # --- translation --------------------------------------------------------------------------------------------------------------
 
@@ -190,7 +218,10 @@ class FuseAdapter(pyfuse3.Operations):
 
     @boundary
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(await self._fs.make(parent_inode, name, mode=mode, caller=Caller(ctx.uid, ctx.gid)))
+        inode = await self._fs.make(parent_inode, name, mode=mode, caller=Caller(ctx.uid, ctx.gid))
+        if self.made is not None:
+            self.made.arm(inode.ino)
+        return self._entry(inode)
 
     @boundary
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -201,6 +232,8 @@ class FuseAdapter(pyfuse3.Operations):
     async def create(self, parent_inode: int, name: bytes, mode: int, flags: int,
                      ctx: RequestContext) -> tuple[FileInfo, EntryAttributes]:
         fh, inode = await self._fs.create(parent_inode, name, mode=mode, flags=flags, caller=Caller(ctx.uid, ctx.gid))
+        if self.made is not None:
+            self.made.arm(parent_inode)
         return FileInfo(fh=fh, keep_cache=True), self._entry(inode)
 
     @boundary
@@ -390,7 +423,7 @@ def attach(adapter: FuseAdapter, mountpoint: str, options: set[str]) -> None:
 
 async def serve_requests(adapter: FuseAdapter) -> None:
     """Answer the kernel until the file system is unmounted."""
-    fuse_loop.install(pyfuse3, before_request=adapter.note_changes)
+    fuse_loop.install(pyfuse3, before_request=adapter.note_changes, serve=adapter.serve if fuse_ops.is_loaded() else None)
     await pyfuse3.main(min_tasks=4)
     adapter.detached()
 

@@ -11,7 +11,8 @@ measured 60 % of the time of an unpack, because nearly every handler here ends w
   holder that comes back in the same step just goes on;
 - `wait_readable` first looks whether the next request is there already, or comes within LINGER_SECONDS, which is how long a program
   takes from one request's answer to its next request; only then the scheduler is asked to wait. At least every YIELD_SECONDS it
-  gives way, so that uploads and the control socket go on beside a flood of requests.
+  gives way, so that uploads and the control socket go on beside a flood of requests. It is the library (fuse_made.c) that looks, where there
+  is one, and answers what needs no Python.
 
 An unmount that comes while requests wait (closing a file is one that no program waits for) may be told as ECONNABORTED, where pyfuse3 expects
 ENODEV: `_Nursery` makes an end of both.
@@ -32,7 +33,9 @@ import trio
 #: how long the loop looks out for the next request before it sleeps: no other task runs meanwhile
 LINGER_SECONDS = 0.00015
 #: the longest that requests may keep other tasks waiting
-YIELD_SECONDS = 0.002
+YIELD_SECONDS = 0.004
+#: what `serve` returns (see `install`)
+NOTHING, FOR_HANDLER = 0, 1
 
 
 class ReaderLock(trio.abc.Instrument):
@@ -73,14 +76,38 @@ class ReaderLock(trio.abc.Instrument):
 class _Waiter:
     """wait_readable as described in the module's docstring."""
 
-    def __init__(self, before_request: Callable[[], None]) -> None:
+    def __init__(self, before_request: Callable[[], None], serve: Callable[[float, float], int] | None) -> None:
         self._poll: select.poll | None = None
         self._last_yield = 0.0
         self._before_request = before_request
+        self._serve = serve
 
     async def wait_readable(self, fd: int) -> None:
-        await self._wait_readable(fd)
-        self._before_request()
+        if self._serve is not None:
+            await self._wait_serving(fd, self._serve)
+        else:
+            await self._wait_readable(fd)
+            self._before_request()
+
+    async def _wait_serving(self, fd: int, serve: Callable[[float, float], int]) -> None:
+        """Until a request is there that a handler answers."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+        while True:
+            if time.perf_counter() - self._last_yield >= YIELD_SECONDS:
+                if self._poll.poll(0):
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(fd)
+                self._last_yield = time.perf_counter()
+            self._before_request()
+            found = serve(LINGER_SECONDS, YIELD_SECONDS)
+            if found == FOR_HANDLER:
+                return
+            if found == NOTHING:
+                await trio.lowlevel.wait_readable(fd)
+                self._last_yield = time.perf_counter()
 
     async def _wait_readable(self, fd: int) -> None:
         if self._poll is None:
@@ -122,10 +149,11 @@ async def _open_nursery() -> AsyncIterator[_Nursery]:
         yield _Nursery(nursery)
 
 
-def install(pyfuse3: ModuleType, *, before_request: Callable[[], None]) -> None:
+def install(pyfuse3: ModuleType, *, before_request: Callable[[], None], serve: Callable[[float, float], int] | None = None) -> None:
     """Make pyfuse3's loop wait as described; call it before `pyfuse3.main`. `before_request` is called in the same step in which a request
-    is then handled, or begins to be."""
-    waiter = _Waiter(before_request)
+    is then handled, or begins to be. `serve(linger, limit)` waits so many seconds for a request and answers those that need no handler
+    for so many seconds; it returns NOTHING when none came, FOR_HANDLER when the next one needs a handler, else another number."""
+    waiter = _Waiter(before_request, serve)
     lowlevel = SimpleNamespace(**{name: getattr(trio.lowlevel, name) for name in dir(trio.lowlevel) if not name.startswith('_')})
     lowlevel.wait_readable = waiter.wait_readable
     stand_in = SimpleNamespace(**{name: getattr(trio, name) for name in ('ClosedResourceError', 'from_thread', 'to_thread')})

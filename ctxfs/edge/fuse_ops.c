@@ -13,13 +13,11 @@
  * It owns the numbers of the handles that it makes: (serial << 40 | inode), where Python's own are below 1 << 40. And it counts, for each
  * inode, the open handles of files that Python does not know (ctxfs_opens). All of it runs in the one thread of pyfuse3's loop. The kernel
  * forgets a listing by itself when an entry is changed through it; for changes from elsewhere the daemon invalidates the directory. */
-#define FUSE_USE_VERSION 35
-#define _GNU_SOURCE
+#include "fuse_ops.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <fuse_lowlevel.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,18 +25,11 @@
 #error "libfuse 3.17 makes sessions by another function"
 #endif
 
-#define SERIAL_SHIFT 40
 #define NAME_ONLY UINT64_MAX
 
-/* Numbers and their counts: a hash table with open addressing, never more than half full. A count of 0 is not there. */
-struct table {
-    struct { uint64_t number, count; } *slots;
-    size_t size, used;
-};
-
-static struct table noted;      /* handles of ours that Python knows */
-static struct table plain;      /* inodes that may be opened for reading here */
-static struct table opens;      /* inode -> handles of ours that Python does not know */
+struct table noted;     /* handles of ours that Python knows */
+struct table plain;     /* inodes that may be opened for reading here */
+struct table opens;     /* inode -> handles of ours that Python does not know */
 static struct fuse_lowlevel_ops python;
 static uint64_t serial;
 
@@ -50,12 +41,13 @@ uint64_t ctxfs_changes;
 
 /* attributes as they were answered last; one place for all inodes with the same lowest bits */
 #define ATTRS 16384
-static struct { uint64_t ino, changes; double timeout; struct stat attr; } attrs[ATTRS];
+static struct { uint64_t ino, changes; struct stat attr; } attrs[ATTRS];
 
 static struct {
     struct fuse_session *(*session_new)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *);
     int (*reply_attr)(fuse_req_t, const struct stat *, double);
     size_t (*add_entry)(fuse_req_t, char *, size_t, const char *, const struct fuse_entry_param *, off_t);
+    int (*receive)(struct fuse_session *, struct fuse_buf *);
 } libfuse;
 
 static size_t slot_of(const struct table *table, uint64_t number)
@@ -66,7 +58,7 @@ static size_t slot_of(const struct table *table, uint64_t number)
     return at;
 }
 
-static uint64_t count_of(const struct table *table, uint64_t number)
+uint64_t count_of(const struct table *table, uint64_t number)
 {
     return table->size ? table->slots[slot_of(table, number)].count : 0;
 }
@@ -85,8 +77,7 @@ static int grow(struct table *table)
     return 1;
 }
 
-/* 0 when there is no memory. */
-static int add(struct table *table, uint64_t number)
+int add(struct table *table, uint64_t number)
 {
     if (2 * (table->used + 1) > table->size && !grow(table))
         return 0;
@@ -97,8 +88,13 @@ static int add(struct table *table, uint64_t number)
     return 1;
 }
 
-/* 0 when it was not there. */
-static int take(struct table *table, uint64_t number)
+void empty(struct table *table)
+{
+    free(table->slots);
+    memset(table, 0, sizeof *table);
+}
+
+int take(struct table *table, uint64_t number)
 {
     if (!count_of(table, number))
         return 0;
@@ -140,12 +136,12 @@ uint64_t ctxfs_open_inodes(void)
 
 /* --- handles --- */
 
-static int is_ours(const struct fuse_file_info *fi)
+int is_ours(uint64_t fh)
 {
-    return fi->fh >> SERIAL_SHIFT != 0;
+    return fh >> SERIAL_SHIFT != 0;
 }
 
-static uint64_t new_handle(fuse_ino_t ino)
+uint64_t new_handle(fuse_ino_t ino)
 {
     return ++serial << SERIAL_SHIFT | ino;
 }
@@ -153,7 +149,7 @@ static uint64_t new_handle(fuse_ino_t ino)
 /* Python is about to be asked for the handle. 0 when there is no memory to remember that. */
 static int hand_over(fuse_ino_t ino, const struct fuse_file_info *fi)
 {
-    if (!is_ours(fi) || count_of(&noted, fi->fh))
+    if (!is_ours(fi->fh) || count_of(&noted, fi->fh))
         return 1;
     if (!add(&noted, fi->fh))
         return 0;
@@ -225,7 +221,7 @@ static void sync_file(fuse_req_t req, fuse_ino_t ino, int only_data, struct fuse
 
 static void release_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    if (!is_ours(fi) || take(&noted, fi->fh)) {
+    if (!is_ours(fi->fh) || take(&noted, fi->fh)) {
         python.release(req, ino, fi);
         return;
     }
@@ -234,23 +230,39 @@ static void release_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *
     fuse_reply_err(req, 0);
 }
 
+const struct stat *known_attr(fuse_ino_t ino)
+{
+    return attrs[ino % ATTRS].ino == ino && attrs[ino % ATTRS].changes == ctxfs_changes ? &attrs[ino % ATTRS].attr : NULL;
+}
+
+void forget_attr(fuse_ino_t ino)
+{
+    if (attrs[ino % ATTRS].ino == ino)
+        attrs[ino % ATTRS].ino = 0;
+}
+
 static void get_attr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    if (attrs[ino % ATTRS].ino != ino || attrs[ino % ATTRS].changes != ctxfs_changes) {
+    const struct stat *attr = known_attr(ino);
+    if (!attr) {
         python.getattr(req, ino, fi);
         return;
     }
     ctxfs_answered++;
-    libfuse.reply_attr(req, &attrs[ino % ATTRS].attr, attrs[ino % ATTRS].timeout);
+    libfuse.reply_attr(req, attr, ctxfs_timeout);
 }
 
 /* --- what pyfuse3 calls --- */
+
+int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buf)
+{
+    return receive_kept(session, buf);
+}
 
 int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
 {
     attrs[attr->st_ino % ATTRS].ino = attr->st_ino;
     attrs[attr->st_ino % ATTRS].changes = ctxfs_changes;
-    attrs[attr->st_ino % ATTRS].timeout = timeout;
     attrs[attr->st_ino % ATTRS].attr = *attr;
     return libfuse.reply_attr(req, attr, timeout);
 }
@@ -270,7 +282,8 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     *(void **)&libfuse.session_new = dlsym(RTLD_NEXT, "fuse_session_new");
     *(void **)&libfuse.reply_attr = dlsym(RTLD_NEXT, "fuse_reply_attr");
     *(void **)&libfuse.add_entry = dlsym(RTLD_NEXT, "fuse_add_direntry_plus");
-    if (!libfuse.session_new || !libfuse.reply_attr || !libfuse.add_entry)
+    *(void **)&libfuse.receive = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+    if (!libfuse.session_new || !libfuse.reply_attr || !libfuse.add_entry || !libfuse.receive)
         return NULL;
     struct fuse_lowlevel_ops changed;
     memset(&changed, 0, sizeof changed);
@@ -284,5 +297,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     changed.fsync = sync_file;
     changed.release = release_file;
     changed.getattr = get_attr;
-    return libfuse.session_new(args, &changed, size, data);
+    struct fuse_session *session = libfuse.session_new(args, &changed, size, data);
+    answer_session(session, libfuse.receive);
+    return session;
 }

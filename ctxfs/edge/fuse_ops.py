@@ -14,6 +14,8 @@ LIBRARY = '_ctxfs_fuse_ops'
 #: of a handle that the library made, the bits above number it, those below are the inode; numbers below 1 << SERIAL_SHIFT are Python's
 SERIAL_SHIFT = 40
 
+#: what `serve` returns
+NOTHING, FOR_PYTHON, TIME_OVER = range(3)
 #: generation of an entry of a directory that is answered without attributes, which pyfuse3 cannot say
 NAME_ONLY = (1 << 64) - 1
 
@@ -29,6 +31,7 @@ def _load() -> ctypes.CDLL | None:
     library.ctxfs_set_plain.argtypes, library.ctxfs_set_plain.restype = (ctypes.c_uint64, ctypes.c_int), None
     library.ctxfs_opens.argtypes, library.ctxfs_opens.restype = (ctypes.c_uint64,), ctypes.c_uint64
     library.ctxfs_open_inodes.argtypes, library.ctxfs_open_inodes.restype = (), ctypes.c_uint64
+    library.ctxfs_serve.argtypes, library.ctxfs_serve.restype = (ctypes.c_long, ctypes.c_long), ctypes.c_int
     return library
 
 
@@ -39,6 +42,24 @@ _changes = None if _library is None else ctypes.c_uint64.in_dll(_library, 'ctxfs
 
 def is_loaded() -> bool:
     return _library is not None
+
+
+def library() -> ctypes.CDLL | None:
+    """For fuse_made.py. None where it was not built."""
+    return _library
+
+
+def set_timeout(seconds: float) -> None:
+    """How long the kernel may trust what the library answers."""
+    if _library is not None:
+        ctypes.c_uint64.in_dll(_library, 'ctxfs_timeout').value = int(seconds)
+
+
+def serve(linger_seconds: float, limit_seconds: float) -> int:
+    """Let the library answer what it can, until nothing comes for the first time (NOTHING), a request waits for Python (FOR_PYTHON), or the second
+    has passed (TIME_OVER)."""
+    assert _library is not None
+    return _library.ctxfs_serve(int(linger_seconds * 1e6), int(limit_seconds * 1e6))
 
 
 def ino_of(fh: int) -> int:

@@ -5,10 +5,14 @@ Owns the rule that no failure of one ends the mount; everything that is acknowle
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import trio
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup  # what trio itself uses there
 
 from ctxfs.errors import DiskFull
 
@@ -46,3 +50,10 @@ async def kept_running(function: Callable[..., Any], *args: Any) -> None:
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, '__qualname__', repr(function))
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """What went wrong first, out of the groups that nested nurseries make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

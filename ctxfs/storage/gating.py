@@ -52,6 +52,12 @@ class Gating:
     def is_synced(self, parent: int, name: bytes) -> bool:
         return self.is_open or self.rules.gate.is_synced(self.key_of(parent, name))
 
+    def local_below(self, directory: int) -> int | None:
+        """`Inode.local` of whatever is made in the directory; None where that depends on its name."""
+        if self.is_open:
+            return 0
+        return {Reach.ALL: 0, Reach.NONE: 1}.get(self.rules.gate.reach(self._db.dir_key(directory)))
+
     def keys_of(self, inode: Inode) -> list[str]:
         """The keys under which the bucket should have the inode."""
         if inode.local:

@@ -79,6 +79,17 @@ class Journal:
         inode.marked |= reason
         inode.is_planned = False
 
+    def mark_new(self, inodes: Sequence[Inode], reason: int) -> None:
+        """`mark` many that have no row in the journal yet, with one statement."""
+        shared, now_ns = [inode for inode in inodes if not inode.local], time.time_ns()
+        if not shared:
+            return
+        self.oldest_ns = self.oldest_ns or now_ns
+        self._note_mark()
+        self._db.many(_MARK, ((inode.ino, reason, now_ns) for inode in shared))
+        for inode in shared:
+            inode.marked |= reason
+
     def _note_mark(self) -> None:
         self.marks += 1
         if self.on_mark is not None:

@@ -83,6 +83,18 @@ class Staging:
             os.makedirs(directory, 0o700, exist_ok=True)
             self._new_directories.add(directory)
 
+    def open_directory(self, ino: int) -> int:
+        """A descriptor of the directory that the inode's file belongs in."""
+        self.make_directory(ino)
+        return os.open(os.path.dirname(self.path(ino)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def adopt(self, inode: Inode, *, blocks: int) -> None:
+        """Somebody made this inode's file where it belongs, of so many blocks of 512 bytes."""
+        self.unhardened.add(inode.ino)
+        inode.charged = blocks * 512
+        inode.blocks = (inode.revision, blocks)
+        self._count(inode.local, inode.charged)
+
     def open(self, ino: int) -> int:
         try:
             return os.open(self.path(ino), os.O_RDWR | os.O_CLOEXEC)

@@ -22,7 +22,7 @@ from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.keys import name_to_component
 from ctxfs.storage.tree_connection import TreeConnection
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 #: inode numbers reserved at a time, so that allocating one is no statement
 INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
@@ -65,7 +65,28 @@ _MIGRATIONS = {1: '''
     CREATE TABLE archive (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, lifecycle TEXT NOT NULL,
                           made_ns INTEGER NOT NULL, dead_ns INTEGER NOT NULL);
     CREATE TABLE deleted_member (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
-    '''}
+    ''',
+    # a log of made files lies beside it, of which an older ctxfs knows nothing
+    5: ''}
+
+
+class Watcher:
+    """Who keeps something of what the database says of directories, and is told of what changes; this one keeps nothing."""
+
+    def named(self, parent: int, name: bytes) -> None:
+        """The directory has an entry of this name."""
+
+    def changed(self, inode: Inode) -> None:
+        """Its attributes are others, or it has no name any more."""
+
+    def gone(self, ino: int) -> None:
+        """There is no such inode."""
+
+    def moved(self) -> None:
+        """A directory has another path, or none."""
+
+    def undone(self) -> None:
+        """Some of what was told is not so."""
 
 
 class Transaction:
@@ -108,6 +129,8 @@ class TreeDB(TreeConnection):
         self._live: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._dir_keys: dict[int, str] = {}
         self._transaction = Transaction(self)
+        #: told of each change before a statement makes it
+        self.watcher: Watcher = Watcher()
         try:
             self._set_up()
             self._next_ino, self._reserved = int(self.meta('next_ino') or ROOT_INO + 1), 0
@@ -136,6 +159,7 @@ class TreeDB(TreeConnection):
     def roll_back(self) -> None:
         """Undo the open transaction and make every live inode equal to its row again, as far as the rows can be read."""
         self.undo()
+        self.watcher.undone()
         self._dir_keys.clear()
         for inode in list(self._live.values()) if not self.damage else ():
             self.restore(inode)
@@ -170,6 +194,19 @@ class TreeDB(TreeConnection):
         ino = self._next_ino
         self._next_ino += 1
         return Ino(ino)
+
+    def allocate_inos(self, count: int) -> Ino:
+        """So many numbers, of which this is the first; at most INO_BATCH."""
+        if self._next_ino + count > self._reserved:
+            self._reserve_inos()
+        first = self._next_ino
+        self._next_ino += count
+        return Ino(first)
+
+    @property
+    def next_ino(self) -> int:
+        """What is allocated next."""
+        return self._next_ino
 
     def skip_inos(self, last: int) -> None:
         """Numbers up to this one are in use."""
@@ -213,20 +250,30 @@ class TreeDB(TreeConnection):
         self.execute(f'{_INSERT_INODE} VALUES {_INODE_MARKS}', inode.row())
         self._live[inode.ino] = inode
 
+    def insert_inodes(self, inodes: Sequence[Inode]) -> None:
+        """Of which nothing in the process holds any: they are not live."""
+        self.insert(_INSERT_INODE, _INODE_MARKS, [inode.row() for inode in inodes])
+
     def insert_file_rows(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """As `Inode.row`, of files of which nothing in the process holds an inode: they are not live."""
         self.insert(_INSERT_INODE, _FILE_MARKS, [row[:4] + row[6:10] for row in rows if row[4:6] + row[10:] == _FILE])
         self.insert(_INSERT_INODE, _INODE_MARKS, [row for row in rows if row[4:6] + row[10:] != _FILE])
 
+    def hold(self, inode: Inode) -> None:
+        """This is the live inode of its row, which `insert_inodes` wrote."""
+        self._live[inode.ino] = inode
+
     def store_attrs(self, inode: Inode) -> None:
         """Write mode, owner, size and times."""
         self.execute('UPDATE inode SET mode=?, uid=?, gid=?, size=?, atime_ns=?, mtime_ns=?, ctime_ns=?, attrs_known=1 WHERE ino=?',
                      (inode.mode, inode.uid, inode.gid, inode.size, inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.ino))
+        self.watcher.changed(inode)
 
     def store_times(self, inode: Inode) -> None:
         """Write mtime, ctime and nlink: what changing a directory's entries or an inode's names changes."""
         self.execute('UPDATE inode SET mtime_ns=?, ctime_ns=?, nlink=? WHERE ino=?',
                      (inode.mtime_ns, inode.ctime_ns, inode.nlink, inode.ino))
+        self.watcher.changed(inode)
 
     def store_content(self, inode: Inode) -> None:
         """Write content state, revision and size."""
@@ -241,8 +288,10 @@ class TreeDB(TreeConnection):
 
     def store_all(self, inode: Inode) -> None:
         self.execute(f'INSERT OR REPLACE INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)', inode.row())
+        self.watcher.changed(inode)
 
     def delete_inode(self, ino: int) -> None:
+        self.watcher.gone(ino)
         self.execute('DELETE FROM inode WHERE ino = ?', (ino,))
         self._live.pop(ino, None)
 
@@ -270,10 +319,13 @@ class TreeDB(TreeConnection):
         return found[0] if found else None
 
     def insert_dentry(self, parent: int, name: bytes, ino: int) -> None:
+        self.watcher.named(parent, name)
         self.execute('INSERT INTO dentry VALUES (?, ?, ?)', (parent, name, ino))
 
     def insert_dentries(self, entries: Sequence[tuple[int, bytes, int]]) -> None:
         """(parent, name, ino) of each."""
+        for parent, name, _ in entries:
+            self.watcher.named(parent, name)
         self.insert('INSERT INTO dentry', '(?, ?, ?)', entries)
 
     def names_between(self, parent: int, first: bytes, last: bytes) -> set[bytes]:
@@ -290,11 +342,17 @@ class TreeDB(TreeConnection):
 
     def forget_dir_keys(self) -> None:
         """A directory moved or went: every remembered directory key may be wrong."""
+        self.watcher.moved()
         self._dir_keys.clear()
 
     def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, int]]:
         """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
         return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
+
+    def names_in(self, parent: int, most: int) -> list[bytes] | None:
+        """All names in a directory; None when there are more than `most`."""
+        names = [row[0] for row in self.rows('SELECT name FROM dentry WHERE parent = ? LIMIT ?', (parent, most + 1))]
+        return names if len(names) <= most else None
 
     def has_children(self, parent: int, *, beside: int = 0) -> bool:
         """More than `beside`."""

@@ -4,6 +4,7 @@ Owns the verdict on what an unclean end left behind. It must not know the store:
 
     left behind by a crash                               becomes
     orphan inode (open-unlinked)                         removed with its staging file; its objects are tombstones already
+    made files in the log (storage/made_log.py)          get their rows
     staging file without a staged row                    removed: the change was never acknowledged, or is in the bucket
     … while the tree database is new                     quarantined: the database was lost, the bytes are kept
     staged row                                           its size is the staging file's (writes grow the file, not the row)
@@ -23,6 +24,7 @@ from ctxfs.records import ROOT_INO
 from ctxfs.storage.hardened import HardenedFiles
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
+from ctxfs.storage.made_log import MadeLog
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync import power_cut
@@ -45,6 +47,9 @@ def recover(db: TreeDB, journal: Journal, staging: Staging, *, uid: int, gid: in
     """See the module docstring. Also gives a new database its root directory."""
     is_new = _ensure_root(db, uid, gid)
     crash_point('recovery-after-root')
+    if made := MadeLog(db).replay(journal):
+        log.info('%d files that were made last are from the log', made)
+    crash_point('recovery-after-made')
     orphans = _remove_orphans(db, journal)
     crash_point('recovery-after-orphans')
     db.make_durable()       # what a killed daemon committed: a power cut must not bring back what is cleared away now

@@ -66,6 +66,11 @@ class DirtyBound:
         """See core.ports.Room."""
         return self._fits(size, own) and self._is_beside_clean(size)
 
+    def headroom(self) -> int:
+        """See core.ports.Room."""
+        clean = self._clean if self._clean > MIN_LIMIT else 0
+        return max(0, self._limit - self._staging.used - clean)
+
     def _fits(self, size: int, own: int) -> bool:
         others = self._staging.used - own
         return others <= 0 or others + size <= self._limit

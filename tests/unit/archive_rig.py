@@ -19,12 +19,14 @@ import trio
 from ctxfs.core.block_reader import BlockReader
 from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
+from ctxfs.core.made_files import MadeFiles
 from ctxfs.core.namespace import Namespace
 from ctxfs.policy import SyncPolicy, UploadPolicy
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LOG_DIR
 from ctxfs.storage.block_cache import BLOCK_SIZE
 from ctxfs.storage.inode import Inode
+from ctxfs.storage.made_log import MadeLog
 from ctxfs.sync.archive_alone import Alone
 from ctxfs.sync.archive_commit import ArchiveCommitter
 from ctxfs.sync.archive_intents import Intents
@@ -95,7 +97,8 @@ class Archived(Disk):
                                   refresh=self.remote.refresh)
         contents = Contents(db, journal, staging, blocks=self.blocks, remote=content, room=self.room)
         self.fs = FileSystem(db, journal, Namespace(db, journal, staging, gating=self.gating, remote=self.remote), contents,
-                             remote=self.remote, on_close=lambda inode: self.schedule.wake())
+                             remote=self.remote, on_close=lambda inode: self.schedule.wake(),
+                             made=MadeFiles(db, journal, staging, gating=self.gating, log=MadeLog(db)))
 
         self.finisher.delete_members = self.archiver.delete
         self.finisher.prove_members = alone.prove

@@ -20,6 +20,7 @@ import trio.testing
 from ctxfs.core.block_reader import BlockReader
 from ctxfs.core.contents import Contents
 from ctxfs.core.filesystem import FileSystem
+from ctxfs.core.made_files import MadeFiles
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.errors import CtxfsError
 from ctxfs.policy import SyncPolicy
@@ -27,6 +28,7 @@ from ctxfs.records import ROOT_INO
 from ctxfs.rules import Rules
 from ctxfs.storage.block_cache import BLOCK_SIZE
 from ctxfs.storage.inode import Inode
+from ctxfs.storage.made_log import MadeLog
 from ctxfs.sync.content import ContextCache, RemoteContentLoader
 from ctxfs.sync.doubt import Doubt
 from ctxfs.sync.engine import UploadEngine
@@ -124,7 +126,8 @@ class Disk(Host):
                              refresh=self.remote.refresh)
         contents = Contents(db, journal, staging, blocks=blocks, remote=content, room=self.room)
         self.fs = FileSystem(db, journal, Namespace(db, journal, staging, gating=self.gating, remote=self.remote), contents,
-                             remote=self.remote, on_close=lambda inode: self.schedule.wake())
+                             remote=self.remote, on_close=lambda inode: self.schedule.wake(),
+                             made=MadeFiles(db, journal, staging, gating=self.gating, log=MadeLog(db)))
 
     # the pool, as the engine has it
 
