@@ -34,6 +34,7 @@ from ctxfs.durations import lag_alarm_of, poll_every_of, store_timeout_of, sync_
 from ctxfs.edge import busy, cli_named, flush_wait, launch, policy_choice, preflight
 from ctxfs.edge.cli_audit import audit_path
 from ctxfs.edge.cli_common import Invocation, common_options, print_json, select
+from ctxfs.edge.context_opening import Opened, open_context
 from ctxfs.edge.download_wait import wait_for_download
 from ctxfs.edge.mount_table import mount_at, real_mountpoint
 from ctxfs.edge.progress import Progress
@@ -44,12 +45,15 @@ from ctxfs.limits import Address, metrics_addr_of, rate_of, transfers_of
 from ctxfs.policy import SyncPolicy
 from ctxfs.policy_check import check_for_mount
 from ctxfs.policy_presets import BROWSER, Browser
+from ctxfs.records import RESERVED_DIR
 from ctxfs.storage.audit_log import AuditLog, Tell, about
 from ctxfs.storage.keys import mapped_prefix
 from ctxfs.storage.object_store import ObjectStore
+from ctxfs.storage.policy_store import POLICY_NAME
 from ctxfs.storage.registry import ContextRecord, Registry
+from ctxfs.storage.registry_changes import check_whole
 from ctxfs.storage.stores import directory_of
-from ctxfs.sync import clearing, context_mode, spare_worker
+from ctxfs.sync import context_mode, spare_worker
 from ctxfs.sync.conflict_names import host_part
 from ctxfs.sync.process_guard import helper_environment
 
@@ -121,14 +125,17 @@ def _mount(invocation: Invocation, reference: str, mountpoint: str, *, create: b
         stack.enter_context(preflight.exclusive(path))
         tell = stack.enter_context(contextlib.closing(AuditLog(audit, about(url)))).write
         with _told_when_it_fails(tell, reference, path):
-            store, context = _open(invocation, stack, reference, create=create, refusal=chooser.refusal, tell=tell)
+            store, context, own = _open(invocation, stack, reference, create=create, refusal=chooser.refusal, tell=tell)
+            chooser.has_none_stored = own is not None and POLICY_NAME not in own
             chosen = preflight.patiently(lambda: chooser.choose(store, context))
-            mode = preflight.patiently(lambda: context_mode.recorded(store, context.prefix))
+            is_free = own is not None and context_mode.MODE_NAME.removeprefix(RESERVED_DIR) not in own
+            mode = '' if is_free else preflight.patiently(lambda: context_mode.recorded(store, context.prefix))
             chosen = policy_choice.fitted(chosen, context, mode)
             _take_over(invocation, context, _below(chosen.policy))
             options = _options(invocation, context, path, fuse_options, chosen=chosen, wishes=wishes, foreground=foreground, audit_log=audit,
                                is_mode_recorded=bool(mode))
-        started = launch.Started(os.getpid(), '') if foreground else launch.start(options, meanwhile=lambda: chooser.look(store, context))
+        started = launch.Started(os.getpid(), '') if foreground else launch.start(
+            options, meanwhile=lambda: chooser.look(store, context, read_only=options.read_only))
         _note_use(store, context)
         _say(started.note)
         if wishes.metrics_addr is not None and not wishes.metrics_addr.is_loopback:
@@ -246,7 +253,7 @@ def _of_config(invocation: Invocation, read: Callable[[Any], _T], key: str) -> _
 
 
 def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *, create: bool,
-          refusal: UsageError | None, tell: Tell) -> tuple[ObjectStore, ContextRecord]:
+          refusal: UsageError | None, tell: Tell) -> Opened:
     """The store and the context; `refusal`: why neither may be made."""
     def created(context: ContextRecord) -> None:
         tell('context-create', contextId=context.id, context=context.name)
@@ -254,11 +261,11 @@ def _open(invocation: Invocation, stack: contextlib.ExitStack, reference: str, *
     is_default = preflight.is_default_store(invocation.store_url, invocation.paths.data)
     may_make = refusal is None
     try:
-        store = stack.enter_context(contextlib.closing(preflight.open_checked_store(
-            invocation.store_url, create=may_make and (create or is_default), context=reference, state_root=invocation.paths.state)))
-        context = preflight.find_context(store, reference, create=may_make and create, created=created)
-        clearing.check_whole(context)
-        return store, context
+        opened = open_context(invocation.store_url, reference, create_store=may_make and (create or is_default), create=may_make and create,
+                              state_root=invocation.paths.state, created=created)
+        stack.enter_context(contextlib.closing(opened.store))
+        check_whole(opened.context)
+        return opened
     except NotFound:
         if create and refusal is not None:
             raise refusal from None

@@ -19,6 +19,7 @@ from ctxfs.edge.cli_common import Invocation
 from ctxfs.edge.state_lock import is_locked
 from ctxfs.errors import Denied, InUse, NotFound
 from ctxfs.records import RESERVED_DIR
+from ctxfs.storage import registry_changes
 from ctxfs.storage.heartbeats import Beat, live_mounts
 from ctxfs.storage.object_store import Capabilities, ObjectStore
 from ctxfs.storage.registry import ContextRecord, Registry
@@ -98,7 +99,7 @@ class ContextDesk:
 
     def begin_copy(self, source: ContextRecord, target: ContextRecord, *, update: bool, mode: str = '') -> ContextRecord:
         """See copying.begin. Raises InUse also for what this host has mounted, and for a source that is not whole."""
-        clearing.check_whole(source)
+        registry_changes.check_whole(source)
         if local := self._local(target.id):
             raise InUse(f'context {target.name} is mounted here at {local[0].mountpoint}; unmount it first')
         return copying.begin(self.store, source, target, update=update, is_dead=self._is_dead, mode=mode)
@@ -135,7 +136,7 @@ class ContextDesk:
                                                             abilities=functools.cache(functools.partial(self._abilities, record))))
         if not for_writing:
             return ContextFiles(self.store, record.id, host=self.host, turns=turns)
-        clearing.check_whole(record)
+        registry_changes.check_whole(record)
         chosen = policy_choice.stored(self.store, record)
         return ContextFiles(self.store, record.id, host=self.host, policy=chosen.policy if chosen is not None else None,
                             uploads=UploadNotes(self._invocation.paths.state / 'uploads'), turns=turns)

@@ -191,11 +191,11 @@ class Mount:
             server = await nursery.start(control.serve, f'{options.runtime_dir}/control.sock', control.methods_of(self._control))
             if self._regater.is_due:
                 log.info('other white lists than before: %s', await self._regater.run())
+            nursery.start_soon(supervised, self._remote.run)       # only reads: it need not wait until the context is known to be in use
             if not options.read_only:
                 await self._heartbeat.begin(options.context_id)
             close_metrics = self._serve_metrics()
             self._attach()
-            nursery.start_soon(supervised, self._remote.run)
             nursery.start_soon(supervised, self._invalidator.run)
             for task in (*self._following.tasks(), lambda: housekeeping.run(options)):
                 nursery.start_soon(supervised, task)

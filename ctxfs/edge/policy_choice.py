@@ -70,6 +70,8 @@ class Chooser:
         self._check = check
         self._browser = browser
         self._given: Choice | None = None
+        #: it is known that the context has no policy of its own: nobody need ask
+        self.has_none_stored = False
         #: `keep` stored it
         self.is_kept = False
         #: why a context without a policy of its own cannot be mounted: to be raised before such a context is made
@@ -95,7 +97,7 @@ class Chooser:
         return self._chosen
 
     def _of(self, store: ObjectStore, context: ContextRecord) -> Choice:
-        found = stored(store, context)
+        found = None if self.has_none_stored else stored(store, context)
         if found is None:
             if self.refusal is not None:
                 raise self.refusal
@@ -112,11 +114,13 @@ class Chooser:
         policy = with_browser(choice.policy, self._browser, origin=choice.origin)
         return msgspec.structs.replace(choice, policy=policy, browser=self._browser)
 
-    def look(self, store: ObjectStore, context: ContextRecord) -> None:
+    def look(self, store: ObjectStore, context: ContextRecord, *, read_only: bool) -> None:
         """Do now what `keep` would have to ask the store for; it asks itself where that fails."""
         if self._may_keep():
             with contextlib.suppress(CtxfsError):
-                self._seen = [self._stored(store, context)]
+                self._seen = [None if self.has_none_stored else self._stored(store, context)]
+                if self._seen == [None] and not read_only:
+                    store.capabilities()        # the policy is stored under a condition
 
     def _may_keep(self) -> bool:
         return self._given is not None or (self._browser is not None and self._chosen is not None)

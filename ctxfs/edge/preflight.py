@@ -219,7 +219,7 @@ def open_checked_store(url: str, *, create: bool, context: str | None = None, st
     from ctxfs.storage.stores import open_store  # boto3 and its like: only here, so that other commands start fast
     store = open_store(url, create=create, memory=Remembered(state_root, url, RESERVED_DIR) if state_root is not None else None)
     try:
-        _check(store, context)
+        check_store(store, context)
     except BaseException:
         store.close()
         raise
@@ -239,7 +239,8 @@ def patiently(ask: Callable[[], _T]) -> _T:
     return ask()
 
 
-def _check(store: ObjectStore, context: str | None) -> None:
+def check_store(store: ObjectStore, context: str | None) -> None:
+    """As open_checked_store, of one that is open."""
     try:
         patiently(store.check)
     except Denied:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from ctxfs.records import IndexRecord
 from ctxfs.storage.conflict_rows import ConflictRows
+from ctxfs.storage.held_hints import HeldHints, Hint
 from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.tree_db import TreeDB
 
@@ -51,6 +55,8 @@ class Journal:
     def __init__(self, db: TreeDB) -> None:
         self._db = db
         self.conflicts = ConflictRows(db)
+        #: hints that have no row: see `hold_hints`
+        self._held = HeldHints()
         #: +1 for each change that reached the journal: tells cheaply that there is something new; and who is told at once
         self.marks = 0
         self.on_mark: Callable[[], None] | None = None
@@ -203,8 +209,8 @@ class Journal:
     def put_object(self, known: Known) -> None:
         self._db.execute('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
 
-    def put_objects(self, known: Iterable[Known]) -> None:
-        self._db.many('INSERT OR REPLACE INTO object VALUES (?,?,?,?,?,?,?,?,?,?)', known)
+    def put_objects(self, known: Sequence[Known]) -> None:
+        self._db.insert('INSERT OR REPLACE INTO object', '(?,?,?,?,?,?,?,?,?,?)', known)
 
     def note_lifetime(self, key: str, etag: str, lifecycle: str, uploaded_ns: int) -> None:
         """What the store says of when this version came, and when it expires."""
@@ -265,43 +271,73 @@ class Journal:
             sql, args = f'{sql} AND key <= ?', [after, last]
         return [row[0] for row in self._db.rows(sql, args)]
 
-    def add_hints(self, hints: Iterator[tuple[str, str, int, bytes]]) -> None:
-        self._db.many('INSERT OR REPLACE INTO hint VALUES (?, ?, ?, ?)', hints)
+    # --- hints --------------------------------------------------------------------------------------------------------------------
 
-    def hint(self, key: str) -> tuple[str, int, bytes] | None:
-        """(etag, size, msgpack IndexRecord) of a key."""
-        return self._db.row('SELECT etag, size, record FROM hint WHERE key = ?', (key,))
+    def add_hints(self, records: Iterable[IndexRecord]) -> None:
+        self._db.many('INSERT OR REPLACE INTO hint VALUES (?, ?, ?, ?)',
+                      ((record.path, record.etag, record.size, msgspec.msgpack.encode(record)) for record in records))
+
+    def hold_hints(self, packed: bytes, *, first: str, last: str, count: int, objects: int) -> bool:
+        """These will be asked for by a listing that begins now, and gain nothing from rows: they are kept in memory until `settle_hint_page` has
+        written what is left. As HeldHints.add."""
+        return self._held.add(packed, first=first, last=last, count=count, objects=objects)
+
+    def settle_hint_page(self) -> bool:
+        """False when none is held any more. Call it in a transaction."""
+        if self._held:
+            self.add_hints(self._held.take())
+        return bool(self._held)
+
+    def forget_held_hints(self) -> None:
+        """The index is read once more, from its beginning."""
+        self._held.clear()
+
+    def used_hints(self, keys: Iterable[str]) -> None:
+        """They said all they had to say. Call it when that was committed."""
+        if self._held:
+            self._held.drop(keys)
+
+    def hint(self, key: str) -> Hint | None:
+        """(etag, size, record) of a key; see `held_hints.record_of`."""
+        return (self._held.get(key) if self._held else None) or self._db.row('SELECT etag, size, record FROM hint WHERE key = ?', (key,))
 
     def hints_beside_objects(self, after: str, limit: int) -> list[tuple[str, str, int, str | None]]:
         """(key, etag, size, etag of the object that is known) of the next hints."""
         return self._db.rows('SELECT h.key, h.etag, h.size, o.etag FROM hint h LEFT JOIN object o ON o.key = h.key '
                              'WHERE h.key > ? ORDER BY h.key LIMIT ?', (after, limit))
 
-    def hints_between(self, after: str, last: str | None) -> dict[str, tuple[str, int, bytes]]:
+    def hints_between(self, after: str, last: str | None) -> dict[str, Hint]:
         sql, args = 'SELECT key, etag, size, record FROM hint WHERE key > ?', [after]
         if last is not None:
             sql, args = f'{sql} AND key <= ?', [after, last]
-        return {row[0]: row[1:] for row in self._db.rows(sql, args)}
+        found = {row[0]: row[1:] for row in self._db.rows(sql, args)}
+        if self._held:
+            found.update(self._held.between(after, last))
+        return found
 
     def hint_quantiles(self, parts: int, *, page: int) -> list[str]:
         """Keys that cut the objects that hints name into so many parts of like size, each but the last of whole pages; none where a part would have
         less than a page."""
-        count = self._db.row("SELECT count(*) FROM hint WHERE etag <> ''")[0]
+        held = self._held.objects
+        count = held + self._db.row("SELECT count(*) FROM hint WHERE etag <> ''")[0]
         if count < parts * page:
             return []
-        return [self._db.row("SELECT key FROM hint WHERE etag <> '' ORDER BY key LIMIT 1 OFFSET ?", (count * part // parts // page * page - 1,))[0]
-                for part in range(1, parts)]
+        numbers = [count * part // parts // page * page - 1 for part in range(1, parts)]
+        return sorted(self._held.nth_object(number) if number < held else
+                      self._db.row("SELECT key FROM hint WHERE etag <> '' ORDER BY key LIMIT 1 OFFSET ?", (number - held,))[0] for number in numbers)
 
     def hints_are_few(self, after: str, last: str, most: int) -> bool:
-        """Whether there are no more than so many with after < key <= last."""
-        count = self._db.row('SELECT count(*) FROM (SELECT 1 FROM hint WHERE key > ? AND key <= ? LIMIT ?)', (after, last, most + 1))[0]
+        """Whether there are no more than so many with after < key <= last, a page more or less."""
+        held = self._held.count_between(after, last)
+        count = held + self._db.row('SELECT count(*) FROM (SELECT 1 FROM hint WHERE key > ? AND key <= ? LIMIT ?)', (after, last, most + 1))[0]
         return int(count) <= most
 
-    def drop_hints_of(self, keys: Iterable[str]) -> None:
+    def drop_hints_of(self, keys: Collection[str]) -> None:
+        self._held.drop(keys)
         self._db.many('DELETE FROM hint WHERE key = ?', ((key,) for key in keys))
 
     def drop_hints(self, *, but: Iterable[str] = ()) -> None:
-        """All `but` those of these keys, and of objects that have no place now but may get one."""
+        """All that have rows, `but` those of these keys, and of objects that have no place now but may get one."""
         kept = [key for key, in self._db.rows(
             'SELECT key FROM hint WHERE key IN (SELECT value FROM json_each(?) UNION SELECT key FROM unmountable) ORDER BY key',
             (json.dumps(list(but)),))]

@@ -108,6 +108,13 @@ def key_to_path(key: str) -> tuple[bytes, ...] | Unmountable:
     return tuple(names)
 
 
+def component_to_valid_name(component: str) -> bytes | None:
+    """The name; None where a file cannot have it."""
+    if component.isascii() and 0 < len(component) <= NAME_MAX and '\0' not in component and component not in ('.', '..'):
+        return component.encode()       # of most names nothing more is to be asked
+    return None if _why_not(component) else component_to_name(component)
+
+
 def _why_not(component: str) -> str | None:
     if not component:
         return 'it has an empty name between two slashes, before the first or after the last one'

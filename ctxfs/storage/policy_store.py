@@ -12,10 +12,12 @@ from ctxfs.storage.registry import context_prefix
 
 #: one byte more than any policy has, so that a reader finds an object that is too large without fetching it
 READ_LIMIT = (1 << 20) + 1
+#: below the context's `.ctxfs/`
+POLICY_NAME = 'policy'
 
 
 def policy_key(context_id: str) -> str:
-    return f'{context_prefix(context_id)}{RESERVED_DIR}policy'
+    return f'{context_prefix(context_id)}{RESERVED_DIR}{POLICY_NAME}'
 
 
 def load_policy(store: ObjectStore, context_id: str) -> bytes | None:

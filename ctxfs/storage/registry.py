@@ -111,8 +111,7 @@ class Registry:
         """The context with that id or name; also one that no registry knows but that has files (filled by other tools), or an id whose
         prefix may be listed by credentials that do not reach the registry. Raises NotFound with the nearest name."""
         try:
-            ways = (self._record, self._by_name) if ID_PATTERN.fullmatch(reference) else (self._by_name, self._record)
-            found = ways[0](reference) or ways[1](reference)
+            found = self.registered(reference)
         except Denied:
             # whoever may look into the prefix of an id has that context, also while it is empty
             if not self._has_files(reference) and not ID_PATTERN.fullmatch(reference):
@@ -123,6 +122,15 @@ class Registry:
         if found is None:
             raise NotFound(f'no context {reference}{nearest(reference, self._known())}')
         return found
+
+    def registered(self, reference: str, *, likely: str = '') -> ContextRecord | None:
+        """As `find`, of those in the registry only, and without a suggestion. `likely`: the id that the name led to another day. One request where it
+        does still: a record that has the name, and is not about to lose it, is the one that the claim leads to."""
+        found = self._record(likely) if likely else None
+        if found is not None and reference in (found.id, found.name) and found.state == 'available' and found.renaming_to is msgspec.UNSET:
+            return found
+        ways = (self._record, self._by_name) if ID_PATTERN.fullmatch(reference) else (self._by_name, self._record)
+        return ways[0](reference) or ways[1](reference)
 
     def list_contexts(self, limit: int | None = None, token: str | None = None) -> ContextPage:
         """Up to `limit` contexts (all, without one) after `token` (a next_token). Raises UsageError for a token that is none."""

@@ -122,6 +122,16 @@ def drop_claim(store: ObjectStore, name: str, context_id: str) -> None:
             store.delete(key, if_match=info.etag)
 
 
+def check_whole(record: ContextRecord) -> None:
+    """Raises InUse for a context of which the rest is about to go, or to come: it cannot be mounted."""
+    if record.state == 'pre-available' and record.copy_of is not msgspec.UNSET:
+        raise InUse(f'context {record.name} is not a whole copy of {record.copy_of} yet; ctxfs context copy {record.copy_of} {record.name} goes '
+                    'on with it if that was cut short')
+    if record.state == 'clearing':
+        verb, done = ('delete', 'deleted') if record.is_doomed is True else ('clear', 'cleared')
+        raise InUse(f'context {record.name} is being {done}; ctxfs context {verb} {record.name} goes on with it if that was cut short')
+
+
 def begin_clearing(store: ObjectStore, context_id: str, *, deletes: bool) -> tuple[ContextRecord, bool]:
     """The record, and whether it says so from now on only: else somebody is at it, or was. Raises NotFound."""
     is_new = False

@@ -4,6 +4,7 @@ Owns the files below `stores/` in the state root: their names, their format, and
 asked, nor what an answer means. Losing a file costs some requests, and so does one that is damaged, of another version, or too old.
 
     stores/<store>/<prefix>.json    both hashed; one file for each prefix that was asked about, because rights may differ
+    stores/<store>/<name>.id        the same; the id of the context that is mounted by that name
 
 Any number of processes read and write: a file appears whole, and whoever writes last knows as much as the others.
 """
@@ -22,6 +23,7 @@ import msgspec
 
 from ctxfs.config import private_dir, store_identity
 from ctxfs.errors import CtxfsError
+from ctxfs.records import UNREADABLE
 from ctxfs.storage.object_store import PROBE_VERSION, UNKNOWN, Capabilities
 
 log = logging.getLogger(__name__)
@@ -109,6 +111,38 @@ class Remembered:
         age = self._clock() - answer.asked_at
         is_good = answer.version == PROBE_VERSION and answer.store == self._store and -_FUTURE_SECONDS <= age <= EXPIRY_SECONDS
         return answer if is_good else None
+
+
+class _Id(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    store: str
+    reference: str
+    id: str
+
+
+class RememberedId:
+    """The id of the context that a name, or the id itself, led to when this host used it last: where to look first, no more."""
+
+    def __init__(self, state_root: Path, store_url: str, reference: str) -> None:
+        self._root, self._store, self._reference = state_root / DIRECTORY, _identity(store_url), reference
+        self._file = self._root / _hash(self._store) / f'{_hash(reference)}.id'
+
+    def find(self) -> str:
+        """'' when nothing is known."""
+        try:
+            found = msgspec.json.decode(self._file.read_bytes(), type=_Id)
+        except (OSError, *UNREADABLE):
+            return ''
+        return found.id if (found.store, found.reference) == (self._store, self._reference) else ''
+
+    def keep(self, context_id: str) -> None:
+        """Never raises."""
+        if self.find() == context_id:
+            return
+        try:
+            private_dir(self._root.parent), private_dir(self._root), private_dir(self._file.parent)
+            _publish(self._file, msgspec.json.encode(_Id(store=self._store, reference=self._reference, id=context_id)), time.time())
+        except (CtxfsError, OSError, *UNREADABLE) as exc:
+            log.info('the id of the context is not remembered: %s', exc)
 
 
 def _identity(store_url: str) -> str:

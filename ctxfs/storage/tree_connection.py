@@ -6,10 +6,11 @@ SQL. A file that is found damaged is only read from then on: what is left of it 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ctxfs.storage.durability import sync_directory
 
 log = logging.getLogger(__name__)
 
+#: rows of one statement; SQLite before 3.32 takes 999 values
+AT_ONCE = 50
 #: in SQLite's words for a file that is not what it wrote
 _DAMAGE = ('malformed', 'not a database', 'no such table', 'no such column')
 #: what the log keeps of its size when it is begun anew. The first listing of a large context makes it as large as the database itself, and its size
@@ -159,6 +162,14 @@ class TreeConnection(Connected):
     def let_go(self) -> None:
         """Of what is kept in memory, whatever can be read again: pages, up to 32 MB."""
         self.execute('PRAGMA shrink_memory')
+
+    def insert(self, sql: str, marks: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """`sql` up to its VALUES, which are `marks` for each row. In one statement for many rows: that halves the CPU that a row takes."""
+        whole = len(rows) - len(rows) % AT_ONCE
+        for start in range(0, whole, AT_ONCE):
+            self.execute(f'{sql} VALUES {",".join([marks] * AT_ONCE)}', list(itertools.chain.from_iterable(rows[start:start + AT_ONCE])))
+        if whole < len(rows):
+            self.many(f'{sql} VALUES {marks}', rows[whole:])
 
     @property
     def changes(self) -> int:

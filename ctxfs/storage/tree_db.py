@@ -9,7 +9,7 @@ it is answered. A committed transaction survives SIGKILL; `make_durable` (any th
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ INO_BATCH = 4096
 _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, content, revision, attrs_known, target, xattrs, '
                   'link_group, local')
 _SELECT_INODE = f'SELECT {_INODE_COLUMNS} FROM inode WHERE ino = ?'
-_INSERT_INODE = f'INSERT INTO inode ({_INODE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)'
+_INSERT_INODE, _INODE_MARKS = f'INSERT INTO inode ({_INODE_COLUMNS})', '(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)'
+#: what most files of a bucket have in common, rdev, nlink and all from `content` on, is not handed over for each
+_FILE = (0, 1, Content.CLEAN, 1, 1, None, None, None, 0)
+_FILE_MARKS = f'(?,?,?,?,0,1,?,?,?,?,{Content.CLEAN},1,1,NULL,NULL,NULL,0)'
 
 
 #: version → what makes the next one of it
@@ -258,12 +261,17 @@ class TreeDB(TreeConnection):
         return found
 
     def insert_inode(self, inode: Inode) -> None:
-        self.execute(_INSERT_INODE, inode.row())
+        self.execute(f'{_INSERT_INODE} VALUES {_INODE_MARKS}', inode.row())
         self._live[inode.ino] = inode
 
-    def insert_inodes(self, inodes: Iterable[Inode]) -> None:
+    def insert_inodes(self, inodes: Sequence[Inode]) -> None:
         """Of which nothing in the process holds any: they are not live."""
-        self.many(_INSERT_INODE, (inode.row() for inode in inodes))
+        self.insert(_INSERT_INODE, _INODE_MARKS, [inode.row() for inode in inodes])
+
+    def insert_file_rows(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """As `Inode.row`, of files of which nothing in the process holds an inode: they are not live."""
+        self.insert(_INSERT_INODE, _FILE_MARKS, [row[:4] + row[6:10] for row in rows if row[4:6] + row[10:] == _FILE])
+        self.insert(_INSERT_INODE, _INODE_MARKS, [row for row in rows if row[4:6] + row[10:] != _FILE])
 
     def hold(self, inode: Inode) -> None:
         """This is the live inode of its row, which `insert_inodes` wrote."""
@@ -328,12 +336,11 @@ class TreeDB(TreeConnection):
         self.watcher.named(parent, name)
         self.execute('INSERT INTO dentry VALUES (?, ?, ?)', (parent, name, ino))
 
-    def insert_dentries(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+    def insert_dentries(self, entries: Sequence[tuple[int, bytes, int]]) -> None:
         """(parent, name, ino) of each."""
-        entries = list(entries)
         for parent, name, _ in entries:
             self.watcher.named(parent, name)
-        self.many('INSERT INTO dentry VALUES (?, ?, ?)', entries)
+        self.insert('INSERT INTO dentry', '(?, ?, ?)', entries)
 
     def names_between(self, parent: int, first: bytes, last: bytes) -> set[bytes]:
         """Names in a directory, from the first to the last in byte order."""

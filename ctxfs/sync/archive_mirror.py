@@ -26,6 +26,7 @@ from ctxfs.crash_points import crash_point
 from ctxfs.errors import RemoteChanged
 from ctxfs.records import ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.storage.archive_log_format import ARCHIVE_DIR, LogHeader, MemberRecord
+from ctxfs.storage.held_hints import Hint, record_of
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.members import DIRECTORY_ETAG, NUMBER, Member, MemberRows, Place, is_member, level
 from ctxfs.storage.tree_connection import TreeReader
@@ -49,7 +50,6 @@ _GONE = ('SELECT o.key FROM object o LEFT JOIN member m ON m.key = o.key WHERE o
          'AND m.key IS NULL ORDER BY o.key LIMIT ?')
 _TOLD = ('SELECT h.key FROM hint h JOIN object o ON o.key = h.key WHERE h.key > ? AND h.etag = o.etag AND o.etag >= \'zip-\' '
          'AND o.etag < \'zip.\' ORDER BY h.key LIMIT ?')
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Level(NamedTuple):
@@ -255,14 +255,14 @@ class ArchiveMirror:
         """As a listing would show it."""
         return ObjectInfo(key=member.key, size=member.size, etag=member.etag, mtime_ns=self.rows.made_ns(member.place.archive))
 
-    def _hint_of(self, member: Member) -> tuple[str, int, bytes] | None:
+    def _hint_of(self, member: Member) -> Hint | None:
         """What is said of its attributes: by its commit, or later by a segment of the index."""
         hint = self._journal.hint(member.key)
         if member.record is None:
             return hint
-        if hint is not None and hint[0] == member.etag and _changed_ns(hint) > member.record.changed_ns:
+        if hint is not None and hint[0] == member.etag and record_of(hint).changed_ns > member.record.changed_ns:
             return hint
-        return member.etag, member.size, _encode(member.record)
+        return member.etag, member.size, member.record
 
     def _apply_gone(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -398,7 +398,7 @@ class _Reading:
             part = records[start:start + SLICE]
             with mirror._db.transaction():
                 mirror.note(bare, part)
-                mirror._journal.add_hints(iter(_directory_hints(mirror, part)))
+                mirror._journal.add_hints(_directory_hints(mirror, part))
             await trio.lowlevel.checkpoint()
 
     async def _end_base(self, header: LogHeader) -> None:
@@ -408,12 +408,10 @@ class _Reading:
         await self._mirror.agree()
 
 
-def _directory_hints(mirror: ArchiveMirror, records: Iterable[MemberRecord]) -> list[tuple[str, str, int, bytes]]:
+def _directory_hints(mirror: ArchiveMirror, records: Iterable[MemberRecord]) -> list[IndexRecord]:
     """What is said of directories waits for `finish`, as what the index says does."""
-    return [(key or ROOT_PATH, '', 0, _encode(msgspec.structs.replace(item.record, etag='')))
+    return [msgspec.structs.replace(item.record, path=key or ROOT_PATH, etag='', size=0)
             for item in records if (key := mirror.key_here(item.record.path)) is not None and item.record.attrs is not None
             and item.record.path.endswith('/') and item.record.etag in ('', DIRECTORY_ETAG)]
 
 
-def _changed_ns(hint: tuple[str, int, bytes]) -> int:
-    return msgspec.msgpack.decode(hint[2], type=IndexRecord).changed_ns

@@ -34,9 +34,12 @@ class ChangedDirectories:
 
     def touch(self) -> None:
         """Set the times; call it in the transaction that changed the entries."""
+        if not self.is_live:
+            self._touched.clear()
+            return
         while self._touched:
             inode = self._db.inodes_of([ino := self._touched.pop()]).get(ino)
-            if inode is not None and inode.nlink and self.is_live:
+            if inode is not None and inode.nlink:
                 inode.mtime_ns = inode.ctime_ns = time.time_ns()
                 self._db.store_times(inode)
                 self._invalidator.attrs(ino)

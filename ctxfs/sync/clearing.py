@@ -47,16 +47,6 @@ def check_unused(store: ObjectStore, record: ContextRecord, *, is_dead: IsDead, 
         raise InUse(f'context {record.name} is mounted ({places}); unmount it there' + (f', or {what} it with --force' if what else ''))
 
 
-def check_whole(record: ContextRecord) -> None:
-    """Raises InUse for a context of which the rest is about to go, or to come."""
-    if record.state == 'pre-available' and record.copy_of is not msgspec.UNSET:
-        raise InUse(f'context {record.name} is not a whole copy of {record.copy_of} yet; ctxfs context copy {record.copy_of} {record.name} goes '
-                    'on with it if that was cut short')
-    if record.state == 'clearing':
-        verb, done = ('delete', 'deleted') if record.is_doomed is True else ('clear', 'cleared')
-        raise InUse(f'context {record.name} is being {done}; ctxfs context {verb} {record.name} goes on with it if that was cut short')
-
-
 def begin(store: ObjectStore, record: ContextRecord, *, deletes: bool, force: bool, is_dead: IsDead) -> ContextRecord:
     """Mark the context. From here on it is cleared or deleted, if need be by somebody else. Raises InUse unless `force`."""
     what = 'delete' if deletes else 'clear'

@@ -6,19 +6,18 @@ records is the later one.
 from __future__ import annotations
 
 import stat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ctxfs.records import Attrs, IndexRecord, ObjectInfo
+from ctxfs.storage.held_hints import Hint, record_of
 from ctxfs.storage.inode import Content, Inode, Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.attributes import set_attrs
 from ctxfs.sync.ports import Invalidator
 from ctxfs.sync.protocol import HeadItem
-
-_decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 
 class Defaults(NamedTuple):
@@ -38,35 +37,41 @@ class Describer:
         self._defaults = defaults
         self.umask = defaults.umask
 
-    def valid(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> IndexRecord | None:
+    def valid(self, info: ObjectInfo, hint: Hint | None) -> IndexRecord | None:
         """The record of a hint, if it is of this version and no tombstone."""
         if hint is None or hint[0] != info.etag or hint[1] != info.size:
             return None
-        record = _decode_record(hint[2])
+        record = record_of(hint)
         return record if record.attrs is not None else None
 
     def new_file(self, info: ObjectInfo, record: IndexRecord | None) -> Inode:
         return self.new_inode(info, record, stat.S_IFREG | (0o666 & ~self.umask))
 
     def new_inode(self, info: ObjectInfo, record: IndexRecord | None, mode: int) -> Inode:
-        inode = self._made(info, record, mode)
-        if record is not None and record.attrs is not None:
-            taken = record.link and self._db.row('SELECT 1 FROM inode WHERE link_group = ?', (record.link,))
-            inode.link_group = record.link or None if not taken else None
-        self._db.insert_inode(inode)
-        return inode
-
-    def made_file(self, info: ObjectInfo, record: IndexRecord | None) -> Inode:
-        """One without links, which has no row yet."""
-        return self._made(info, record, stat.S_IFREG | (0o666 & ~self.umask))
-
-    def _made(self, info: ObjectInfo, record: IndexRecord | None, mode: int) -> Inode:
         inode = Inode(self._db.allocate_ino(), mode, self._defaults.uid, self._defaults.gid, 0, 2 if stat.S_ISDIR(mode) else 1,
                       info.size, info.mtime_ns, info.mtime_ns, info.mtime_ns, Content.CLEAN if stat.S_ISREG(mode) else Content.NONE, 1,
                       attrs_known=0)
         if record is not None and record.attrs is not None:
             set_attrs(inode, record.attrs)
+            taken = record.link and self._db.row('SELECT 1 FROM inode WHERE link_group = ?', (record.link,))
+            inode.link_group = record.link or None if not taken else None
+        self._db.insert_inode(inode)
         return inode
+
+    def file_row(self, info: ObjectInfo, record: IndexRecord | None) -> tuple[Any, ...]:
+        """The row of what `new_file` would make of a file without links, and of which nothing in the process holds an inode."""
+        ino, size, content, at = self._db.allocate_ino(), info.size, Content.CLEAN, info.mtime_ns
+        mode = stat.S_IFREG | (0o666 & ~self.umask)
+        attrs = None if record is None else record.attrs
+        if attrs is None:
+            return ino, mode, self._defaults.uid, self._defaults.gid, 0, 1, size, at, at, at, content, 1, 0, None, None, None, 0
+        target = None
+        if stat.S_ISREG(attrs.mode):
+            mode = attrs.mode
+        elif stat.S_ISLNK(attrs.mode) and attrs.target is not None:
+            mode, content, target, size = attrs.mode, Content.NONE, attrs.target, len(attrs.target)
+        xattrs = msgspec.msgpack.encode(attrs.xattrs) if attrs.xattrs else None
+        return (ino, mode, attrs.uid, attrs.gid, 0, 1, size, attrs.atime_ns, attrs.mtime_ns, attrs.ctime_ns, content, 1, 1, target, xattrs, None, 0)
 
     def set_attrs(self, inode: Inode, attrs: Attrs) -> bool:
         """Whether that changed anything."""

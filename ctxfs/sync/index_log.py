@@ -81,6 +81,10 @@ class IndexReading:
 
     def __iter__(self) -> Iterator[IndexRecord]:
         streams = [self._stream(source) for source in self._sources]
+        if len(streams) == 1:       # there is nothing to merge
+            yield from streams[0]
+            self._settle()
+            return
         by_path = operator.attrgetter('path')
         for _, same in itertools.groupby(heapq.merge(*streams, key=by_path), key=by_path):
             # Of equal times the last object by name counts; heapq.merge keeps the order of the streams.

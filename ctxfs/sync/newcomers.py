@@ -1,39 +1,39 @@
 """New files of a listing, put into the tree many at a time: what a first mount of a large context consists of.
 
-Owns the shortcut for objects that are nothing but new files in a directory where nothing has their names. It must not know what to do with
-anything else: that goes the long way (reconcile.py), one by one, in its place in the order of the listing.
+Owns the shortcut for objects that are nothing but new files where nothing has their names. It must not know what to do with anything else: that
+goes the long way (reconcile.py), one by one, in its place in the order of the listing.
 
-Looked at one by one, a new file costs nine statements (150 µs); in a row of those of one directory, three that take many rows at once.
+Looked at one by one, a new file costs nine statements (150 µs). Here it is a row of each of three that take many rows at once, of however many
+directories, and no inode is made in memory.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ctxfs.records import IndexRecord, ObjectInfo
+from ctxfs.records import ROOT_INO, IndexRecord, ObjectInfo
+from ctxfs.storage.held_hints import Hint
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.journal import Journal, Known
-from ctxfs.storage.keys import Unmountable, key_to_path
+from ctxfs.storage.keys import KEY_MAX, Unmountable, component_to_valid_name, key_to_path
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.descriptions import Describer
 
-Hint = tuple[str, int, bytes]
-
 
 class _One(NamedTuple):
+    parent: int
+    name: bytes
     info: ObjectInfo
     hint: Hint | None
     record: IndexRecord | None
-    name: bytes
 
 
 class Newcomers:
-    """See the module docstring. Lives as long as one transaction. `directory_of`: the inode of the directory with a key, made where missing, or None
-    (it may change the tree, and so comes after all that was taken before); `add`: the long way for one file; `added`: is told of each new inode
-    with its directory and name."""
+    """See the module docstring. Lives as long as one transaction. `directory_of`: the inode of the directory with a key, made where missing, or None;
+    `add`: the long way for one file; `added`: is told of new files by directory, name and number."""
 
     def __init__(self, db: TreeDB, journal: Journal, describer: Describer, *, directory_of: Callable[[str, ObjectInfo], int | None],
-                 add: Callable[[ObjectInfo, Hint | None], None], added: Callable[[int, bytes, Inode], None]) -> None:
+                 add: Callable[[ObjectInfo, Hint | None], None], added: Callable[[list[tuple[int, bytes, int]]], None]) -> None:
         self._db = db
         self._journal = journal
         self._describer = describer
@@ -42,46 +42,83 @@ class Newcomers:
         self._added = added
         self._directory: str | None = None
         self._parent = 0
-        self._row: list[_One] = []
+        self._taken: dict[str, _One] = {}
+        #: directories that were on the way so far: as long as somebody has them, they are not loaded again
+        self._way: dict[int, Inode] = {ROOT_INO: db.inode(ROOT_INO)}
         self._has_doubts = db.row('SELECT 1 FROM attempt LIMIT 1') is not None
+        #: keys of which all that the index says is in the tree
+        self.described: list[str] = []
 
     def take(self, info: ObjectInfo, hint: Hint | None) -> bool:
         """Of an object that nothing is known of. False: it is not that simple, and nothing was done."""
-        if self._has_doubts:
-            return False
         directory, slash, last = info.key.rpartition('/')
+        name = component_to_valid_name(last)
         record = self._describer.valid(info, hint)
-        path = key_to_path(info.key)
-        if not last or isinstance(path, Unmountable) or (record is not None and record.link):
+        if self._has_doubts or name is None or len(info.key) > KEY_MAX or (record is not None and record.link):
             return False
-        if directory + slash != self._directory:
+        if (directory != self._directory or not directory) and not self._enter(directory, slash, info):
+            return False
+        self._taken[info.key] = _One(self._parent, name, info, hint, record)
+        return True
+
+    def _enter(self, directory: str, slash: str, info: ObjectInfo) -> bool:
+        path = key_to_path(info.key)
+        if isinstance(path, Unmountable):
+            return False
+        if self._taken and not self._is_plain(directory, path[:-1]):
             self.finish()
-            parent = self._directory_of(directory + slash, info)
-            if parent is None:
+        parent = self._directory_of(directory + slash, info)
+        if parent is None:
+            self._directory = None
+            return False
+        self._directory, self._parent = directory, parent
+        return True
+
+    def _is_plain(self, directory: str, path: tuple[bytes, ...]) -> bool:
+        """Whether nothing but directories is on the way to it, or taken: what was taken can wait while it is made."""
+        ino: int | None = ROOT_INO
+        at = 0
+        for name in path:
+            at = directory.find('/', at + 1)
+            if (directory if at < 0 else directory[:at]) in self._taken:
                 return False
-            self._directory, self._parent = directory + slash, parent
-        self._row.append(_One(info, hint, record, path[-1]))
+            ino = None if ino is None else self._db.lookup(ino, name)
+            if ino is not None:
+                self._way[ino] = inode = self._db.inode(ino)
+                if not inode.is_dir:
+                    return False
         return True
 
     def finish(self) -> None:
         """Put in what was taken. What follows may change the tree in other ways."""
-        row, self._row, self._directory = self._row, [], None
-        if not row:
+        taken, self._taken, self._directory = self._taken, {}, None
+        if not taken:
             return
-        taken = self._db.names_between(self._parent, min(one.name for one in row), max(one.name for one in row))
-        new = [one for one in row if one.name not in taken]
-        inodes = [self._describer.made_file(one.info, one.record) for one in new]
-        self._db.insert_inodes(inodes)
-        self._db.insert_dentries((self._parent, one.name, inode.ino) for one, inode in zip(new, inodes, strict=True))
-        self._journal.put_objects(listed(one.info, inode, one.record) for one, inode in zip(new, inodes, strict=True))
-        for one, inode in zip(new, inodes, strict=True):
-            self._added(self._parent, one.name, inode)
-        for one in row:
-            if one.name in taken:
-                self._add(one.info, one.hint)
+        others = self._with_names_that_are_there(taken)
+        rows = [(one, self._describer.file_row(one.info, one.record)) for key, one in taken.items() if key not in others]
+        self._db.insert_file_rows([row for _, row in rows])
+        entries = [(one.parent, one.name, row[0]) for one, row in rows]
+        self._db.insert_dentries(entries)
+        self._journal.put_objects([listed(one.info, row[0], 1, one.record) for one, row in rows])
+        self._added(entries)
+        self.described += [one.info.key for one, _ in rows if one.record is not None]
+        for key in others:
+            self._add(taken[key].info, taken[key].hint)
+
+    def _with_names_that_are_there(self, taken: dict[str, _One]) -> list[str]:
+        """Keys of those that are not as simple as they seemed."""
+        names: dict[int, list[tuple[bytes, str]]] = {}
+        for key, one in taken.items():
+            names.setdefault(one.parent, []).append((one.name, key))
+        found = []
+        for parent, its in names.items():
+            there = self._db.names_between(parent, min(its)[0], max(its)[0])
+            if there:
+                found += [key for name, key in its if name in there]
+        return found
 
 
-def listed(info: ObjectInfo, inode: Inode, record: IndexRecord | None) -> Known:
-    """The row of a listed object: its content is the inode's."""
-    return Known(info.key, info.etag, info.size, inode.ino, inode.revision, '', 0, '' if record is None else record.lifecycle, info.mtime_ns,
+def listed(info: ObjectInfo, ino: int, revision: int, record: IndexRecord | None) -> Known:
+    """The row of a listed object: its content is that of the inode with this number."""
+    return Known(info.key, info.etag, info.size, ino, revision, '', 0, '' if record is None else record.lifecycle, info.mtime_ns,
                  0 if record is None else record.changed_ns)

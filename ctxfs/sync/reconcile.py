@@ -21,11 +21,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-
 from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.rules import Reach
 from ctxfs.storage.gating import HELD, Gating
+from ctxfs.storage.held_hints import Hint, record_of
 from ctxfs.storage.inode import Inode, Reason
 from ctxfs.storage.journal import Journal, Known
 from ctxfs.storage.keys import LAST, Unmountable, component_to_name, key_to_path
@@ -42,7 +41,6 @@ from ctxfs.sync.removals import Removals
 
 #: what ctxfs itself keeps under `.ctxfs/`; anything else there is somebody's object that has no place in the mount
 OWN_PREFIXES = tuple(RESERVED_DIR + name for name in ('index/', 'tmp/', 'probe', 'policy', 'mode', 'archive/', 'turn/', 'mounts/'))
-_decode_record = msgspec.msgpack.Decoder(IndexRecord).decode
 
 
 class Reconciler:
@@ -91,6 +89,7 @@ class Reconciler:
                 if row.key not in keys and not is_member(row.etag):       # of members the archive log tells
                     self.object_gone(row)
             self.directories.touch()
+        self._journal.used_hints(newcomers.described)
 
     def apply_directory(self, objects: Sequence[ObjectInfo], prefixes: Sequence[str]) -> None:
         """One directory's own entries (a listing by delimiter). Only adds and updates: what is missing is the whole listing's to say."""
@@ -104,11 +103,11 @@ class Reconciler:
                     self._directory(prefix, None)
             self.directories.touch()
 
-    def apply_member(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+    def apply_member(self, info: ObjectInfo, hint: Hint | None) -> None:
         """A file of an archive, as if it were listed; call it in a transaction."""
         self._apply_object(info, self._journal.known(info.key), hint)
 
-    def _apply_object(self, info: ObjectInfo, known: Known | None, hint: tuple[str, int, bytes] | None) -> None:
+    def _apply_object(self, info: ObjectInfo, known: Known | None, hint: Hint | None) -> None:
         if not self.is_synced(info.key) or not (is_member(info.etag) or self.may_show(info)):
             return
         inode = None if known is None else self._inode_or_none(known.ino)
@@ -143,7 +142,7 @@ class Reconciler:
 
     # --- new --------------------------------------------------------------------------------------------------------------------------
 
-    def _add_file(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+    def _add_file(self, info: ObjectInfo, hint: Hint | None) -> None:
         path = key_to_path(info.key)
         if isinstance(path, Unmountable):
             self._journal.note_unmountable(info.key, path.reason)
@@ -166,7 +165,7 @@ class Reconciler:
         else:       # a local file that was never uploaded; its upload is conditional on there being none
             self.obstructed.add(info.key)
 
-    def _meet_directory(self, directory: Inode, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+    def _meet_directory(self, directory: Inode, parent: int, name: bytes, info: ObjectInfo, hint: Hint | None) -> None:
         """A published file has the name of a directory. Of one that nobody published the versions are two, as of files."""
         if directory.local or self._journal.has_objects_between(info.key + '/', info.key + '/\U0010ffff'):
             self._journal.note_unmountable(info.key, 'a directory has the same name')
@@ -184,21 +183,23 @@ class Reconciler:
             self._describer.describe_by(inode, item, info.key)
         return inode
 
-    def _insert_file(self, parent: int, name: bytes, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> Inode:
+    def _insert_file(self, parent: int, name: bytes, info: ObjectInfo, hint: Hint | None) -> Inode:
         record = self._describer.valid(info, hint)
         inode = self._linked_inode(record, info)
         if inode is None:
             inode = self._describer.new_file(info, record)
         self._db.insert_dentry(parent, name, inode.ino)
-        self._journal.put_object(listed(info, inode, record))
-        self._has_gained(parent, name, inode)
+        self._journal.put_object(listed(info, inode.ino, inode.revision, record))
+        self._has_gained([(parent, name, inode.ino)])
         return inode
 
-    def _has_gained(self, parent: int, name: bytes, inode: Inode) -> None:
-        self._invalidator.appeared(parent, name)
-        self.directories.gained(parent)
-        self.counts['created'] += 1
-        self.on_content(inode.ino)
+    def _has_gained(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+        """(parent, name, ino) of each new file."""
+        for parent, name, ino in entries:
+            self._invalidator.appeared(parent, name)
+            self.directories.gained(parent)
+            self.on_content(ino)
+            self.counts['created'] += 1
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
@@ -254,10 +255,10 @@ class Reconciler:
         now = info.mtime_ns if info is not None else time.time_ns()
         made = ObjectInfo(key=key, size=0, etag='', mtime_ns=now)
         inode = self._describer.new_inode(made, self._describer.valid(made, self._journal.hint(key)), stat.S_IFDIR | (0o777 & ~self._describer.umask))
-        if not inode.attrs_known and self.is_index_read:
-            inode.attrs_known = 1       # unless it has a marker, nothing remote says more about it
         self._gating.place(inode, parent, name)     # local where it only leads to what is synced
-        self._db.store_all(inode)
+        if inode.local or not inode.attrs_known:
+            inode.attrs_known |= int(self.is_index_read)        # unless it has a marker, nothing remote says more about it
+            self._db.store_all(inode)
         self._db.insert_dentry(parent, name, inode.ino)
         above = self._db.inode(parent)
         above.nlink += 1
@@ -267,7 +268,7 @@ class Reconciler:
         self.directories.gained(parent)
         return inode.ino
 
-    def _apply_marker(self, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> None:
+    def _apply_marker(self, info: ObjectInfo, hint: Hint | None) -> None:
         path = key_to_path(info.key)
         if isinstance(path, Unmountable):
             self._journal.note_unmountable(info.key, path.reason)
@@ -293,7 +294,7 @@ class Reconciler:
                 if inode.is_dir and inode.nlink:
                     key = self._db.dir_key(inode.ino)
                     if (hint := self._journal.hint(key)) is not None:
-                        self.describe_directories([(key, _decode_record(hint[2]))])
+                        self.describe_directories([(key, record_of(hint))])
                     continue
                 for known in self._journal.objects_of(inode.ino):
                     if (hint := self._journal.hint(known.key)) is not None:
@@ -303,7 +304,7 @@ class Reconciler:
         """Attributes of directories that other hosts changed; returns where to go on, None at the end."""
         rows = self._db.rows('SELECT key, record FROM hint WHERE key > ? AND etag = \'\' ORDER BY key LIMIT ?', (after, limit))
         with self._db.transaction():
-            self.describe_directories((key, _decode_record(packed)) for key, packed in rows)
+            self.describe_directories((key, record_of(('', 0, packed))) for key, packed in rows)
         return rows[-1][0] if len(rows) == limit else None
 
     def describe_directories(self, records: Iterable[tuple[str, IndexRecord]]) -> None:
@@ -318,7 +319,7 @@ class Reconciler:
 
     # --- changed ------------------------------------------------------------------------------------------------------------------------
 
-    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: tuple[str, int, bytes] | None) -> Inode | None:
+    def replace_content(self, inode: Inode, known: Known, info: ObjectInfo, hint: Hint | None) -> Inode | None:
         """A clean inode's object is another version now: its name gets a new inode, which is returned; the old one lives on, stale, for who
         has it open. A new one, because with its writeback cache the kernel never takes size and mtime of a regular file it knows from us
         (fuse_get_cache_mask in Linux): it would show the new bytes cut at the old size.
@@ -327,7 +328,7 @@ class Reconciler:
         or chmod'ed here, and is not uploaded, stays so. None: a directory here has the name."""
         record = self._describer.valid(info, hint)
         if not known.revision and record is not None and record.link and record.link == inode.link_group and inode.size == info.size:
-            self._journal.put_object(listed(info, inode, record))      # one more link of what another of its keys brought already
+            self._journal.put_object(listed(info, inode.ino, inode.revision, record))      # one more link of what another of its keys brought already
             return inode
         names = self._following(inode, known, record)
         if not names:       # its own name moved away here, and took the content along: this is a new file
@@ -339,7 +340,7 @@ class Reconciler:
         fresh = self._replacement(inode, names, info, record)
         inode.remote_version += 1
         self._invalidator.replaced(inode.ino)
-        self._journal.put_object(listed(info, fresh, record))
+        self._journal.put_object(listed(info, fresh.ino, fresh.revision, record))
         self._gating.settle(fresh)
         if pending is not None:
             self._carry_over(inode, pending.reason, fresh)
@@ -383,7 +384,7 @@ class Reconciler:
         hint = self._journal.hint(row.key)
         if record is None or not record.link or row.doomed or hint is None or (hint[0], hint[1]) != (row.etag, row.size):
             return False
-        return row.size == record.size and _decode_record(hint[2]).link == record.link
+        return row.size == record.size and record_of(hint).link == record.link
 
     def _carry_over(self, inode: Inode, reason: int, fresh: Inode) -> None:
         """What was changed here beside the content, and is not uploaded yet, goes on with the new version."""
@@ -393,11 +394,11 @@ class Reconciler:
         if reason & (Reason.ATTRS | Reason.NAMES):
             self._journal.mark(fresh, reason & (Reason.ATTRS | Reason.NAMES))
 
-    def _take_over(self, known: Known, hint: tuple[str, int, bytes]) -> None:
+    def _take_over(self, known: Known, hint: Hint) -> None:
         """Same content, newer attributes or a hard link made by another host."""
         if hint[0] != known.etag or hint[1] != known.size:
             return
-        record = _decode_record(hint[2])
+        record = record_of(hint)
         inode = self._db.inode(known.ino)
         is_taken = (record.attrs is not None and inode.revision == known.revision and record.changed_ns >= known.said_ns
                     and self._journal.pending_row(inode.ino) is None)

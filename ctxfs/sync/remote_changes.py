@@ -14,7 +14,6 @@ beside a listing does not matter.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -33,6 +32,7 @@ from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.archive_mirror import ArchiveMirror
 from ctxfs.sync.archive_view import ArchiveView
 from ctxfs.sync.growth import Growth
+from ctxfs.sync.listing_parts import PAGE, ListingParts, Part
 from ctxfs.sync.pool import Priority, TransferPool
 from ctxfs.sync.protocol import Head, HeadItem, ListPages
 from ctxfs.sync.reconcile import Reconciler
@@ -44,21 +44,8 @@ log = logging.getLogger(__name__)
 SLICE = 250
 #: HEADs in one request to a worker
 HEADS = 64
-#: objects in a page of a listing (S3's limit)
-PAGE = 1000
-#: stretches that are listed side by side, and how many objects ahead a listing is waited for
-PARTS, SOON = 4, 5 * PAGE
 #: in the table of notes: when the whole context was listed last, and how many objects it had
 LISTED_AT, LISTED_OBJECTS = 'listed_at', 'listed_objects'
-
-
-class _Part:
-    """One stretch of a listing, after `start` up to `last` (None: the end); what is not behind `after` is in the tree."""
-
-    def __init__(self, start: str, last: str | None) -> None:
-        self.start = self.after = start
-        self.last = last
-        self.is_done = False
 
 
 class RemoteChanges:
@@ -90,10 +77,7 @@ class RemoteChanges:
         self._since = 0.0
         #: up to which the archive log was read when it began
         self._number = 0
-        #: of the listing in parts that is under way
-        self._parts: list[_Part] = []
-        #: set when it has moved on, and made anew
-        self.progress = trio.Event()
+        self.parts = ListingParts(journal)
 
     # --- what an earlier mount saw ----------------------------------------------------------------------------------------------------
 
@@ -190,9 +174,9 @@ class RemoteChanges:
                 return page
         return ListPage(objects=[], prefixes=[], next_token=None)
 
-    async def read_index(self, on_count: Callable[[int], object] = lambda count: None) -> None:
-        """What new index objects say is applied with what is listed next; what the archive log says at once. `on_count`: as RemoteIndex.read."""
-        await self._index.read(on_count)
+    async def read_index(self, on_count: Callable[[int], object] = lambda count: None, *, is_listed_next: bool = False) -> None:
+        """What new index objects say is applied with what is listed next; what the archive log says at once. The rest as RemoteIndex.read."""
+        await self._index.read(on_count, is_listed_next=is_listed_next and self._mirror is None)
         await self.follow_log()
 
     async def list_all(self, after: str = '', may_go_on: Callable[[], bool] = lambda: True, *,
@@ -218,29 +202,30 @@ class RemoteChanges:
     async def list_all_at_once(self) -> None:
         """The same as `list_all` for who waits: where the index says what there is, in parts of it side by side, because a page is asked for by what
         the one before ended with. Raises the first failure; the other parts have come to their end then."""
-        bounds: list[str | None] = ['', *self._journal.hint_quantiles(PARTS, page=PAGE), None]
-        if len(bounds) == 2:
+        bounds = self.parts.bounds()
+        if len(bounds) == 1 and self._journal.hints_are_few('', LAST, PAGE):
             await self.list_all(priority=Priority.INTERACTIVE)
-            return
-        self.listed_objects, self._since, self._digest, self._next_digest = 0, time.time(), b'', b''
-        self._number = self._log_number()
-        self._parts = [_Part(after or '', last) for after, last in itertools.pairwise(bounds)]
+        else:
+            await self._list_parts(bounds)
+
+    async def _list_parts(self, bounds: Sequence[str]) -> None:
+        self.listed_objects, self._since, self._number, self._digest, self._next_digest = 0, time.time(), self._log_number(), b'', b''
         failures: list[CtxfsError] = []
 
-        async def run(part: _Part) -> None:
+        async def run(part: Part) -> None:
             try:
                 await self._list_part(part)
             except CtxfsError as error:
                 failures.append(error)
         async with trio.open_nursery() as nursery:
-            for part in self._parts:
+            for part in self.parts.begin(bounds):
                 nursery.start_soon(run, part)
         if failures:
             raise failures[0]
         self.is_forgotten = False
         self._listing_since = self._since
 
-    async def _list_part(self, part: _Part) -> None:
+    async def _list_part(self, part: Part) -> None:
         operation = ListPages(prefix=self._prefix, start_after=self._prefix + part.after if part.after else '',
                               stop_after=self._prefix + part.last if part.last is not None else '')
         async with self._pool.stream(operation, priority=Priority.INTERACTIVE) as pages:
@@ -248,24 +233,10 @@ class RemoteChanges:
                 objects = [info for info in page.objects if part.last is None or info.key[len(self._prefix):] <= part.last]
                 part.after = await self._apply_page(msgspec.structs.replace(page, objects=objects), part.after)
                 self.listed_objects += len(objects)
-                self.moved_on()
+                self.parts.moved_on()
         self._reconciler.apply([], after=part.after, last=part.last)
         part.is_done = True
-        self.moved_on()
-
-    def has_passed(self, directory: str) -> bool:
-        """Whether the listing in parts that is under way has seen all below the directory with this key."""
-        return any(part.start < directory and directory + LAST <= (part.last or directory + LAST if part.is_done else part.after)
-                   for part in self._parts)
-
-    def comes_soon(self, directory: str) -> bool:
-        """Whether it will have within a few pages, as far as the index tells."""
-        return any(part.after < directory and (part.last is None or directory + LAST <= part.last)
-                   and self._journal.hints_are_few(part.after, directory + LAST, SOON) for part in self._parts if not part.is_done)
-
-    def moved_on(self) -> None:
-        self.progress.set()
-        self.progress = trio.Event()
+        self.parts.moved_on()
 
     def end(self) -> None:
         """The mount ends. What waited to be looked at again is known to nobody then: the next mount lists the whole."""
@@ -422,6 +393,7 @@ class RemoteChanges:
         `listed`: what was applied is all there is with this prefix. Of what is elsewhere nothing said whether a directory that lost its last
         file has a marker by now."""
         await self.examine(key for key in self._reconciler.directories.unmarked() if listed is None or not key.startswith(listed))
+        await self._index.settle()
         after: str | None = ''
         while after is not None:
             after = self._reconciler.apply_directory_hints(after, SLICE)

@@ -13,13 +13,14 @@ import msgspec
 import trio
 
 from ctxfs.records import ROOT_PATH, IndexRecord
+from ctxfs.storage.held_hints import Hint, record_of
 from ctxfs.storage.index_format import INDEX_DIR, kind_of
 from ctxfs.storage.inode import Reason
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_connection import TreeReader
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.pool import Priority, TransferPool
-from ctxfs.sync.protocol import CompactIndex, ReadIndex, WriteSegment
+from ctxfs.sync.protocol import CompactIndex, IndexPart, ReadIndex, WriteSegment
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,9 @@ _HIDDEN = ("SELECT h.key, o.ino, o.said_ns, h.record FROM hint h JOIN object o O
            "AND o.said_ns > 0 AND NOT o.doomed LIMIT 10000")
 
 
-def is_tombstone(hint: tuple[str, int, bytes]) -> bool:
+def is_tombstone(hint: Hint) -> bool:
     """Whether the record says that its path was removed."""
-    return msgspec.msgpack.decode(hint[2], type=IndexRecord).attrs is None
+    return record_of(hint).attrs is None
 
 
 class RemoteIndex:
@@ -56,15 +57,20 @@ class RemoteIndex:
         #: (changed_ns, etag) of what this host wrote last, by path: a segment of another host may be older, and read later
         self._written: OrderedDict[str, tuple[int, str]] = OrderedDict()
 
-    async def read(self, on_count: Callable[[int], object] = lambda count: None) -> int:
+    async def read(self, on_count: Callable[[int], object] = lambda count: None, *, is_listed_next: bool = False) -> int:
         """Keep the records of the index objects that are new as hints; returns how many, and tells `on_count` so far as it reads. A damaged object
-        is skipped (slower, never wrong). One request when nothing is new."""
+        is skipped (slower, never wrong). One request when nothing is new. `is_listed_next`: everything, so that most hints are soon used up; `settle`
+        writes what is left then."""
         count = 0
+        self._journal.forget_held_hints()
         async with self._pool.stream(ReadIndex(prefix=self._prefix, seen=sorted(self._names)), priority=Priority.INTERACTIVE) as parts:
             async for part in parts:
-                records = self._from_index(part.records)
-                count += len(records)
-                await self._keep(records)
+                if is_listed_next and self._hold(part):
+                    count += part.count
+                else:
+                    records = self._from_index(part.records())
+                    count += len(records)
+                    await self._keep(records)
                 on_count(count)
         done = parts.result
         for name, reason in done.skipped:
@@ -72,6 +78,19 @@ class RemoteIndex:
         self._found = set(done.names)
         self.segments, self.is_compaction_due = done.segments, done.is_compaction_due
         return count
+
+    def _hold(self, part: IndexPart) -> bool:
+        """Whether it can stay as it came."""
+        return not self.below and not self._written and self._journal.hold_hints(
+            part.packed, first=part.first, last=part.last, count=part.count, objects=part.objects)
+
+    async def settle(self) -> None:
+        """What a listing has left of the records that were read just before it."""
+        is_more = True
+        while is_more:
+            with self._db.transaction():
+                is_more = self._journal.settle_hint_page()
+            await trio.lowlevel.checkpoint()
 
     def _from_index(self, records: list[IndexRecord]) -> list[IndexRecord]:
         if not self.below:
@@ -101,11 +120,9 @@ class RemoteIndex:
             self._store_names()
 
     async def _keep(self, records: list[IndexRecord]) -> None:
-        encode = msgspec.msgpack.encode
         for start in range(0, len(records), SLICE):
             with self._db.transaction():
-                self._journal.add_hints((record.path, record.etag, record.size, encode(record)) for record in records[start:start + SLICE]
-                                        if not self._is_past(record))
+                self._journal.add_hints(record for record in records[start:start + SLICE] if not self._is_past(record))
             await trio.lowlevel.checkpoint()
 
     def _is_past(self, record: IndexRecord) -> bool:
@@ -128,7 +145,7 @@ class RemoteIndex:
         while len(self._written) > WRITTEN:
             self._written.popitem(last=False)
         with self._db.transaction():
-            self._journal.drop_hints_of(record.path for record in records)
+            self._journal.drop_hints_of([record.path for record in records])
             self._store_names()
 
     async def retell(self, unsettled: Collection[str]) -> None:

@@ -8,10 +8,11 @@ Owns the first listing, the listings and HEADs under way, and what is known to b
 Where the mount before this one listed the whole less than LIST_SECONDS ago, `run` goes on from there as a mount that was never ended: the index says
 what other hosts did since, and other tools' doings are found by the next whole listing, when it is due.
 
-A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory
-that is asked for before waits GRACE_SECONDS for the whole, which is enough for most contexts, and is then listed by itself: names at once, while
-attributes wait until the index is read (of a million files that takes 10 s, and asking for each is worse). Where an earlier mount had listed
-the whole, and the store does not answer this one, programs get the tree as it was known then; what changed since follows.
+A mount starts `run`: the index first (attributes for all without a HEAD each), then the listing, 1,000 names a request. A directory that is asked for
+before waits GRACE_SECONDS for the whole, which is enough for most contexts; one below the root EARLY_SECONDS for the index, which tells whether the
+listing is about to get there. Otherwise it is listed by itself: names at once, while attributes wait until the index is read (of a million files
+that takes 10 s, and asking for each is worse). Where an earlier mount had listed the whole, and the store does not answer this one, programs get the
+tree as it was known then; what changed since follows.
 """
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ import trio
 
 from ctxfs.config import STORE_TIMEOUT
 from ctxfs.errors import CtxfsError, DiskFull, RemoteUnavailable
+from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.journal import Journal
 from ctxfs.storage.tree_db import TreeDB
@@ -39,6 +41,8 @@ from ctxfs.sync.remote_index import RemoteIndex
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 0.25
+#: so long after its beginning a mount has the index, unless the context is huge: a directory below the root is not listed by itself before
+EARLY_SECONDS = 2.0
 #: for a stretch of the listing under way that comes near
 NEAR_SECONDS = 1.0
 #: with more objects than this in the index the whole is not waited for
@@ -77,6 +81,8 @@ class RemoteTreeLoader:
         #: the tree as an earlier mount left it has to do
         self._falls_back = trio.Event()
         self._index_read = trio.Event()
+        #: when `run` was, by trio's clock
+        self._began = float('-inf')
         self._grace = trio.Event()
         self._listed: set[int] = set()
         self._listing: dict[int, trio.Event] = {}
@@ -86,6 +92,7 @@ class RemoteTreeLoader:
 
     async def run(self) -> None:
         """Until the whole context is in the tree database; retries what is transient for as long as the mount lasts."""
+        self._began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_grace)
             await self._until_it_works(self._doubt.resolve)
@@ -95,7 +102,7 @@ class RemoteTreeLoader:
                 await self._until_it_works(self.changes.read_new_segments)
                 self._note_index()
             else:
-                await self._until_it_works(lambda: self.changes.read_index(self._note_count))
+                await self._until_it_works(lambda: self.changes.read_index(self._note_count, is_listed_next=True))
                 self._note_index()
                 await self._until_it_works(self.changes.list_all_at_once)
                 await self.changes.agree_with_archives()
@@ -192,6 +199,9 @@ class RemoteTreeLoader:
                 await self._grace.wait()
                 if self._mirror is not None:
                     await self._index_read.wait()       # names of members are in the archive log, which is read with it
+                elif directory.ino != ROOT_INO:
+                    with trio.move_on_at(self._began + EARLY_SECONDS):
+                        await self._index_read.wait()
                 with trio.move_on_after(NEAR_SECONDS):
                     await self._wait_for_listing(directory)
                 await self._list_one(directory)
@@ -211,12 +221,12 @@ class RemoteTreeLoader:
         """While the whole listing comes near: then it costs no request of its own."""
         while directory.ino not in self._listed:
             key = self._db.dir_key(directory.ino)
-            if self.changes.has_passed(key):
+            if self.changes.parts.has_passed(key):
                 self._listed.add(directory.ino)
-            elif not self.changes.comes_soon(key):
+            elif not self.changes.parts.comes_soon(key):
                 return
             else:
-                await self.changes.progress.wait()
+                await self.changes.parts.progress.wait()
 
     async def _list_one(self, directory: Inode) -> None:
         """One LIST of the directory's own level, however many wait for it."""

@@ -99,8 +99,21 @@ class AdoptDone(Message, frozen=True, kw_only=True, array_like=True):
 
 
 class IndexPart(Message, frozen=True, kw_only=True, array_like=True):
-    """A run of merged index records, sorted by path over the whole stream."""
-    records: list[IndexRecord]
+    """A run of merged index records, sorted by path over the whole stream: `count` of them from `first` to `last`, `objects` of them of objects.
+    Packed, because who reads the whole needs each record much later, if at all."""
+    first: str
+    last: str
+    count: int
+    objects: int
+    packed: bytes
+
+    @classmethod
+    def of(cls, records: list[IndexRecord]) -> IndexPart:
+        return cls(first=records[0].path, last=records[-1].path, count=len(records), objects=sum(1 for record in records if record.etag),
+                   packed=msgspec.msgpack.encode(records))
+
+    def records(self) -> list[IndexRecord]:
+        return msgspec.msgpack.decode(self.packed, type=list[IndexRecord])
 
 
 class IndexDone(Message, frozen=True, kw_only=True, array_like=True):

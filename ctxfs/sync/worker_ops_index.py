@@ -27,10 +27,10 @@ def read_index(context: WorkerContext, op: protocol.ReadIndex, channel: Operatio
     for record in reading:
         batch.append(record)
         if len(batch) == _PART_RECORDS:
-            channel.part(protocol.IndexPart(records=batch))
+            channel.part(protocol.IndexPart.of(batch))
             batch = []
     if batch:
-        channel.part(protocol.IndexPart(records=batch))
+        channel.part(protocol.IndexPart.of(batch))
     state = reading.state
     return protocol.IndexDone(names=state.names, segments=state.segments, segment_bytes=state.segment_bytes, base_bytes=state.base_bytes,
                      skipped=state.skipped, is_compaction_due=state.is_compaction_due)

@@ -22,8 +22,8 @@ from ctxfs.storage import fibers, posix_meta
 from ctxfs.storage.block_sums import BLOCK_SIZE
 from ctxfs.storage.object_store import Aborted
 from ctxfs.storage.registry import Registry
+from ctxfs.storage.registry_changes import check_whole
 from ctxfs.sync import protocol
-from ctxfs.sync.clearing import check_whole
 from ctxfs.sync.error_travel import translate
 from ctxfs.sync.measured import Measured
 from ctxfs.sync.worker_context import OperationChannel, WorkerContext

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctxfs.edge import fuse_ops
+from tests.crash.watch import eventually
 from tests.fakes.s3_server import FakeS3
 from tests.model.hosts import IS_DOUBLE, Site
 from tests.mount.sites import MountingSite
@@ -85,6 +86,26 @@ def test_names_are_listed_while_the_index_is_read(tmp_path: Path) -> None:
         assert not [request.key for request in fake.requests[asked:] if request.method == 'HEAD' and '/.ctxfs/' not in request.key and
                     not request.key.startswith('.ctxfs/')]
         other.unmount(at)
+
+
+@pytest.mark.skipif(IS_DOUBLE, reason='a directory makes no requests')
+def test_the_index_is_asked_for_before_the_mount_is_there(tmp_path: Path) -> None:
+    """While the record of the context is looked at once more, which the mount waits for."""
+    with FakeS3() as fake, ThreadPoolExecutor() as threads:
+        site = MountingSite(tmp_path, fake.url, {'AWS_ACCESS_KEY_ID': 'any', 'AWS_SECRET_ACCESS_KEY': 'any'}, lambda: pytest.fail('not needed'))
+        host, at = site.host(), site.mount_point()
+        host.cli('context', 'create', 'cold')
+        records = iter(range(100))
+        held = fake.hold_next('GET', when=lambda request: request.key.startswith('.ctxfs/contexts/ids/') and next(records) == 1)
+        mounting = threads.submit(host.mount, 'cold', at)
+        try:
+            eventually('the record once more', held.arrived.is_set)
+            eventually('the index', lambda: any(request.query.get('prefix', '').endswith('.ctxfs/index/') for request in fake.requests))
+            assert not os.path.ismount(at)
+        finally:
+            held.release.set()
+        mounting.result(60)
+        host.unmount(at)
 
 
 @pytest.mark.skipif(IS_DOUBLE, reason='a directory has no archives')

@@ -151,6 +151,25 @@ def test_one_changed_file_of_thousands_is_two_requests(desk: Desk) -> None:
     desk.unmount()
 
 
+def test_the_next_mount_of_a_large_context_costs_five_requests(exact_desk: Desk) -> None:
+    """Record, mode and policy of the context, the record once more behind the heartbeat, and one look at the index, whatever the size; names and
+    attributes of all are there without another."""
+    desk = exact_desk
+    desk.host.cli('context', 'create', 'c')
+    fill(desk, 1100)
+    desk.mount()
+    assert len(list(desk.at.rglob('*'))) == 1111
+    desk.unmount()
+    desk.proxy.reset()
+    desk.host.mount('c', desk.at, options=desk.options)
+    assert len([path.stat() for path in desk.at.rglob('*')]) == 1111
+    asked = [seen for seen in desk.proxy.requests() if '/.ctxfs/mounts/' not in seen.key]
+    context = desk.site.context_id('c')
+    assert sorted(seen.key.removeprefix(f'contexts/{context}/') for seen in asked) == [
+        '', f'.ctxfs/contexts/ids/{context}', f'.ctxfs/contexts/ids/{context}', '.ctxfs/mode', '.ctxfs/policy']
+    desk.unmount()
+
+
 def fill(desk: Desk, count: int) -> None:
     """Files of the context, 100 in a directory, past the mount and the proxy's memory."""
     prefix = f'contexts/{desk.site.context_id("c")}/'

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import trio
 import trio.testing
@@ -159,7 +158,7 @@ def test_an_upload_of_another_host_expires_by_its_index_record(bench: Bench) -> 
     bench.upload('other')
     attrs = get_attrs(bench.inode_at(b'other'))
     record = IndexRecord(path=info.key, changed_ns=1, etag=info.etag, size=info.size, attrs=attrs, lifecycle=DAY)
-    bench.journal.add_hints(iter([(info.key, info.etag, info.size, msgspec.msgpack.encode(record))]))
+    bench.journal.add_hints([record])
     bench.reconciler.apply([info], after='logs/', last='logs/theirs')
     bench.pass_time(DAY_NS + SLACK_NS)
     bench.sweep()

@@ -6,6 +6,7 @@ process. What programs see of it is tests/mount's.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from ctxfs.storage.journal import Journal
 from ctxfs.storage.keys import LAST
 from ctxfs.storage.staging import Staging
 from ctxfs.storage.tree_db import TreeDB
-from ctxfs.sync import remote_changes, remote_tree
+from ctxfs.sync import listing_parts, remote_changes, remote_tree
 from ctxfs.sync.abort_slots import AbortFlags, AbortSlots
 from ctxfs.sync.asides import Asides
 from ctxfs.sync.descriptions import Defaults
@@ -403,9 +404,10 @@ def test_a_mount_that_only_writes_knows_no_more_names_than_there_are(bench: Benc
     assert not (bench.bucket / dead).exists() and (bench.bucket / alive).exists()
 
 
-def test_a_large_context_is_listed_in_parts_side_by_side(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('is_listed_next', [False, True], ids=['rows', 'held'])
+def test_a_large_context_is_listed_in_parts_side_by_side(bench: Bench, monkeypatch: pytest.MonkeyPatch, is_listed_next: bool) -> None:
     """Where the index says what there is. Each object once, also those that it does not know, and what is gone from any part is gone."""
-    for module in (remote_changes, remote_tree):
+    for module in (listing_parts, remote_changes, remote_tree):
         monkeypatch.setattr(module, 'PAGE', 3)
     records = []
     for number in range(40):
@@ -414,10 +416,10 @@ def test_a_large_context_is_listed_in_parts_side_by_side(bench: Bench, monkeypat
     bench.other.append(records)
 
     async def load() -> None:
-        await bench.index.read()
+        await bench.index.read(is_listed_next=is_listed_next)
         await bench.changes.list_all_at_once()
         await bench.changes.finish(listed='')
-    assert bench.run(load) == ['ReadIndex', *['ListPages'] * remote_changes.PARTS]
+    assert bench.run(load) == ['ReadIndex', *['ListPages'] * listing_parts.PARTS]
     listings = sorted((operation for operation in bench.workers.asked if isinstance(operation, ListPages)), key=lambda part: part.start_after)
     assert [part.stop_after for part in listings] == [part.start_after for part in listings[1:]] + ['']
     assert set(bench.tree()) == {record.path for record in records} and {mode for _, mode in bench.tree().values()} == {MODE}
@@ -432,25 +434,24 @@ def test_a_large_context_is_listed_in_parts_side_by_side(bench: Bench, monkeypat
 
 def test_what_a_listing_in_parts_has_passed(bench: Bench) -> None:
     """Only what one part has wholly seen: a directory that a part ends in is nobody's, and no part speaks for another."""
-    first, last = remote_changes._Part('', 'm/k'), remote_changes._Part('m/k', None)
-    bench.changes._parts = [first, last]
-    assert not bench.changes.has_passed('a/') and not bench.changes.has_passed('z/')
+    first, last = bench.changes.parts.begin(['', 'm/k'])
+    assert not bench.changes.parts.has_passed('a/') and not bench.changes.parts.has_passed('z/')
     first.after, last.after = 'c/x', 'p/x'
-    assert [name for name in ('a/', 'b/', 'c/', 'd/', 'm/', 'n/', 'p/', 'z/') if bench.changes.has_passed(name)] == ['a/', 'b/', 'n/']
+    assert [name for name in ('a/', 'b/', 'c/', 'd/', 'm/', 'n/', 'p/', 'z/') if bench.changes.parts.has_passed(name)] == ['a/', 'b/', 'n/']
     first.is_done = last.is_done = True
-    assert [name for name in ('c/', 'l/', 'm/', 'n/', 'z/') if bench.changes.has_passed(name)] == ['c/', 'l/', 'n/', 'z/']
+    assert [name for name in ('c/', 'l/', 'm/', 'n/', 'z/') if bench.changes.parts.has_passed(name)] == ['c/', 'l/', 'n/', 'z/']
 
 
 def test_what_comes_soon_is_told_by_the_index(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what lies between; nothing is said of what is behind, or of a part that has come to its end."""
-    monkeypatch.setattr(remote_changes, 'SOON', 3)
+    """By what lies between, also within the directory; nothing is said of what is behind, or of a part that has come to its end."""
+    monkeypatch.setattr(listing_parts, 'SOON', 3)
     bench.other.append([bench.record(f'd{number}/f', '"e"') for number in range(9)])
     bench.run(bench.index.read)
-    part = remote_changes._Part('', None)
-    bench.changes._parts, part.after = [part], 'd2/f'
-    assert [number for number in range(9) if bench.changes.comes_soon(f'd{number}/')] == [3, 4, 5]
+    part, = bench.changes.parts.begin([''])
+    part.after = 'd2/f'
+    assert [number for number in range(9) if bench.changes.parts.comes_soon(f'd{number}/')] == [2, 3, 4, 5]
     part.is_done = True
-    assert not bench.changes.comes_soon('d3/')
+    assert not bench.changes.parts.comes_soon('d3/')
 
 
 # --- the next mount --------------------------------------------------------------------------------------------------------------
@@ -497,20 +498,104 @@ def test_the_next_mount_lists_the_whole_where_that_may_not_do(large: Bench, why:
 
 
 def test_new_files_of_a_listing_cost_few_statements(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the directory, not by the file: ten times the files are the same statements, but for one slice more or less."""
+    """Three of 50 files, and eight of a directory."""
     counts: list[int] = []
     for name in ('execute', 'row', 'rows', 'many'):
         def counted(self: TreeDB, *args: Any, real: Any = getattr(TreeDB, name)) -> Any:
             counts[-1] += 1
             return real(self, *args)
         monkeypatch.setattr(TreeDB, name, counted)
-    for number, files in (('a', 20), ('b', 200)):
-        objects = [ObjectInfo(key=f'{number}{directory}/f{file:04}', size=1, etag='"e"', mtime_ns=1)
-                   for directory in range(5) for file in range(files // 5)]
+    for number, files, directories in (('a', 20, 5), ('b', 200, 5), ('c', 200, 50)):
+        objects = [ObjectInfo(key=f'{number}{directory:02}/f{file:04}', size=1, etag='"e"', mtime_ns=1)
+                   for directory in range(directories) for file in range(files // directories)]
         counts.append(0)
         bench.reconciler.apply(objects, after=number, last=number + LAST)
     counts.append(0)        # of what follows
-    assert counts[1] <= counts[0] + 5 and len(bench.tree()) == 220, counts
+    assert counts[1] <= counts[0] + 180 // 50 * 3 + 3 and counts[2] <= counts[1] + 45 * 8 and len(bench.tree()) == 420, counts
+
+
+def odd_context(bench: Bench) -> None:
+    """Objects, and what the index says of them: true, of another version, of more than one name, of what is not there."""
+    attrs = Attrs(mode=0o120777, uid=7, gid=8, mtime_ns=1, atime_ns=2, ctime_ns=3, target=b'else/where')
+    extended = Attrs(mode=0o100600, uid=7, gid=8, mtime_ns=1, atime_ns=2, ctime_ns=3, xattrs={'user.x': b'y'})
+    for key in ('a', 'dir/', 'dir/b', 'dir/deep/c', 'link1', 'link2', 'nobody', 'stale', 'sym', 'x//y', 'xattr'):
+        bench.put(key, b'' if key == 'dir/' else b'.')
+    for path in bench.bucket.glob('**/*'):
+        os.utime(path, ns=(1, 1), follow_symlinks=False)
+    etags = {info.key.removeprefix(PREFIX): info.etag for info in bench.store.list(PREFIX).objects}
+    records = [bench.record(key, etags[key]) for key in ('a', 'dir/b', 'dir/deep/c', 'x//y')]
+    records += [msgspec.structs.replace(bench.record(key, etags[key]), link='group') for key in ('link1', 'link2')]
+    records += [msgspec.structs.replace(bench.record(key, etags[key]), attrs=attrs if key == 'sym' else extended, lifecycle='Lifecycle_30Days')
+                for key in ('sym', 'xattr')]
+    records += [bench.record('stale', '"another"'), bench.record('gone', '"gone"'), bench.record('removed', mode=None)]
+    bench.other.append([*records, bench.record('dir/', mode=0o040700), bench.record('empty/', mode=0o040711), bench.record('/', mode=0o040750)])
+
+
+def everything(bench: Bench) -> dict[str, str]:
+    """Every row, etags without what tells one bucket's file from another's."""
+    return {table: re.sub(r'"(1-1|d)-[0-9a-f-]+"', r'"\1"', '\n'.join(map(str, bench.db.rows(f'SELECT * FROM {table} ORDER BY 1, 2'))))
+            for table in ('inode', 'dentry', 'object', 'unmountable', 'hint')}
+
+
+def test_hints_that_have_no_rows_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the records of a first listing wait in memory, in rows, or some here and some there: the tree is the same, and so is what is left."""
+    found = []
+    monkeypatch.setattr('ctxfs.sync.worker_ops_index._PART_RECORDS', 3)
+    monkeypatch.setattr(time, 'time_ns', lambda: 1)
+    for number, most in enumerate((0, 700, 1 << 20)):
+        (directory := tmp_path / str(number)).mkdir()
+        bench = Bench(directory)
+        odd_context(bench)
+        bench.journal._held._most = most
+
+        async def job(bench: Bench = bench, most: int = most) -> None:
+            await bench.index.read(is_listed_next=True)
+            assert bool(bench.journal._held) == bool(most)
+            await bench.changes.list_all_at_once()
+            await bench.changes.finish(listed='')
+        trio.run(job)
+        assert not bench.journal._held
+        found.append(everything(bench))
+        bench.close()
+    assert found[0] == found[1] == found[2]
+    assert found[0]['hint'].startswith("('x//y'") and '\n' not in found[0]['hint']
+    assert all(f', {mode}, ' in found[0]['inode'] for mode in (MODE, 0o120777, 0o100600, 0o040700, 0o040750))
+
+
+def test_a_first_listing_writes_no_row_for_what_it_uses_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the files cost no more rows of hints: those of directories, and of what the listing did not show."""
+    written: list[int] = []
+    real = Journal.add_hints
+    monkeypatch.setattr(Journal, 'add_hints', lambda self, records: (written.append(len(found := list(records))), real(self, found))[1])
+
+    def first_mount(name: str, files: int) -> int:
+        records = [bench.record(key, bench.put(key)) for key in (f'{name}/f{number:03}' for number in range(files))]
+        bench.other.append([*records, bench.record(f'{name}/', mode=0o040700), bench.record(f'{name}/gone', '"e"')])
+        written.clear()
+
+        async def job() -> None:
+            await bench.changes.read_index(is_listed_next=True)
+            await bench.changes.list_all_at_once()
+            await bench.changes.finish(listed='')
+        trio.run(job)
+        return sum(written)
+    assert first_mount('a', 8) == first_mount('b', 80) == 2
+    assert len(bench.tree()) == 88 and {mode for _, mode in bench.tree().values()} == {MODE}
+
+
+def test_a_listing_that_did_not_end_has_lost_no_hint(bench: Bench) -> None:
+    """The index counts as read only when all that it says was applied: the next mount reads it once more."""
+    bench.other.append([bench.record('a', bench.put('a')), bench.record('b', bench.put('b'))])
+
+    async def half() -> None:
+        await bench.index.read(is_listed_next=True)
+        bench.reconciler.apply([ObjectInfo(key='a', size=1, etag=bench.store.head(PREFIX + 'a').etag, mtime_ns=1)], after='', last='a')
+    trio.run(half)
+    bench.journal = Journal(bench.db)
+    bench.index = RemoteIndex(bench.db, bench.journal, bench.index._pool, prefix=PREFIX)
+    bench.changes._index, bench.changes._journal, bench.reconciler._journal = bench.index, bench.journal, bench.journal
+    bench.load()
+    assert bench.tree() == {'a': (1, MODE), 'b': (1, MODE)}
 
 
 def test_new_files_meet_what_has_their_names(bench: Bench) -> None:

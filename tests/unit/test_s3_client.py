@@ -26,6 +26,7 @@ from ctxfs.storage.s3_http import HttpPool
 from ctxfs.storage.s3_retry import ATTEMPTS
 from ctxfs.storage.s3_sign import UNSIGNED, Credentials, signed_headers
 from ctxfs.storage.s3_store import S3Store
+from ctxfs.storage.s3_xml import parse_listing
 from tests.fakes.s3_server import CERTIFICATE, FakeS3, Fault
 
 NOW = 1_790_000_000
@@ -251,3 +252,13 @@ def test_threads_share_a_client() -> None:
             thread.join()
         assert errors == []
         assert len(fake.connections) <= 8
+
+
+@pytest.mark.parametrize(('quoted', 'key'), [
+    ('a%2Fb%2Fc', 'a/b/c'), ('plain', 'plain'), ('a%2fb', 'a/b'), ('one+two%2Fthree', 'one two/three'), ('a%252Fb', 'a%2Fb'), ('%2B%2F%25', '+/%'),
+    ('%C3%A9%2F1', 'é/1'), ('%%2F', '%/')])
+def test_keys_of_a_listing_are_unquoted(quoted: str, key: str) -> None:
+    body = (f'<ListBucketResult><EncodingType>url</EncodingType><Contents><Key>{quoted}</Key><LastModified>2026-11-30T12:34:56.789Z</LastModified>'
+            '<ETag>"e"</ETag><Size>1</Size></Contents></ListBucketResult>')
+    info, = parse_listing(body.encode(), strip='').objects
+    assert (info.key, info.mtime_ns) == (key, 1_796_042_096_789_000_000)

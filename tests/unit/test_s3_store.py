@@ -15,6 +15,7 @@ from ctxfs.storage import s3_multipart
 from ctxfs.storage.object_store import PARTS_ABOVE, UNKNOWN, Aborted, Capabilities, Condition
 from ctxfs.storage.s3_retry import ATTEMPTS
 from ctxfs.storage.s3_store import S3Store
+from tests.crash.watch import eventually
 from tests.fakes.s3_server import FakeS3, Fault, Quirk, Request
 
 ABSENT = Condition(absent=True)
@@ -61,6 +62,23 @@ def test_the_probe_finds_out_what_the_server_can_do(quirk: Quirk | None) -> None
         count = len(fake.requests)
         store.capabilities()
         assert len(fake.requests) == count
+
+
+def test_questions_that_do_not_depend_on_each_other_wait_for_none() -> None:
+    """While the bucket's rules are not answered, all others of the first round are."""
+    with opened() as (fake, store):
+        hold = fake.hold_next('GET', when=lambda request: 'lifecycle' in request.query)
+        found: list[Capabilities] = []
+        asking = threading.Thread(target=lambda: found.append(store.capabilities()))
+        asking.start()
+        try:
+            eventually('the batches', lambda: sum('delete' in request.query for request in fake.requests) == 2)
+            eventually('the tags', lambda: any(request.headers.get('x-amz-tagging') == 'ctxfs-probe=2' for request in fake.requests))
+            assert hold.arrived.is_set() and not found
+        finally:
+            hold.release.set()
+            asking.join(30)
+        assert found == [EVERYTHING] and fake.objects == {}
 
 
 @pytest.mark.parametrize('quirk', BY_QUIRK, ids=str)
