@@ -49,7 +49,7 @@ def check_state(state_dir: Path, *, is_running: bool = False) -> list[Problem]:
             with reader.snapshot():
                 problems = [*_rules(reader, is_running), *consistency_keys.check_names(reader, _rules_of(reader))]
                 staged = _staged(reader)
-                logged = set[int]() if is_running else {one.ino for one in made_log.left_at(state_dir, reader)}
+                logged: set[int] = set() if is_running else {one.ino for one in made_log.left_at(state_dir, reader)}
             problems += _bytes(reader, Staging(state_dir / 'staging', create=False), staged, logged, is_running)
             return [*problems, *_quarantine(state_dir / 'quarantine')]
     except Corrupted as error:

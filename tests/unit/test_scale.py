@@ -41,8 +41,8 @@ class Tree:
         others = [self.inode(Content.STAGED), self.inode(Content.STAGED, local=1), self.inode(Content.SEALED), self.inode(Content.STAGED, nlink=0)]
         with self.db.transaction():
             self.db.insert_inodes([*clean, *others])
-            self.db.insert_dentries((ROOT_INO, b'%d' % inode.ino, inode.ino) for inode in clean + others[:-1])
-            self.journal.put_objects(Known(str(inode.ino), 'e', 1, inode.ino, 1, '', 0) for inode in clean)
+            self.db.insert_dentries([(ROOT_INO, b'%d' % inode.ino, inode.ino) for inode in clean + others[:-1]])
+            self.journal.put_objects([Known(str(inode.ino), 'e', 1, inode.ino, 1, '', 0) for inode in clean])
             self.journal.mark(others[0], Reason.CONTENT)
         for inode in others:
             os.close(self.staging.create(inode.ino))
