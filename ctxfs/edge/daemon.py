@@ -368,8 +368,9 @@ class Mount:
         self._adapter = fuse_adapter.FuseAdapter(self._fs, statfs_path=self._options.state_dir,
                                                  xattrs=XAttrs(self._db, self._fs) if self._options.xattrs else None,
                                                  read_seconds=_read_seconds(self._options), space=self._space)
-        if fuse_ops.is_loaded() and not self._options.xattrs:      # a directory may have ACLs, which what is made in it gets
-            self._adapter.made = MadeByLibrary(self._fs, self._db, self._staging, gating=self._gating, room=self._room, made_log=self._made_log)
+        if fuse_ops.is_loaded():
+            self._adapter.made = MadeByLibrary(self._fs, self._db, self._staging, gating=self._gating, room=self._room, made_log=self._made_log,
+                                               has_xattrs=self._options.xattrs)
         pool.courtesy.served = lambda: self._adapter.requests
 
     def _build_file_system(self, pool: TransferPool, spawn: Callable[..., None]) -> FileSystem:

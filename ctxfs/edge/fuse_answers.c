@@ -4,11 +4,13 @@
  * comes for a moment, or its time is over. The request for Python is kept, and is what pyfuse3 reads next. Answered is what fuse_ops.c
  * answers (there is no difference but the way through libfuse), and, in an armed directory (fuse_made.c):
  *
- *   LOOKUP of a free name, CREATE of it; and of a file that was made and not taken over yet WRITE, SETATTR but of the size, GETATTR, RELEASE
+ *   LOOKUP of a free name, CREATE of it; and of a file that was made and not taken over yet WRITE, SETATTR but of the size, GETATTR, GETXATTR,
+ *   RELEASE
  *
  * A handler here answers 1, or 0 when the request is for Python and nothing has happened. */
 #include "fuse_ops.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
@@ -19,8 +21,8 @@
 /* seconds that fit into 64 bits of nanoseconds */
 #define SECONDS_MOST 9223372035LL
 
-/* seconds that the kernel may trust an answer */
-uint64_t ctxfs_timeout;
+/* seconds that the kernel may trust an answer; and whether files have extended attributes at all */
+uint64_t ctxfs_timeout, ctxfs_has_xattrs;
 
 static struct fuse_session *session;
 static int (*receive)(struct fuse_session *, struct fuse_buf *);
@@ -138,6 +140,15 @@ static int get_attr(const struct fuse_in_header *in)
     return reply_attr(in->unique, &attr);
 }
 
+/* Before the first write to a file the kernel asks for security.capability. Without extended attributes Python says so, once for the mount. */
+static int get_xattr(const struct fuse_in_header *in)
+{
+    if (!ctxfs_has_xattrs || !made_of(in->nodeid))
+        return 0;
+    reply(in->unique, -ENODATA, NULL, 0, NULL, 0);
+    return 1;
+}
+
 static int release(const struct fuse_in_header *in, const struct fuse_release_in *arg, int is_directory)
 {
     struct made *made = is_directory ? NULL : made_of(in->nodeid);
@@ -180,6 +191,7 @@ static int answer(const void *request)
     case FUSE_WRITE: return write_made(in, arg);
     case FUSE_SETATTR: return set_attr(in, arg);
     case FUSE_GETATTR: return get_attr(in);
+    case FUSE_GETXATTR: return get_xattr(in);
     case FUSE_OPEN: return open_known(in, arg);
     case FUSE_OPENDIR: return open_directory(in);
     case FUSE_RELEASE: return release(in, arg, 0);

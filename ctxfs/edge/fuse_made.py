@@ -41,7 +41,8 @@ _ABSENT = Struct('<QQ256s')
 class MadeByLibrary(Watcher):
     """See the module docstring. `log_fd`: of the log of made files, which the library writes."""
 
-    def __init__(self, fs: FileSystem, db: TreeDB, staging: Staging, *, gating: Gating, room: Room, made_log: MadeLog) -> None:
+    def __init__(self, fs: FileSystem, db: TreeDB, staging: Staging, *, gating: Gating, room: Room, made_log: MadeLog,
+                 has_xattrs: bool = False) -> None:
         library = fuse_ops.library()
         assert library is not None
         _declare(library)
@@ -63,6 +64,7 @@ class MadeByLibrary(Watcher):
         self._made_at = ctypes.addressof(ctypes.c_char.in_dll(library, 'ctxfs_made'))
         self._absent_at = ctypes.addressof(ctypes.c_char.in_dll(library, 'ctxfs_absent'))
         library.ctxfs_begin_log(self._log_fd, self._told)
+        ctypes.c_uint64.in_dll(library, 'ctxfs_has_xattrs').value = has_xattrs
         db.watcher = self
 
     # --- around the library's look ----------------------------------------------------------------------------------------------------

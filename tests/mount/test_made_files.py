@@ -302,3 +302,20 @@ def test_a_file_is_uploaded_once_it_is_closed(desk: Desk) -> None:
     make(desk.at / 'd', 5)
     eventually('all are in the bucket', lambda: desk.host.status(desk.at)['pending']['files'] == 0)
     assert [desk.site.bucket().body(f'{desk.prefix}d/{number}') for number in range(5)] == [b'x' * number for number in range(5)]
+
+
+def test_extended_attributes_are_the_files_own(desk: Desk) -> None:
+    """Where the mount has them: the kernel asks for one before each first write, and none is there."""
+    desk.again('-o', 'xattrs')
+    directory = desk.at / 'd'
+    directory.mkdir()
+    make(directory, 20)
+    fd = os.open(directory / 'new', os.O_RDWR | os.O_CREAT)
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+        os.getxattr(fd, 'user.a')
+    os.write(fd, b'text')
+    os.setxattr(fd, 'user.a', b'value')
+    assert os.listxattr(fd) == ['user.a'] and os.getxattr(directory / 'new', 'user.a') == b'value'
+    os.close(fd)
+    assert desk.handled('create') == []
+    assert [(directory / f'{number}').read_bytes() for number in range(20)] == [b'x' * number for number in range(20)]
