@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +21,9 @@ from ctxfs.core.made_files import Made
 from ctxfs.edge import fuse_adapter, fuse_made, fuse_ops
 from ctxfs.edge.fuse_made import MadeByLibrary
 from ctxfs.errors import Damaged, DiskFull
+from ctxfs.policy import BWList, SyncPolicy, WhiteList
 from ctxfs.records import ROOT_INO
-from tests.unit.rig import Disk
+from tests.unit.rig import ME, Disk
 from tests.unit.test_made_files import full, made_on
 
 pytestmark = pytest.mark.skipif(not fuse_ops.is_loaded(), reason='the library was not built')
@@ -192,5 +194,49 @@ def test_a_batch_is_read_as_the_library_wrote_it(play: Play) -> None:
         await disk.fs.release(files[1].fh)
         with pytest.raises(OSError, match='descriptor'):
             os.fstat(files[1].fd)
+
+    play(scenario)
+
+
+def test_what_is_known_of_a_directory_ends_with_what_it_rests_on(play: Play) -> None:
+    """Other white lists, a transaction that was undone, the directory's end; and where lists differ by path, a move of any directory."""
+    async def scenario(desk: Desk) -> None:
+        disk, library = desk.disk, desk.library
+        made = await disk.fs.make(ROOT_INO, b'd', mode=stat.S_IFDIR | 0o755, caller=ME)
+
+        def is_armed_after(change: Callable[[], object]) -> bool:
+            desk.made.arm(made.ino)
+            assert library.ctxfs_is_armed(made.ino)
+            change()
+            desk.made.prepare(may_make=True)
+            return bool(library.ctxfs_is_armed(made.ino))
+
+        def undo() -> None:
+            with pytest.raises(DiskFull), disk.db.transaction():
+                raise DiskFull('no space')
+
+        assert is_armed_after(lambda: disk.db.insert_dentry(made.ino, b'name', 99))
+        assert is_armed_after(disk.db.forget_dir_keys)
+        assert not is_armed_after(undo)
+        assert not is_armed_after(lambda: disk.gating.rules.replace(SyncPolicy(bw_list=BWList(white_lists=(WhiteList(path='d'),)))))
+        assert is_armed_after(lambda: None)
+        assert not is_armed_after(disk.db.forget_dir_keys)
+        assert not is_armed_after(lambda: disk.db.delete_inode(made.ino))
+
+    play(scenario)
+
+
+def test_the_bound_on_dirty_bytes_is_the_librarys_too(play: Play) -> None:
+    """What it may write is what may be written; then Python makes room, or refuses."""
+    async def scenario(desk: Desk) -> None:
+        room, staging = desk.disk.room, desk.disk.staging
+        assert 0 < desk.made._bytes_left.value == room.headroom()
+        staging.used += room.headroom() - 10
+        desk.made.prepare(may_make=True)
+        assert desk.made._bytes_left.value == 10 and room.has_room(10, 0) and not room.has_room(11, 0)
+        staging.used += 100
+        desk.made.prepare(may_make=True)
+        assert desk.made._bytes_left.value == 0
+        staging.used = 0
 
     play(scenario)
