@@ -56,6 +56,7 @@ class Remembered:
 
     def find(self) -> Answer | None:
         """The answer for this prefix; else the newest of another one that was not given for want of rights."""
+        _make_private(self._root, self._directory)
         own = self._load(self._file)
         if own is not None and own.prefix == self._prefix:
             return own
@@ -113,6 +114,18 @@ class Remembered:
         return answer if is_good else None
 
 
+def _make_private(root: Path, directory: Path) -> None:
+    """What is remembered of a store, and was laxer before, is mended."""
+    try:
+        if directory.is_dir():
+            private_dir(root), private_dir(directory)
+        for file in directory.glob('*.*'):
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+    except (CtxfsError, OSError) as error:
+        log.info('what is remembered of the store may be read by others: %s', error)
+
+
 class _Id(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store: str
     reference: str
@@ -128,6 +141,7 @@ class RememberedId:
 
     def find(self) -> str:
         """'' when nothing is known."""
+        _make_private(self._root, self._file.parent)
         try:
             found = msgspec.json.decode(self._file.read_bytes(), type=_Id)
         except (OSError, *UNREADABLE):

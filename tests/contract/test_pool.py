@@ -319,7 +319,7 @@ def test_a_slow_reader_holds_the_worker_back_and_one_that_leaves_frees_its_place
             count = 0
             async with pool.stream(ReadIndex(prefix='c/')) as parts:
                 async for part in parts:
-                    count += len(part.records)
+                    count += len(part.records())
                     await trio.sleep(0.02)
                     assert len(parts._pending.parts) <= STREAM_WINDOW
             assert count == 20_000
@@ -337,7 +337,7 @@ def test_the_index_is_written_and_streamed_through_workers(world: World) -> None
             records = [IndexRecord(path=f'{number:05}', changed_ns=1, attrs=ATTRS) for number in range(2500)]
             written = await pool.call(WriteSegment(prefix='c/', records=records))
             async with pool.stream(ReadIndex(prefix='c/')) as parts:
-                assert [record async for part in parts for record in part.records] == records
+                assert [record async for part in parts for record in part.records()] == records
             assert parts.result.names == [written.name]
             os.rename(world.directory / 'bucket', world.directory / 'away')
             with pytest.raises(errors.CtxfsError):

@@ -14,6 +14,8 @@ import struct
 import subprocess
 from pathlib import Path
 
+from tests.crash.watch import eventually
+
 _SHUTDOWN = 0x8004587D
 _NO_LOG_FLUSH = 2
 _SYNC_FILE_RANGE_WRITE = 2
@@ -64,7 +66,8 @@ class CutDisk:
     def power_off(self) -> None:
         """When nobody has anything open on it any more."""
         if self._is_on:
-            subprocess.run(['umount', str(self.path)], check=True, capture_output=True)
+            # the daemon may have begun a replacement for a worker that was killed before it, which ends only now
+            eventually('nobody uses the disk', lambda: subprocess.run(['umount', str(self.path)], check=False, capture_output=True).returncode == 0)
             self._is_on = False
 
 

@@ -107,7 +107,7 @@ def test_another_context_is_refused_with_a_reason(fake: FakeS3, tmp_path: Path) 
 
 @pytest.mark.parametrize('fault', [Fault.UNAVAILABLE, Fault.DROP])
 def test_a_store_that_is_busy_for_a_moment_is_asked_again(fake: FakeS3, tmp_path: Path, fault: Fault) -> None:
-    """Whatever the mount asks first: whether the bucket is there, the registry, the policy."""
+    """Whatever the mount asks first: the registry, what the context has, the policy."""
     def is_list(request: Request) -> bool:
         return 'list-type' in request.query
 
@@ -117,9 +117,13 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(fake: FakeS3, tmp_path
     def is_policy(request: Request) -> bool:
         return request.key.endswith('.ctxfs/policy')
     host, at = host_of(fake, tmp_path)
-    host.create_context('c')
+    (tmp_path / 'policy.json').write_text('{"downloadPolicy": {"autoDownload": false}}')
+    host.mount('c', at, create=True, options=('--policy', str(tmp_path / 'policy.json')))
+    host.unmount(at)
+    (tmp_path / 'elsewhere').mkdir()
+    host, at = host_of(fake, tmp_path / 'elsewhere')
     asked = len(fake.requests)
-    for when in (is_list, is_registry, is_policy):
+    for when in (is_registry, is_list, is_policy):
         # a lost connection of a read is tried again at once, so there it takes two
         fake.fail_next('GET', fault, when=when, times=2 if fault is Fault.DROP and when is not is_list else 1)
     host.mount('c', at)
