@@ -152,6 +152,7 @@ class FuseAdapter(pyfuse3.Operations):
             return fuse_ops.serve(linger_seconds, limit_seconds)
         finally:
             made.take_over()
+            self.note_changes()     # of which the request that waits for Python is to know
 
     def _has_space(self) -> bool:
         try:

@@ -98,6 +98,8 @@ class MadeByLibrary(Watcher):
                 self._fs.take_over(batch)
             except CtxfsError as error:
                 log.warning('%d new files are not in the tree database yet: %s', made, error)
+            except Exception:       # raised into pyfuse3's loop it would end the mount
+                log.exception('%d new files were not taken over', made)
 
     def settle(self) -> None:
         """Before a request that Python answers. Raises DiskFull, and as TreeDB, as long as what was made cannot be taken over. A damaged

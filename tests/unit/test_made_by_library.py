@@ -240,3 +240,42 @@ def test_the_bound_on_dirty_bytes_is_the_librarys_too(play: Play) -> None:
         staging.used = 0
 
     play(scenario)
+
+
+def test_no_error_of_taking_over_ends_the_mount(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be raised where pyfuse3 waits for the next request, which ends everything."""
+    async def scenario(desk: Desk) -> None:
+        def broken(*args: object) -> None:
+            raise OSError(errno.EIO, 'the disk')
+
+        with monkeypatch.context() as patch:
+            patch.setattr(desk.disk.staging, 'adopt', broken)
+            desk.look(made_on(desk.disk, b'one', b'text'))
+        assert desk.names() == [b'one']
+        desk.look(made_on(desk.disk, b'two'))
+        assert desk.names() == [b'one', b'two']
+
+    play(scenario)
+
+
+def test_attributes_are_others_once_files_were_taken_over(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that waits for Python is answered after that, and by nothing that was answered before."""
+    async def scenario(desk: Desk) -> None:
+        disk = desk.disk
+        space: Any = SimpleNamespace(check=lambda: None)
+        adapter = fuse_adapter.FuseAdapter(disk.fs, statfs_path='/', xattrs=None, read_seconds=1, space=space)
+        adapter.made = desk.made
+        made = made_on(disk, b'one')
+
+        def serve(linger: float, limit: float) -> int:
+            packed = fuse_made._MADE.pack(*made[:-1], len(made.name), 0, made.name)
+            ctypes.memmove(desk.made._made_at, packed, len(packed))
+            desk.made._made_count.value = 1
+            return fuse_ops.FOR_PYTHON
+
+        monkeypatch.setattr(fuse_ops, 'serve', serve)
+        before = disk.fs.changes
+        assert adapter.serve(0, 0) == fuse_ops.FOR_PYTHON
+        assert fuse_ops._changes is not None and before < disk.fs.changes == fuse_ops._changes.value
+
+    play(scenario)
