@@ -1,8 +1,8 @@
 /* Requests that never reach pyfuse3, answered with the kernel's own protocol (linux/fuse.h).
  *
  * pyfuse3's loop waits for the kernel by ctxfs_serve (fuse_loop.py). It reads requests and answers what it can, until one comes for Python, none
- * comes for a moment, or its time is over. The request for Python is kept, and is what pyfuse3 reads next. Answered is what fuse_ops.c
- * answers (there is no difference but the way through libfuse), and, in an armed directory (fuse_made.c):
+ * comes for a moment, or its time is over. The request for Python is kept, and is what pyfuse3 reads next. Answered are opening and closing
+ * what Python need not know of, attributes that it has answered before (fuse_ops.c), and, in an armed directory (fuse_made.c):
  *
  *   LOOKUP of a free name, CREATE of it; and of a file that was made and not taken over yet WRITE, SETATTR but of the size, GETATTR, GETXATTR,
  *   RELEASE

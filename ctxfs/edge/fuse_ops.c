@@ -3,12 +3,15 @@
  *
  *   opendir        answered here, and the kernel may keep the listing (FOPEN_CACHE_DIR), which pyfuse3 cannot say: a directory that is listed
  *                  again costs one request that no Python runs for, instead of four
- *   open           for reading, of a file that Python has called plain (ctxfs_set_plain): answered here; else as before
  *   readdirplus, read, fsync    Python learns of the handle by the first of these, and makes its own part of it then
  *   releasedir, release         of a handle that Python never heard of: answered here; else as before
  *   readdirplus    an entry of generation NAME_ONLY has no attributes: the kernel asks for them when somebody wants them
- *   getattr        answered here as Python did last, as long as it has changed nothing at all since (ctxfs_changes). With its writeback
- *                  cache the kernel asks after each close of a file (fuse_flush in Linux).
+ *
+ * Before that, fuse_answers.c answers what needs none of pyfuse3; for it this half knows two things that Python has said:
+ *
+ *   plain files (ctxfs_set_plain)    may be opened for reading without it
+ *   attributes     as it answered them last, as long as it has changed nothing at all since (ctxfs_changes). With its writeback cache the
+ *                  kernel asks for them after each close of a file (fuse_flush in Linux).
  *
  * It owns the numbers of the handles that it makes: (serial << 40 | inode), where Python's own are below 1 << 40. And it counts, for each
  * inode, the open handles of files that Python does not know (ctxfs_opens). All of it runs in the one thread of pyfuse3's loop. The kernel
@@ -195,19 +198,6 @@ static void release_directory(fuse_req_t req, fuse_ino_t ino, struct fuse_file_i
     fuse_reply_err(req, 0);
 }
 
-static void open_file(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-    if ((fi->flags & (O_ACCMODE | O_TRUNC)) != O_RDONLY || !count_of(&plain, ino) || !add(&opens, ino)) {
-        python.open(req, ino, fi);
-        return;
-    }
-    fi->fh = new_handle(ino);
-    fi->keep_cache = 1;
-    ctxfs_answered++;
-    if (fuse_reply_open(req, fi) != 0)      /* the program was interrupted: no release comes */
-        take(&opens, ino);
-}
-
 static void read_file(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
 {
     if (hand_over(ino, fi))
@@ -244,17 +234,6 @@ void forget_attr(fuse_ino_t ino)
 {
     if (attrs[ino % ATTRS].ino == ino)
         attrs[ino % ATTRS].ino = 0;
-}
-
-static void get_attr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-    const struct stat *attr = known_attr(ino);
-    if (!attr) {
-        python.getattr(req, ino, fi);
-        return;
-    }
-    ctxfs_answered++;
-    libfuse.reply_attr(req, attr, ctxfs_timeout);
 }
 
 /* --- what pyfuse3 calls --- */
@@ -297,11 +276,9 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     changed.opendir = open_directory;
     changed.readdirplus = read_directory;
     changed.releasedir = release_directory;
-    changed.open = open_file;
     changed.read = read_file;
     changed.fsync = sync_file;
     changed.release = release_file;
-    changed.getattr = get_attr;
     struct fuse_session *session = libfuse.session_new(args, &changed, size, data);
     answer_session(session, libfuse.receive);
     return session;
