@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = ('ctxfs/edge/fuse_ops.c', 'ctxfs/edge/fuse_made.c', 'ctxfs/edge/fuse_answers.c')
+SOURCES = tuple(f'ctxfs/edge/fuse_{name}.c' for name in ('ops', 'listing', 'made', 'answers'))
 NAME = '_ctxfs_fuse_ops'
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ctxfs.core.contents import Contents
 from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
 from ctxfs.core.known_inodes import KnownInodes
+from ctxfs.core.listed_entries import MOST, ListedEntries
 from ctxfs.core.made_files import Made, MadeFiles
 from ctxfs.core.namespace import Caller, Namespace
 from ctxfs.core.ports import RemoteTree
@@ -371,6 +372,31 @@ class FileSystem:
         was_listed = ino in self._listed
         self._listed.discard(ino)
         return was_listed
+
+    def listed(self, fh: int, offset: int) -> ListedEntries | None:
+        """The same as `readdir` of entries that the kernel remembers, at once and as numbers; to be told which of them it got. None: there is one
+        that takes longer."""
+        handle = self.dirs.get(fh)
+        self._listed.add(handle.inode.ino)
+        if offset == 0:
+            handle.rewind()
+        entries, at = ListedEntries(), offset
+        if offset < 2:
+            for name, inode in ((b'.', handle.inode), (b'..', self._parent_of(handle.inode)))[offset:]:
+                entries.add_dot(name, inode.ino, inode.mode)
+            at = 2
+        page = handle.page_at(at)[0][:MOST]
+        if not entries.add(self._db, handle.inode.ino, page, may_be_unknown=not self._remote.is_described, blocks=self.stat_blocks):
+            return None
+        entries.is_whole = handle.ends_at(at + len(page))
+        return entries
+
+    def told(self, entries: ListedEntries, count: int) -> None:
+        """The kernel got the first `count` of them."""
+        inos = entries.learnt(count)
+        self._known.count(ino for ino in inos if ino not in entries.inodes)
+        for ino in entries.inodes.keys() & inos:
+            self._known.remember(entries.inodes[ino])
 
     async def readdir(self, fh: int, offset: int, *, is_kept: bool = False) -> list[tuple[bytes, Inode, int]]:
         """The next entries after `offset` with their inodes; [] at the end. `.` and `..` come first. `is_kept`: the kernel remembers them, and takes

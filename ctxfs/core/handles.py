@@ -61,6 +61,12 @@ class DirHandle:
         page = self._page(number)
         return page[within:], offset
 
+    def ends_at(self, offset: int) -> bool:
+        """Whether nothing followed this offset, as far as was read."""
+        number, within = divmod(offset - _FIRST, PAGE)
+        page = self._pages.get(number)
+        return page is not None and len(page) < PAGE and within >= len(page)
+
     def rewind(self) -> None:
         """rewinddir(): see the directory as it is now."""
         self._pages.clear()

@@ -58,6 +58,12 @@ class KnownInodes:
         if len(self._kept) > self._most:
             self._note_over()
 
+    def count(self, inos: Iterable[int]) -> None:
+        """The kernel learns of these once more, of which nothing is in memory."""
+        counts = self._counts
+        for ino in inos:
+            counts[ino] = counts.get(ino, 0) + 1
+
     def keep(self, inode: Inode) -> None:
         """Until there are too many, or, without a name, until the kernel forgets it."""
         self._kept[inode.ino] = inode

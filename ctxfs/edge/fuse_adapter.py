@@ -28,7 +28,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from ctxfs.core.filesystem import Change, FileSystem
 from ctxfs.core.namespace import Caller
 from ctxfs.core.xattrs import XAttrs
-from ctxfs.edge import fuse_loop
+from ctxfs.edge import fuse_listing, fuse_loop
 from ctxfs.edge.fuse_made import MadeByLibrary
 from ctxfs.edge.kernel_invalidator import KernelInvalidator
 from ctxfs.edge.overheard import overheard
@@ -126,7 +126,8 @@ class FuseAdapter(pyfuse3.Operations):
         #: what the library makes without us, where there is one
         self.made: MadeByLibrary | None = None
         fuse_ops.set_timeout(TIMEOUT)
-        self._negative, self._unsure = self._make_negative(TIMEOUT), self._make_negative(0)
+        self._negative, self._unsure, self._whole = self._make_negative(TIMEOUT), self._make_negative(0), EntryAttributes()
+        self._whole.generation = fuse_ops.WHOLE     # stands for all entries of a listing
 
     @property
     def requests(self) -> int:
@@ -145,13 +146,14 @@ class FuseAdapter(pyfuse3.Operations):
     def serve(self, linger_seconds: float, limit_seconds: float) -> int:
         """fuse_loop.install's."""
         made = self.made
-        if made is None:
-            return fuse_ops.serve(linger_seconds, limit_seconds)
-        made.prepare(may_make=self._has_space())
+        if made is not None:
+            made.prepare(may_make=self._has_space())
         try:
             return fuse_ops.serve(linger_seconds, limit_seconds)
         finally:
-            made.take_over()
+            if made is not None:
+                made.take_over()
+            fuse_listing.close_released(self._fs.releasedir)
             self.note_changes()     # of which the request that waits for Python is to know
 
     def _has_space(self) -> bool:
@@ -376,6 +378,9 @@ class FuseAdapter(pyfuse3.Operations):
         is_kept = fuse_ops.is_loaded()
         if is_kept:
             await self._fs.opened_dir(fh, fuse_ops.ino_of(fh))
+            if (entries := self._fs.listed(fh, start_id)) is not None:
+                self._fs.told(entries, fuse_listing.write(entries, fh, start_id, lambda: pyfuse3.readdir_reply(token, b'', self._whole, 0)))
+                return
         for name, inode, next_id in await self._fs.readdir(fh, start_id, is_kept=is_kept):
             if not pyfuse3.readdir_reply(token, name, self._entry(inode) if inode.attrs_known else _name_only(inode), next_id):
                 return

@@ -2,7 +2,8 @@
  *
  * pyfuse3's loop waits for the kernel by ctxfs_serve (fuse_loop.py). It reads requests and answers what it can, until one comes for Python, none
  * comes for a moment, or its time is over. The request for Python is kept, and is what pyfuse3 reads next. Answered are opening and closing
- * what Python need not know of, attributes that it has answered before (fuse_ops.c), and, in an armed directory (fuse_made.c):
+ * what Python need not know of, the end of a listing (fuse_listing.c), attributes that it has answered before (fuse_ops.c), and, in an armed
+ * directory (fuse_made.c):
  *
  *   LOOKUP of a free name, CREATE of it; and of a file that was made and not taken over yet WRITE, SETATTR but of the size, GETATTR, GETXATTR,
  *   RELEASE
@@ -154,7 +155,7 @@ static int release(const struct fuse_in_header *in, const struct fuse_release_in
     struct made *made = is_directory ? NULL : made_of(in->nodeid);
     if (made && made->is_open && made->fh == arg->fh)
         close_file(made);
-    else if (!is_ours(arg->fh) || count_of(&noted, arg->fh))
+    else if (!is_ours(arg->fh) || (count_of(&noted, arg->fh) && !(is_directory && note_released(arg->fh))))
         return 0;
     else if (!is_directory)
         take(&opens, in->nodeid);
@@ -181,6 +182,14 @@ static int open_directory(const struct fuse_in_header *in)
     return 1;
 }
 
+static int read_end(const struct fuse_in_header *in, const struct fuse_read_in *arg)
+{
+    if (!is_end(arg->fh, arg->offset))
+        return 0;
+    reply(in->unique, 0, NULL, 0, NULL, 0);
+    return 1;
+}
+
 static int answer(const void *request)
 {
     const struct fuse_in_header *in = request;
@@ -194,6 +203,7 @@ static int answer(const void *request)
     case FUSE_GETXATTR: return get_xattr(in);
     case FUSE_OPEN: return open_known(in, arg);
     case FUSE_OPENDIR: return open_directory(in);
+    case FUSE_READDIRPLUS: return read_end(in, arg);
     case FUSE_RELEASE: return release(in, arg, 0);
     case FUSE_RELEASEDIR: return release(in, arg, 1);
     default: return 0;

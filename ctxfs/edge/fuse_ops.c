@@ -5,7 +5,8 @@
  *                  again costs one request that no Python runs for, instead of four
  *   readdirplus, read, fsync    Python learns of the handle by the first of these, and makes its own part of it then
  *   releasedir, release         of a handle that Python never heard of: answered here; else as before
- *   readdirplus    an entry of generation NAME_ONLY has no attributes: the kernel asks for them when somebody wants them
+ *   readdirplus    an entry of generation NAME_ONLY has no attributes: the kernel asks for them when somebody wants them; one of generation WHOLE
+ *                  stands for all that fuse_listing.c has
  *
  * Before that, fuse_answers.c answers what needs none of pyfuse3; for it this half knows two things that Python has said:
  *
@@ -29,6 +30,7 @@
 #endif
 
 #define NAME_ONLY UINT64_MAX
+#define WHOLE (UINT64_MAX - 1)
 
 struct table noted;     /* handles of ours that Python knows */
 struct table plain;     /* inodes that may be opened for reading here */
@@ -81,15 +83,20 @@ static int grow(struct table *table)
     return 1;
 }
 
-int add(struct table *table, uint64_t number)
+int put(struct table *table, uint64_t number, uint64_t count)
 {
     if (2 * (table->used + 1) > table->size && !grow(table))
         return 0;
     size_t at = slot_of(table, number);
     table->used += !table->slots[at].count;
     table->slots[at].number = number;
-    table->slots[at].count++;
+    table->slots[at].count = count;
     return 1;
+}
+
+int add(struct table *table, uint64_t number)
+{
+    return put(table, number, count_of(table, number) + 1);
 }
 
 void empty(struct table *table)
@@ -100,11 +107,20 @@ void empty(struct table *table)
 
 int take(struct table *table, uint64_t number)
 {
+    uint64_t count = count_of(table, number);
+    if (count > 1)
+        table->slots[slot_of(table, number)].count--;
+    else
+        drop(table, number);
+    return count != 0;
+}
+
+void drop(struct table *table, uint64_t number)
+{
     if (!count_of(table, number))
-        return 0;
+        return;
     size_t at = slot_of(table, number);
-    if (--table->slots[at].count)
-        return 1;
+    table->slots[at].count = 0;
     table->used--;
     /* what lies behind it in the same run may have been pushed there by it */
     for (size_t next = (at + 1) & (table->size - 1); table->slots[next].count; next = (next + 1) & (table->size - 1)) {
@@ -114,7 +130,6 @@ int take(struct table *table, uint64_t number)
         table->slots[home].number = number_there;
         table->slots[home].count = count_there;
     }
-    return 1;
 }
 
 /* --- what Python calls --- */
@@ -182,6 +197,7 @@ static void open_directory(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info
 
 static void read_directory(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
 {
+    forget_end(fi->fh);
     if (count_of(&noted, fi->fh) || add(&noted, fi->fh))
         python.readdirplus(req, ino, size, offset, fi);
     else
@@ -190,6 +206,7 @@ static void read_directory(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 
 static void release_directory(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+    forget_end(fi->fh);
     if (take(&noted, fi->fh)) {
         python.releasedir(req, ino, fi);
         return;
@@ -254,6 +271,8 @@ int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
 /* An entry without a node number says nothing but name, number and type (fuse_direntplus_link in Linux). */
 size_t fuse_add_direntry_plus(fuse_req_t req, char *buffer, size_t size, const char *name, const struct fuse_entry_param *entry, off_t next)
 {
+    if (entry->generation == WHOLE)
+        return write_entries(buffer, size);
     if (entry->generation != NAME_ONLY)
         return libfuse.add_entry(req, buffer, size, name, entry, next);
     struct fuse_entry_param plain_entry = *entry;

@@ -1,5 +1,5 @@
-/* What the parts of the library share: fuse_ops.c (pyfuse3's requests, handles), fuse_made.c (new files), fuse_answers.c (requests that never
- * reach pyfuse3). */
+/* What the parts of the library share: fuse_ops.c (pyfuse3's requests, handles), fuse_listing.c (directories), fuse_made.c (new files),
+ * fuse_answers.c (requests that never reach pyfuse3). */
 #ifndef CTXFS_FUSE_OPS_H
 #define CTXFS_FUSE_OPS_H
 
@@ -27,6 +27,8 @@ struct table {
 uint64_t count_of(const struct table *table, uint64_t number);
 int add(struct table *table, uint64_t number);      /* 0 when there is no memory */
 int take(struct table *table, uint64_t number);     /* 0 when it was not there */
+int put(struct table *table, uint64_t number, uint64_t count);      /* 0 when there is no memory */
+void drop(struct table *table, uint64_t number);
 void empty(struct table *table);
 
 /* fuse_ops.c */
@@ -35,6 +37,12 @@ uint64_t new_handle(fuse_ino_t ino);
 int is_ours(uint64_t fh);
 const struct stat *known_attr(fuse_ino_t ino);      /* NULL: ask Python */
 void forget_attr(fuse_ino_t ino);
+
+/* fuse_listing.c */
+size_t write_entries(char *buffer, size_t size);
+int is_end(uint64_t fh, uint64_t offset);           /* nothing follows in this open directory, as far as was said when it was read */
+void forget_end(uint64_t fh);
+int note_released(uint64_t fh);                     /* 0: Python is to be told at once */
 
 /* fuse_made.c. A file, as Python reads it (fuse_made.py). Times in ns. */
 struct made {

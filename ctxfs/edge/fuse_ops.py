@@ -16,8 +16,8 @@ SERIAL_SHIFT = 40
 
 #: what `serve` returns
 NOTHING, FOR_PYTHON, TIME_OVER = range(3)
-#: generation of an entry of a directory that is answered without attributes, which pyfuse3 cannot say
-NAME_ONLY = (1 << 64) - 1
+#: generation of an entry of a directory that is answered without attributes, which pyfuse3 cannot say; and of one that stands for many
+NAME_ONLY, WHOLE = (1 << 64) - 1, (1 << 64) - 2
 
 
 def _load() -> ctypes.CDLL | None:
@@ -45,7 +45,7 @@ def is_loaded() -> bool:
 
 
 def library() -> ctypes.CDLL | None:
-    """For fuse_made.py. None where it was not built."""
+    """For fuse_made.py and fuse_listing.py. None where it was not built."""
     return _library
 
 

@@ -29,6 +29,8 @@ _INODE_COLUMNS = ('ino, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, c
                   'link_group, local')
 _SELECT_INODE = f'SELECT {_INODE_COLUMNS} FROM inode WHERE ino = ?'
 _INSERT_INODE, _INODE_MARKS = f'INSERT INTO inode ({_INODE_COLUMNS})', '(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)'
+_LISTED = ('SELECT d.name, i.ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns, attrs_known, -1, length(d.name), content '
+           'FROM dentry d CROSS JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.name BETWEEN ? AND ? ORDER BY d.name')
 #: what most files of a bucket have in common, rdev, nlink and all from `content` on, is not handed over for each
 _FILE = (0, 1, Content.CLEAN, 1, 1, None, None, None, 0)
 _FILE_MARKS = f'(?,?,?,?,0,1,?,?,?,?,{Content.CLEAN},1,1,NULL,NULL,NULL,0)'
@@ -362,6 +364,15 @@ class TreeDB(TreeConnection):
     def children(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, int]]:
         """Up to `limit` entries in byte order of their names, after `after` (b'' from the start)."""
         return self.rows('SELECT name, ino FROM dentry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?', (parent, after, limit))
+
+    def listed(self, parent: int, first: bytes, last: bytes) -> list[tuple[Any, ...]]:
+        """The entries from one name to the other in byte order of their names: name, ino, mode, nlink, uid, gid, rdev, size, atime, mtime and
+        ctime in ns, attrs_known, -1, bytes of the name, content; as the rows have them, so of a live inode something else may be true."""
+        return self.rows(_LISTED, (parent, first, last))
+
+    def live_among(self, inos: Sequence[int]) -> set[int]:
+        references: dict[int, object] = self._live.data  # type: ignore[attr-defined]  # asked one by one it takes ten times as long
+        return references.keys() & inos
 
     def names_in(self, parent: int, most: int) -> list[bytes] | None:
         """All names in a directory; None when there are more than `most`."""
