@@ -58,9 +58,9 @@ class Describer:
         self._db.insert_inode(inode)
         return inode
 
-    def file_row(self, info: ObjectInfo, record: IndexRecord | None) -> tuple[Any, ...]:
+    def file_row(self, ino: int, info: ObjectInfo, record: IndexRecord | None) -> tuple[Any, ...]:
         """The row of what `new_file` would make of a file without links, and of which nothing in the process holds an inode."""
-        ino, size, content, at = self._db.allocate_ino(), info.size, Content.CLEAN, info.mtime_ns
+        size, content, at = info.size, Content.CLEAN, info.mtime_ns
         mode = stat.S_IFREG | (0o666 & ~self.umask)
         attrs = None if record is None else record.attrs
         if attrs is None:

@@ -9,7 +9,7 @@ directories, and no inode is made in memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 from ctxfs.records import ROOT_INO, IndexRecord, ObjectInfo
 from ctxfs.storage.held_hints import Hint
@@ -19,13 +19,8 @@ from ctxfs.storage.keys import KEY_MAX, Unmountable, component_to_valid_name, ke
 from ctxfs.storage.tree_db import TreeDB
 from ctxfs.sync.descriptions import Describer
 
-
-class _One(NamedTuple):
-    parent: int
-    name: bytes
-    info: ObjectInfo
-    hint: Hint | None
-    record: IndexRecord | None
+#: (inode of the directory, name, object, hint, what is valid of it)
+_One = tuple[int, bytes, ObjectInfo, 'Hint | None', 'IndexRecord | None']
 
 
 class Newcomers:
@@ -58,7 +53,7 @@ class Newcomers:
             return False
         if (directory != self._directory or not directory) and not self._enter(directory, slash, info):
             return False
-        self._taken[info.key] = _One(self._parent, name, info, hint, record)
+        self._taken[info.key] = (self._parent, name, info, hint, record)
         return True
 
     def _enter(self, directory: str, slash: str, info: ObjectInfo) -> bool:
@@ -95,26 +90,40 @@ class Newcomers:
         if not taken:
             return
         others = self._with_names_that_are_there(taken)
-        rows = [(one, self._describer.file_row(one.info, one.record)) for key, one in taken.items() if key not in others]
-        self._db.insert_file_rows([row for _, row in rows])
-        entries = [(one.parent, one.name, row[0]) for one, row in rows]
+        ino: int = self._db.allocate_inos(len(taken) - len(others))
+        files: list[tuple[Any, ...]] = []
+        entries: list[tuple[int, bytes, int]] = []
+        objects: list[Known] = []
+        for key, (parent, name, info, _, record) in taken.items():
+            if key in others:
+                continue
+            files.append(self._describer.file_row(ino, info, record))
+            entries.append((parent, name, ino))
+            objects.append(listed(info, ino, 1, record))
+            if record is not None:
+                self.described.append(key)
+            ino += 1
+        self._db.insert_file_rows(files)
         self._db.insert_dentries(entries)
-        self._journal.put_objects([listed(one.info, row[0], 1, one.record) for one, row in rows])
+        self._journal.put_objects(objects)
         self._added(entries)
-        self.described += [one.info.key for one, _ in rows if one.record is not None]
         for key in others:
-            self._add(taken[key].info, taken[key].hint)
+            _, _, info, hint, _ = taken[key]
+            self._add(info, hint)
 
     def _with_names_that_are_there(self, taken: dict[str, _One]) -> list[str]:
         """Keys of those that are not as simple as they seemed."""
-        names: dict[int, list[tuple[bytes, str]]] = {}
-        for key, one in taken.items():
-            names.setdefault(one.parent, []).append((one.name, key))
+        names: dict[int, dict[bytes, str]] = {}
+        for key, (parent, name, *_) in taken.items():
+            its = names.get(parent)
+            if its is None:
+                its = names[parent] = {}
+            its[name] = key
         found = []
         for parent, its in names.items():
-            there = self._db.names_between(parent, min(its)[0], max(its)[0])
+            there = self._db.names_between(parent, min(its), max(its))
             if there:
-                found += [key for name, key in its if name in there]
+                found += [key for name, key in its.items() if name in there]
         return found
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ctxfs.records import RESERVED_DIR, ROOT_INO, ROOT_PATH, IndexRecord, ObjectInfo
 from ctxfs.rules import Reach
@@ -193,13 +193,15 @@ class Reconciler:
         self._has_gained([(parent, name, inode.ino)])
         return inode
 
-    def _has_gained(self, entries: Iterable[tuple[int, bytes, int]]) -> None:
+    def _has_gained(self, entries: Collection[tuple[int, bytes, int]]) -> None:
         """(parent, name, ino) of each new file."""
+        appeared, on_content = self._invalidator.appeared, self.on_content
         for parent, name, ino in entries:
-            self._invalidator.appeared(parent, name)
+            appeared(parent, name)
+            on_content(ino)
+        for parent in {parent for parent, _, _ in entries}:
             self.directories.gained(parent)
-            self.on_content(ino)
-            self.counts['created'] += 1
+        self.counts['created'] += len(entries)
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
         """The inode of which this is one more name, by the link group that its host wrote."""
