@@ -24,8 +24,8 @@ class ChangedDirectories:
         self._touched: set[int] = set()
         self.is_live = False
 
-    def gained(self, ino: int) -> None:
-        self._touched.add(ino)
+    def gained(self, *inos: int) -> None:
+        self._touched.update(inos)
 
     def lost(self, ino: int) -> None:
         """It lost an entry or its marker: it goes too if nothing makes it exist any more."""

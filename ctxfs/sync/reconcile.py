@@ -195,12 +195,10 @@ class Reconciler:
 
     def _has_gained(self, entries: Collection[tuple[int, bytes, int]]) -> None:
         """(parent, name, ino) of each new file."""
-        appeared, on_content = self._invalidator.appeared, self.on_content
         for parent, name, ino in entries:
-            appeared(parent, name)
-            on_content(ino)
-        for parent in {parent for parent, _, _ in entries}:
-            self.directories.gained(parent)
+            self._invalidator.appeared(parent, name)
+            self.on_content(ino)
+        self.directories.gained(*{parent for parent, _, _ in entries})
         self.counts['created'] += len(entries)
 
     def _linked_inode(self, record: IndexRecord | None, info: ObjectInfo) -> Inode | None:
