@@ -5,7 +5,6 @@ does: each lives in a module of its own that is imported only when it is used, b
 """
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
@@ -15,13 +14,11 @@ import click
 
 from ctxfs import __version__
 from ctxfs.edge import daemon_process
+from ctxfs.edge.command import COMPLETING
 from ctxfs.errors import CtxfsError, UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-#: set by a shell that asks for completions
-COMPLETING = '_CTXFS_COMPLETE'
 
 #: name → (module, attribute, one line for --help)
 COMMANDS = {
@@ -90,29 +87,12 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The entry point: never returns. What a command began has ended when it returns, so nothing is left for the interpreter's own end to do, which
-    takes as long as many a command."""
-    status = run(sys.argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):      # nobody reads it any more
-            stream.flush()
-    os._exit(status)
-
-
 def run(args: list[str]) -> int:
-    """Run one command line; the exit status. Errors go to stderr as one line."""
-    if _will_mount(args):
-        daemon_process.begin()
+    """What command.run does, once the daemon of a mount has begun. Ends one that is not needed."""
     try:
         return _run(args)
     finally:
         daemon_process.abandon()
-
-
-def _will_mount(args: list[str]) -> bool:
-    """By the looks of it, in the background."""
-    return args[:1] == ['mount'] and len(args) > 1 and COMPLETING not in os.environ and not {'--help', '-h', '--foreground'}.intersection(args)
 
 
 def _run(args: list[str]) -> int:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 
 import msgspec
 
@@ -73,19 +74,22 @@ def probe(path: str, *, device: int | None = None, timeout: float = PROBE_TIMEOU
     """0 when the file system at `path` answers (and, if given, `path` lies on `device`: else EXDEV), else the errno; ETIMEDOUT when
     nothing comes. Asks for statfs: the kernel may answer a stat from its cache for minutes after the daemon died. stat(1) asks, not a
     fork of this process: a fork of one that has threads may deadlock."""
-    failure, _ = _ask('-f', '-c', '%t', path, timeout=timeout)
-    if failure or device is None:
-        return failure
-    failure, found = _ask('-L', '-c', '%d', path, timeout=timeout)
-    return failure or (errno.EXDEV if int(found) != device else 0)
+    until = time.monotonic() + timeout
+    asked = [_ask('-f', '-c', '%t', path), *([] if device is None else [_ask('-L', '-c', '%d', path)])]      # at the same time
+    answers = [_answer(child, until - time.monotonic()) for child in asked]
+    failure = next((failure for failure, _ in answers if failure), 0)
+    return failure or (errno.EXDEV if device is not None and int(answers[1][1]) != device else 0)
 
 
-def _ask(*args: str, timeout: float) -> tuple[int, bytes]:
+def _ask(*args: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(['stat', *args[:-1], '--', args[-1]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=helper_environment())
+
+
+def _answer(child: subprocess.Popen[bytes], timeout: float) -> tuple[int, bytes]:
     """(errno or 0, what stat(1) printed)."""
-    child = subprocess.Popen(['stat', *args[:-1], '--', args[-1]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, env=helper_environment())
     try:
-        out, err = child.communicate(timeout=timeout)
+        out, err = child.communicate(timeout=max(0.0, timeout))
     except subprocess.TimeoutExpired:
         _abandon(child)
         return errno.ETIMEDOUT, b''

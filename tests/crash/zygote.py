@@ -207,14 +207,14 @@ class _Spares:
 
 
 def _run(request: dict[str, Any], out: int, err: int) -> int:
-    from ctxfs.edge import cli
+    from ctxfs.edge import command
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     _close_all_but({0, 1, 2})
     os.environ.clear()
     os.environ.update(request['environment'])
-    return cli.run(request['arguments'])
+    return command.run(request['arguments'])
 
 
 def _memory_file(name: str) -> int:

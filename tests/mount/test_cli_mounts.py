@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxfs.edge import cli, cli_mount, daemon_process, launch
+from ctxfs.edge import cli_mount, command, daemon_process, launch
 from ctxfs.edge.client import ControlClient
 from ctxfs.edge.mount_table import mount_at
 from ctxfs.edge.runtime_dir import find_mounts, process_start
@@ -43,7 +43,7 @@ class Cli:
     def run(self, *args, status=0) -> str:
         """Its stdout; stderr must be empty on success, else one line that `self.error` keeps."""
         self.capfd.readouterr()
-        got = cli.run([str(a) for a in args])
+        got = command.run([str(a) for a in args])
         out, self.error = self.capfd.readouterr()
         assert got == status, f'{args}: exit {got}: {self.error}'
         if status:
