@@ -70,6 +70,11 @@ class MadeFiles:
         """Nothing is to be made or asked for before `settle` succeeded."""
         return bool(self._waiting)
 
+    def waiting(self) -> tuple[int, int]:
+        """(files, bytes) of those that wait, and that the bucket is to have."""
+        synced = [one.size for one in self._waiting if self._gating.is_synced(one.parent, one.name)]
+        return len(synced), sum(synced)
+
     def take_over(self, fs: FileSystem, made: Sequence[Made]) -> None:
         """Make them files like others. When it raises (DiskFull, and as TreeDB) they wait for `settle`."""
         self._waiting += made

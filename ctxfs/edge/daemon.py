@@ -287,7 +287,8 @@ class Mount:
             pending = self._engine.pending()
         except Damaged:
             return failsafe.left_in(self._staging)
-        return int(pending['files']), int(pending['bytes'])
+        files, size = self._fs.made.waiting()       # of which no table knows: the disk is full
+        return int(pending['files']) + files, int(pending['bytes']) + size
 
     def close(self) -> None:
         """Whatever happened: nothing stays mounted, the database is closed with its log in its file."""

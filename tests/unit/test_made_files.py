@@ -320,12 +320,13 @@ def test_on_a_full_disk_they_wait(play: Play, monkeypatch: pytest.MonkeyPatch) -
                 disk.fs.take_over([one, other])
             disk.fs.settle()
             assert disk.fs.made.is_waiting and disk.db.lookup(ROOT_INO, b'other') is None
+            assert disk.fs.made.waiting() == (2, 4)         # what an unmount says is left
             assert not disk.db.inodes_of([one.ino, other.ino])
             await disk.fs.release(one.fh)
             with pytest.raises(OSError, match='descriptor'):
                 os.fstat(one.fd)
         disk.fs.settle()
-        assert not disk.fs.made.is_waiting and disk.db.lookup(ROOT_INO, b'one') == one.ino
+        assert not disk.fs.made.is_waiting and disk.fs.made.waiting() == (0, 0) and disk.db.lookup(ROOT_INO, b'one') == one.ino
         assert disk.fs.inode(other.ino).size == 4 and not disk.fs.files.numbers()
         assert await disk.fs.create(ROOT_INO, b'third', mode=0o600, flags=os.O_WRONLY, caller=ME)
 
