@@ -5,6 +5,8 @@
  *                  again costs one request that no Python runs for, instead of four
  *   readdirplus, read, fsync    Python learns of the handle by the first of these, and makes its own part of it then
  *   releasedir, release         of a handle that Python never heard of: answered here; else as before
+ *   init           the kernel may keep targets of symlinks, which pyfuse3 cannot say: it asks for one once, not whenever a path leads through it.
+ *                  An inode's target never becomes another one (reconcile.py gives the name another inode)
  *   readdirplus    an entry of generation NAME_ONLY has no attributes: the kernel asks for them when somebody wants them; one of generation WHOLE
  *                  stands for all that fuse_listing.c has
  *
@@ -182,6 +184,13 @@ static int hand_over(fuse_ino_t ino, const struct fuse_file_info *fi)
 
 /* --- operations --- */
 
+static void begin(void *data, struct fuse_conn_info *connection)
+{
+    if (python.init)
+        python.init(data, connection);
+    connection->want |= connection->capable & FUSE_CAP_CACHE_SYMLINKS;
+}
+
 static void open_directory(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     if (ino >> SERIAL_SHIFT) {
@@ -292,6 +301,7 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
     memset(&changed, 0, sizeof changed);
     memcpy(&changed, ops, size < sizeof changed ? size : sizeof changed);
     python = changed;
+    changed.init = begin;
     changed.opendir = open_directory;
     changed.readdirplus = read_directory;
     changed.releasedir = release_directory;

@@ -88,6 +88,27 @@ def test_a_known_tree_is_walked_and_read_without_python(desk: Desk) -> None:
     assert [] in asked, asked
 
 
+def test_a_path_through_a_symlink_asks_for_its_target_once(desk: Desk) -> None:
+    """Another one of the same name is another target: made here, and by another host."""
+    link, asked = desk.at / 'link', desk.handled().count('readlink')
+    link.symlink_to('d/e')
+    for _ in range(5):
+        assert os.readlink(link) == 'd/e' and (link / '../1').read_bytes() == b'x'
+    assert desk.handled().count('readlink') - asked <= 2        # a kernel that is short of memory drops a page now and then
+    link.unlink()
+    link.symlink_to('a target that is longer')
+    assert os.readlink(link) == 'a target that is longer'
+    desk.host.cli('sync', desk.at)
+    other, elsewhere = desk.site.host(), desk.site.mount_point()
+    other.mount('c', elsewhere)
+    (elsewhere / 'link').unlink()
+    (elsewhere / 'link').symlink_to('d')
+    other.unmount(elsewhere)
+    desk.download()
+    eventually('the target of the other host', lambda: os.readlink(link) == 'd')
+    assert os.lstat(link).st_size == 1
+
+
 def test_changes_made_here_are_listed_at_once(desk: Desk) -> None:
     """Created, removed, renamed, replaced: after each the listing is the new one."""
     directory = desk.at / 'd'
