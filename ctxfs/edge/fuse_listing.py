@@ -25,7 +25,8 @@ def write(entries: ListedEntries, fh: int, offset: int, add: Callable[[], object
     the listing of the directory that is open as `fh`."""
     assert _library is not None
     at, _ = entries.numbers.buffer_info()
-    _library.ctxfs_list(at, b''.join(entries.names), len(entries), offset, fh if entries.is_whole else 0)
+    names = b''.join(entries.names)     # to be kept until they are written
+    _library.ctxfs_list(at, names, len(entries), offset, fh if entries.is_whole else 0)
     add()
     return _written.value
 
