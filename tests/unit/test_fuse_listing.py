@@ -54,7 +54,7 @@ def entries_of(db: TreeDB, *, may_be_unknown: bool = False) -> ListedEntries:
     return entries
 
 
-def written(entries: ListedEntries, *, offset: int = 2, size: int = 1 << 18, fh: int = 1 << 40, before: Callable[[], object] = lambda: None) -> list[Read]:
+def written(entries: ListedEntries, *, offset: int = 2, size: int = 1 << 18, before: Callable[[], object] = lambda: None) -> list[Read]:
     """What is in the answer; `before` is called as soon as the library may have to write."""
     library = fuse_ops.library()
     assert library is not None
@@ -67,7 +67,7 @@ def written(entries: ListedEntries, *, offset: int = 2, size: int = 1 << 18, fh:
         nonlocal used
         before()
         used = library.fuse_add_direntry_plus(None, buffer, ctypes.c_size_t(size), b'', whole, ctypes.c_long(0))
-    count = fuse_listing.write(entries, fh, offset, add)
+    count = fuse_listing.write(entries, 1 << 40, offset, add)
     found, at, data = [], 0, buffer.raw[:used]
     while at < len(data):
         node, _, *rest = _ENTRY.unpack_from(data, at)
