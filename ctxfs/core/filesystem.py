@@ -395,8 +395,9 @@ class FileSystem:
         """The kernel got the first `count` of them."""
         inos = entries.learnt(count)
         self._known.count(ino for ino in inos if ino not in entries.inodes)
-        for ino in entries.inodes.keys() & inos:
-            self._known.remember(entries.inodes[ino])
+        for ino in inos:        # of several names of an inode each
+            if ino in entries.inodes:
+                self._known.remember(entries.inodes[ino])
 
     async def readdir(self, fh: int, offset: int, *, is_kept: bool = False) -> list[tuple[bytes, Inode, int]]:
         """The next entries after `offset` with their inodes; [] at the end. `.` and `..` come first. `is_kept`: the kernel remembers them, and takes

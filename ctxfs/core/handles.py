@@ -75,8 +75,10 @@ class DirHandle:
     def _page(self, number: int) -> list[tuple[bytes, int]]:
         if number in self._pages:
             return self._pages[number]
-        if number >= len(self._starts):
-            return []       # a full page always notes where the next starts: there is none
+        while number >= (there := len(self._starts)):       # the kernel has read what comes before it from its own memory
+            self._page(there - 1)
+            if len(self._starts) == there:
+                return []       # a full page notes where the next starts: there is none
         page = self._children(self.inode.ino, self._starts[number], PAGE)
         self._pages[number] = page
         if len(self._pages) > KEPT_PAGES:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
+from ctxfs.errors import NotFound, RemoteChanged
 from ctxfs.storage.inode import Inode
 from ctxfs.storage.tree_db import TreeDB
 
@@ -71,10 +72,16 @@ class KnownInodes:
             self._note_over()
 
     def inode(self, ino: int) -> Inode:
-        """Raises NotFound."""
+        """Raises NotFound; RemoteChanged (ESTALE) for one that is not any more, of which the kernel was told and has not heard the end yet: it looks
+        the name up again."""
         found = self._kept.get(ino)
         if found is None:
-            found = self._db.inode(ino)
+            try:
+                found = self._db.inode(ino)
+            except NotFound:
+                if ino in self._counts:
+                    raise RemoteChanged(f'inode {ino} is gone') from None
+                raise
             if ino in self._counts:
                 self.keep(found)
         return found

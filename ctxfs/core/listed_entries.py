@@ -16,8 +16,8 @@ from ctxfs.storage.tree_db import TreeDB
 #: of each entry, in this order: ino, mode, nlink, uid, gid, rdev, size, atime, mtime and ctime in ns, whether more than mode and number is known,
 #: blocks of 512 bytes (-1: as the size needs), bytes of the name
 COLUMNS = 13
-#: entries at a time: more do not go into an answer of 32 KiB
-MOST = 190
+#: entries at a time: more do not go into an answer of 32 KiB, however short their names
+MOST = 204
 
 
 class ListedEntries:

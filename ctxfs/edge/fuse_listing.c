@@ -71,7 +71,10 @@ size_t write_entries(char *buffer, size_t size)
             break;
         struct fuse_direntplus *out = (struct fuse_direntplus *)(buffer + used);
         out->entry_out = attributes(entry, offset);
-        out->dirent = (struct fuse_dirent){.ino = entry->ino, .off = offset, .namelen = entry->name_length, .type = (entry->mode & S_IFMT) >> 12};
+        /* what is no directory and not known may turn out to be a symlink */
+        int has_kind = entry->is_known || S_ISDIR(entry->mode);
+        out->dirent = (struct fuse_dirent){
+            .ino = entry->ino, .off = offset, .namelen = entry->name_length, .type = has_kind ? (entry->mode & S_IFMT) >> 12 : 0};
         memcpy(out->dirent.name, name, entry->name_length);
         memset(buffer + used + length, 0, padded - length);
         name += entry->name_length;

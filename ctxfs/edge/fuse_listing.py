@@ -5,12 +5,14 @@ Owns how entries are handed over. It must not know where they come from (core/li
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 
 from ctxfs.core.listed_entries import ListedEntries
 from ctxfs.edge import fuse_ops
 from ctxfs.errors import CtxfsError
+
+log = logging.getLogger(__name__)
 
 _library = fuse_ops.library()
 if _library is not None:
@@ -38,5 +40,9 @@ def close_released(close: Callable[[int], None]) -> None:
     handles = list((ctypes.c_uint64 * count).from_address(_released_at))
     _count.value = 0
     for fh in handles:
-        with suppress(CtxfsError):      # Python never knew it; or it had no name any more, and there is no space to note its end
+        try:
             close(fh)
+        except CtxfsError as error:     # Python never knew it; or it had no name any more, and there is no space to note its end
+            log.debug('directory %d: %s', fh, error)
+        except Exception:       # raised into pyfuse3's loop it would end the mount
+            log.exception('directory %d was not closed', fh)

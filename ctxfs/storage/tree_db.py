@@ -171,6 +171,7 @@ class TreeDB(TreeConnection):
     def roll_back(self) -> None:
         """Undo the open transaction and make every live inode equal to its row again, as far as the rows can be read."""
         self.undo()
+        self._reserved = 0      # that more numbers are reserved may be undone with it
         self.watcher.undone()
         self._dir_keys.clear()
         for inode in list(self._live.values()) if not self.damage else ():

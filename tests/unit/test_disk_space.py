@@ -81,6 +81,17 @@ def test_numbers_that_could_not_be_reserved_are_not_given_out(db: TreeDB, monkey
     assert db.allocate_ino() < int(db.meta('next_ino'))
 
 
+def test_numbers_that_were_reserved_in_vain_are_not_given_out(tmp_path: Path) -> None:
+    """The reservation was undone with the transaction that it was made in: after a crash they would be given out again."""
+    db = TreeDB(tmp_path / 'other.db')
+    db.allocate_inos(INO_BATCH - 10)
+    with pytest.raises(DiskFull), db.transaction():
+        db.allocate_inos(100)
+        raise DiskFull('no space')
+    assert db.allocate_ino() < int(db.meta('next_ino'))
+    db.close()
+
+
 def test_the_reserve_is_given_up_once_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks are allocated; while the disk refuses it stays away, and whatever grows knows that."""
     reserve = Reserve(tmp_path)

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ctxfs.core.handles import PAGE, DirHandle
 from ctxfs.core.listed_entries import MOST, ListedEntries
 from ctxfs.edge import fuse_listing, fuse_ops
-from ctxfs.records import ROOT_INO
+from ctxfs.errors import StaleHandle
+from ctxfs.records import ROOT_INO, Ino
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.tree_db import TreeDB
 
@@ -126,6 +128,8 @@ def test_dots_and_what_is_not_known_make_nothing_known(db: TreeDB) -> None:
     assert [(read.name, read.node, read.ino, read.offset) for read in found] == [
         (b'.', 0, 1, 1), (b'..', 0, 1, 2), (b'a', known, known, 3), (b'b', 0, unknown, 4)]
     assert entries.learnt(4) == [known]
+    # what is not known to be a file may be a symlink, and the kernel keeps what it was told
+    assert [read.kind for read in found] == [stat.S_IFDIR >> 12] * 2 + [stat.S_IFREG >> 12, 0]
 
 
 def test_a_live_inode_is_what_counts(db: TreeDB) -> None:
@@ -146,3 +150,37 @@ def test_what_changed_since_the_page_was_read_is_asked_for(db: TreeDB) -> None:
     assert not ListedEntries().add(db, ROOT_INO, page, may_be_unknown=True, blocks=lambda inode: 0)
     add_file(db, b'a')
     assert not ListedEntries().add(db, ROOT_INO, page, may_be_unknown=True, blocks=lambda inode: 0)
+
+
+def test_a_directory_that_cannot_be_closed_stops_nothing() -> None:
+    """Neither the others that were closed, nor the loop that this runs in."""
+    library = fuse_ops.library()
+    assert library is not None
+    (ctypes.c_uint64 * 3).in_dll(library, 'ctxfs_released')[:] = [7, 8, 9]
+    ctypes.c_uint64.in_dll(library, 'ctxfs_released_count').value = 3
+    closed: list[int] = []
+
+    def close(fh: int) -> None:
+        closed.append(fh)
+        raise OSError(5, 'the disk is broken') if fh == 7 else StaleHandle(f'no open handle {fh}')
+    fuse_listing.close_released(close)
+    fuse_listing.close_released(close)
+    assert closed == [7, 8, 9]
+
+
+def test_a_listing_goes_on_where_another_one_was(tmp_path: Path) -> None:
+    """The kernel had its beginning in memory; the handle was never asked for that."""
+    names = [b'%06d' % number for number in range(2 * PAGE + 100)]
+    asked: list[bytes] = []
+
+    def children(parent: int, after: bytes, limit: int) -> list[tuple[bytes, int]]:
+        asked.append(after)
+        return [(name, 9) for name in names if name > after][:limit]
+    inode = Inode(Ino(5), stat.S_IFDIR | 0o755, 0, 0, 0, 2, 0, 0, 0, 0, Content.NONE, 1)
+    for offset in (2, PAGE + 1, PAGE + 2, PAGE + 3, 2 * PAGE + 50, 2 * PAGE + 101):
+        page, _ = DirHandle(inode, children).page_at(offset)
+        assert page[0][0] == names[offset - 2]
+    asked.clear()
+    handle = DirHandle(inode, children)
+    assert handle.page_at(2 * PAGE + 102) == ([], 2 * PAGE + 102) and handle.page_at(9 * PAGE)[0] == []
+    assert len(asked) == 3 and handle.ends_at(2 * PAGE + 102)

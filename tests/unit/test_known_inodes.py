@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from ctxfs.core.known_inodes import KnownInodes
+from ctxfs.errors import NotFound, RemoteChanged
 from ctxfs.records import ROOT_INO
 from ctxfs.storage.inode import Content
 from tests.unit.rig import Disk
@@ -47,6 +48,40 @@ def test_clean_files_that_the_kernel_knows_are_not_kept(tmp_path: Path) -> None:
         assert list(known.inodes(inos)) and set(known.inodes(inos)) == set(inos)
         disk.fs.forget([(ino, 2) for ino in inos])
         assert len(known) == known.kept() == 0
+    run(tmp_path, work)
+
+
+def test_each_name_in_a_listing_is_one_reference(tmp_path: Path) -> None:
+    """Also of an inode with several that is in memory; what the kernel got no room for is none."""
+    async def work(disk: Disk) -> None:
+        ino, = await saved(disk, 1)
+        for name in (b'f1', b'f2'):
+            await disk.fs.link(ino, ROOT_INO, name)
+        disk.fs.forget([(ino, 4)])      # created, looked up, and linked twice
+        held = disk.fs.inode(ino)
+        fh = await disk.fs.opendir(ROOT_INO)
+        entries = disk.fs.listed(fh, 0)
+        assert entries is not None and entries.names == [b'.', b'..', b'f0', b'f1', b'f2'] and entries.inodes == {ino: held}
+        disk.fs.told(entries, 4)
+        disk.fs.forget([(ino, 1)])
+        assert disk.fs.is_known(ino)
+        disk.fs.forget([(ino, 1)])
+        assert not disk.fs.is_known(ino)
+        disk.fs.releasedir(fh)
+    run(tmp_path, work)
+
+
+def test_what_the_bucket_took_away_is_stale_and_not_missing(tmp_path: Path) -> None:
+    """Until the kernel hears of it, it asks for the inode that the name had; on ESTALE it looks the name up again, on ENOENT the program would hear
+    that there is no such file."""
+    async def work(disk: Disk) -> None:
+        inos = await saved(disk, 2 * MOST)
+        disk.db.delete_inode(inos[0])
+        with pytest.raises(RemoteChanged):
+            disk.fs.inode(inos[0])
+        disk.fs.forget([(inos[0], 2)])
+        with pytest.raises(NotFound):
+            disk.fs.inode(inos[0])
     run(tmp_path, work)
 
 
