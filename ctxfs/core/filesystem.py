@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ctxfs.core.contents import Contents
-from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, is_for_writing
+from ctxfs.core.handles import DirHandle, FileHandle, HandleTable, LastListings, is_for_writing
 from ctxfs.core.known_inodes import KnownInodes
 from ctxfs.core.listed_entries import MOST, ListedEntries
 from ctxfs.core.made_files import Made, MadeFiles
@@ -62,6 +62,7 @@ class FileSystem:
         self._absences: set[tuple[int, bytes]] = set()
         #: directories of which the kernel may remember the listing; and what tells it to forget one
         self._listed: set[int] = set()
+        self._last_listings = LastListings()
         self.forget_listing: Callable[[int], None] = lambda ino: None
         self._writes = 0
         #: orphans that are still to be removed, and inodes that grew, whose row could not be written for want of space
@@ -365,7 +366,7 @@ class FileSystem:
     async def opened_dir(self, fh: int, ino: int) -> None:
         """The kernel has this directory open under a number that we did not make; now it is needed here too."""
         if fh not in self.dirs:
-            self.dirs.put(fh, DirHandle(await self.names.directory(ino), self._db.children))
+            self.dirs.put(fh, DirHandle(await self.names.directory(ino), self._db.children, self._last_listings.of(ino)))
 
     def take_listing(self, ino: int) -> bool:
         """Whether the kernel may remember the listing of this directory; it is about to be told to forget it."""
@@ -379,17 +380,22 @@ class FileSystem:
         handle = self.dirs.get(fh)
         self._listed.add(handle.inode.ino)
         if offset == 0:
-            handle.rewind()
+            self._rewind(handle)
         entries, at = ListedEntries(), offset
         if offset < 2:
             for name, inode in ((b'.', handle.inode), (b'..', self._parent_of(handle.inode)))[offset:]:
                 entries.add_dot(name, inode.ino, inode.mode)
             at = 2
         page = handle.page_at(at)[0][:MOST]
+        self._last_listings.note(handle.inode.ino, handle.listing, len(page))
         if not entries.add(self._db, handle.inode.ino, page, may_be_unknown=not self._remote.is_described, blocks=self.stat_blocks):
             return None
         entries.is_whole = handle.ends_at(at + len(page))
         return entries
+
+    def _rewind(self, handle: DirHandle) -> None:
+        handle.rewind()
+        self._last_listings.forget(handle.inode.ino)
 
     def told(self, entries: ListedEntries, count: int) -> None:
         """The kernel got the first `count` of them."""
@@ -406,12 +412,14 @@ class FileSystem:
         if is_kept:
             self._listed.add(handle.inode.ino)
         if offset == 0:
-            handle.rewind()
+            self._rewind(handle)
         entries: list[tuple[bytes, Inode, int]] = []
         if offset < 2:
             dots = [(b'.', handle.inode, 1), (b'..', self._parent_of(handle.inode), 2)]
             entries, offset = dots[offset:], 2
         page, first = handle.page_at(offset)
+        if is_kept:
+            self._last_listings.note(handle.inode.ino, handle.listing, len(page))
         inodes = self._known.inodes([ino for _, ino in page])
         unknown = [inode for inode in inodes.values() if not inode.attrs_known]
         if unknown and (self._remote.is_described or not is_kept):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,16 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 import pytest
+import trio
 
-from ctxfs.core.handles import PAGE, DirHandle
+from ctxfs.core.handles import LARGE, PAGE, DirHandle, LastListings, Listing
 from ctxfs.core.listed_entries import MOST, ListedEntries
 from ctxfs.edge import fuse_listing, fuse_ops
 from ctxfs.errors import StaleHandle
 from ctxfs.records import ROOT_INO, Ino
 from ctxfs.storage.inode import Content, Inode
 from ctxfs.storage.tree_db import TreeDB
+from tests.unit.rig import Disk
 
 pytestmark = pytest.mark.skipif(not fuse_ops.is_loaded(), reason='the library was not built')
 
@@ -184,3 +187,49 @@ def test_a_listing_goes_on_where_another_one_was(tmp_path: Path) -> None:
     handle = DirHandle(inode, children)
     assert handle.page_at(2 * PAGE + 102) == ([], 2 * PAGE + 102) and handle.page_at(9 * PAGE)[0] == []
     assert len(asked) == 3 and handle.ends_at(2 * PAGE + 102)
+
+
+def test_a_reader_goes_on_by_the_listing_that_the_kernel_has(tmp_path: Path) -> None:
+    """What went meanwhile before that place changes nothing about it; of a reading from the beginning it does."""
+    async def main() -> None:
+        disk = Disk(tmp_path)
+        async with disk.running():
+            names = [b'%04d' % number for number in range(MOST + 50)]
+            with disk.db.transaction():
+                for name in names:
+                    add_file(disk.db, name)
+            numbers = itertools.count(1 << 40)
+
+            async def read(fh: int, offset: int) -> list[bytes]:
+                await disk.fs.opened_dir(fh, ROOT_INO)
+                entries = disk.fs.listed(fh, offset)
+                assert entries is not None
+                return [name for name in entries.names if name not in (b'.', b'..')]
+            first = next(numbers)
+            assert await read(first, 0) == names[:MOST] and await read(first, MOST + 2) == names[MOST:]
+            disk.fs.releasedir(first)
+            for name in names[:10]:
+                disk.db.delete_dentry(ROOT_INO, name)
+            assert await read(next(numbers), MOST + 2) == names[MOST:]
+            again = next(numbers)
+            assert await read(again, 0) == names[10:MOST + 10] and await read(again, MOST + 2) == names[MOST + 10:]
+        disk.close()
+    trio.run(main)
+
+
+def test_listings_are_kept_within_a_bound() -> None:
+    """The largest alone, too; small ones, which nobody goes on with, not at all."""
+    kept = LastListings(most=8)
+    large: dict[int, Listing] = {}
+    for ino in range(5):
+        large[ino] = Listing()
+        large[ino].pages.update((number, []) for number in range(3))
+        kept.note(ino, large[ino], LARGE)
+    assert [ino for ino in range(5) if kept.of(ino) is large[ino]] == [3, 4]
+    kept.note(7, Listing(), LARGE - 1)
+    assert kept.of(7) is None
+    large[4].pages.update((number, []) for number in range(30))
+    kept.note(4, large[4], LARGE)
+    assert kept.of(4) is large[4] and kept.of(3) is None
+    kept.forget(4)
+    assert kept.of(4) is None
