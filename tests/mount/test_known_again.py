@@ -109,6 +109,20 @@ def test_a_path_through_a_symlink_asks_for_its_target_once(desk: Desk) -> None:
     assert os.lstat(link).st_size == 1
 
 
+def test_a_file_that_was_only_listed_and_is_replaced_elsewhere_is_stale(desk: Desk) -> None:
+    """And not missing: on ESTALE the kernel looks its name up again, so who opens it by that gets the new version."""
+    path = desk.at / 'd/7'
+    os.listdir(desk.at / 'd')
+    fd = os.open(path, os.O_PATH)
+    desk.site.bucket().put(f'{desk.prefix}d/7', b'newer')
+    desk.download()
+    eventually('the new version', lambda: path.read_bytes() == b'newer')
+    with pytest.raises(OSError) as caught:
+        Path(f'/proc/self/fd/{fd}').read_bytes()
+    os.close(fd)
+    assert caught.value.errno == errno.ESTALE
+
+
 def test_changes_made_here_are_listed_at_once(desk: Desk) -> None:
     """Created, removed, renamed, replaced: after each the listing is the new one."""
     directory = desk.at / 'd'

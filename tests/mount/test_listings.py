@@ -163,6 +163,28 @@ def test_a_directory_is_emptied_while_it_is_read(desk: Desk, is_known: bool) -> 
     directory.rmdir()
 
 
+def test_a_listing_that_the_kernel_loses_in_the_middle_goes_on(desk: Desk) -> None:
+    """The daemon was never asked for its beginning by who reads it. What another host removed before that place changes nothing about it."""
+    directory = desk.at / 'd'
+    directory.mkdir()
+    names = [f'{number:04}' for number in range(3000)]
+    for name in names:
+        (directory / name).touch()
+    desk.mount_elsewhere()
+    for _ in range(2):
+        assert sorted(os.listdir(directory)) == names
+    bucket, prefix = desk.site.bucket(), f'contexts/{desk.site.context_id("c")}/d/'
+    with os.scandir(directory) as entries:
+        seen = [next(entries).name]
+        for name in names[:100]:
+            bucket.delete(prefix + name)
+        desk.host.cli('sync', desk.at, '--mode', 'download')
+        eventually('they are gone', lambda: not (directory / names[99]).exists())
+        Path('/proc/sys/vm/drop_caches').write_text('1')
+        seen += [entry.name for entry in entries]
+    assert sorted(seen)[-2900:] == names[100:] and len(seen) == len(set(seen))
+
+
 def test_a_listing_is_one_request_of_python(desk: Desk) -> None:
     """That nothing follows it, and that the directory is closed, is nothing for Python; what the kernel forgets is counted right."""
     for name in 'abc':
